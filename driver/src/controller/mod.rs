@@ -1,0 +1,372 @@
+//! A controller: bring-up, admin commands, namespaces, queue pairs, shutdown.
+//!
+//! Knows the admin command set and the life of a controller; must not know requests. Safe to share
+//! between threads: admin commands take a lock, queue pairs belong to whoever had them created.
+#![forbid(unsafe_code)]
+
+mod admin;
+mod namespace;
+mod quirks;
+mod registers;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use zerocopy::FromBytes;
+
+use self::admin::AdminQueue;
+use self::quirks::Quirks;
+use self::registers::Registers;
+use crate::memory::{Access, Attachment, DmaSpace, MemoryChain};
+use crate::pci::{DoorbellPage, Function};
+use crate::queue::{CompletionRing, SubmissionRing, contiguous_prps};
+use crate::spec::identify::{self, ActiveNamespaces, NamespaceDescriptors, NvmController};
+use crate::spec::registers::doorbell_stride;
+use crate::spec::{Cap, Cns, Command, Completion, FeatureId, NumberOfQueues, Version};
+use crate::{Error, Result};
+
+pub use namespace::Namespace;
+pub use quirks::Quirk;
+
+/// I/O queue pairs that are asked for: one per thread of a large machine.
+const QUEUE_PAIRS: u32 = 128;
+/// Active namespaces that are looked at, at most.
+const MAX_NAMESPACES: usize = 16 * 1024;
+
+/// The version register of 2.0, the first to have CNS 06h.
+const VERSION_2_0: u32 = 0x0002_0000;
+
+/// An NVMe controller, enabled and ready. Dropping the last handle shuts it down.
+///
+/// ```
+/// use kiovec::{Controller, memory::DmaSpace};
+/// use kiovec_emulator::{Config, Emulator};
+/// let emulator = Emulator::spawn(Config::default())?;
+/// let space = DmaSpace::new()?;
+/// let controller = Controller::open(emulator.function(), &space)?;
+/// for nsid in controller.active_namespaces()? {
+///     println!("namespace {nsid}: {} blocks", controller.namespace(nsid)?.blocks());
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Controller {
+    registers: Registers,
+    admin: Mutex<AdminQueue>,
+    identity: Box<identify::Controller>,
+    nvm: Option<Box<NvmController>>,
+    doorbells: DoorbellPage,
+    qids: Mutex<Vec<u16>>,
+    quirks: Quirks,
+    space: DmaSpace,
+    function: Arc<dyn Function>,
+    // Last: unmaps the memory when nothing of the controller is left that uses it.
+    _attachment: Attachment,
+}
+
+/// The rings of an I/O queue pair that a controller has created.
+#[derive(Debug)]
+pub(crate) struct QueuePair {
+    pub(crate) qid: u16,
+    pub(crate) sq: SubmissionRing,
+    pub(crate) cq: CompletionRing,
+}
+
+/// What stands when bring-up fails half-way: undone on drop, so that the device is left as it was.
+struct Enabling<'a>(&'a Registers, &'a dyn Function);
+
+impl Drop for Enabling<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.disable();
+        let _ = self.1.set_bus_master(false);
+    }
+}
+
+impl Controller {
+    /// Resets and enables the controller behind `function`, with its memory from `space`
+    /// (Base 2.0, section 3.5.1). Every wait is bounded by the controller's own CAP.TO or CRTO.
+    pub fn open(function: Arc<dyn Function>, space: &DmaSpace) -> Result<Arc<Controller>> {
+        let quirks = pci_quirks(&*function)?;
+        let registers = Registers::open(Arc::clone(&function), quirks)?;
+        let attachment = space.attach(function.domain())?;
+        let dstrd = registers.cap.dstrd();
+        let admin_doorbells = function.doorbells(2 * doorbell_stride(dstrd))?;
+        registers.disable()?;
+        let undo = Enabling(&registers, &*function);
+        let mut admin = AdminQueue::new(Arc::clone(&function), space, &admin_doorbells, dstrd)?;
+        function.set_bus_master(true)?;
+        registers.enable(admin.sq(), admin.cq())?;
+        let mut commands = Commands { admin: &mut admin, function: &*function, space };
+        let identity = commands.identify(Cns::CONTROLLER, 0, 0)?;
+        let nvm = match registers.version.into_bits() >= VERSION_2_0 {
+            true => commands.identify(Cns::COMMAND_SET_CONTROLLER, 0, 0).ok(),
+            false => None,
+        };
+        let pairs = commands.number_of_queues()?;
+        let doorbells = function.doorbells(2 * (u64::from(pairs) + 1) * doorbell_stride(dstrd))?;
+        std::mem::forget(undo);
+        Ok(Arc::new(Controller {
+            registers,
+            admin: Mutex::new(admin),
+            identity,
+            nvm,
+            doorbells,
+            qids: Mutex::new((1..=pairs).rev().collect()),
+            quirks,
+            space: space.clone(),
+            function,
+            _attachment: attachment,
+        }))
+    }
+
+    /// The name it was opened by.
+    pub fn name(&self) -> &str {
+        self.function.name()
+    }
+
+    /// The space its memory comes from.
+    pub fn space(&self) -> &DmaSpace {
+        &self.space
+    }
+
+    /// Controller Capabilities (Base 2.0, section 3.1.3.1).
+    pub fn capabilities(&self) -> Cap {
+        self.registers.cap
+    }
+
+    /// Version register (Base 2.0, section 3.1.3.2).
+    pub fn version(&self) -> Version {
+        self.registers.version
+    }
+
+    /// Identify Controller data, as of bring-up (Base 2.0, section 5.17.2.1).
+    pub fn identity(&self) -> &identify::Controller {
+        &self.identity
+    }
+
+    /// Identify data of the NVM command set (NVM Command Set 1.0, section 4.1.5.4), where there are.
+    pub fn nvm_identity(&self) -> Option<&NvmController> {
+        self.nvm.as_deref()
+    }
+
+    /// Whether a quirk applies to it.
+    pub fn has_quirk(&self, quirk: Quirk) -> bool {
+        self.quirks.has(quirk)
+    }
+
+    /// Fails if the controller has stopped: CSTS.CFS, or registers that read as all ones. Reads a
+    /// register: not for the I/O path.
+    pub fn check(&self) -> Result<()> {
+        match self.registers.status()?.cfs() {
+            true => Err(Error::Fatal { device: self.name().into() }),
+            false => Ok(()),
+        }
+    }
+
+    /// The NSIDs of the active namespaces, ascending (Base 2.0, section 5.17.2.2).
+    pub fn active_namespaces(&self) -> Result<Vec<u32>> {
+        let mut nsids: Vec<u32> = Vec::new();
+        loop {
+            let after = nsids.last().copied().unwrap_or(0);
+            let list: Box<ActiveNamespaces> = self.identify(Cns::ACTIVE_NAMESPACES, after)?;
+            let before = nsids.len();
+            // A list that does not ascend would never end: what is out of order ends it.
+            nsids.extend(list.iter().scan(after, |last, nsid| {
+                let ascends = nsid > std::mem::replace(last, nsid);
+                ascends.then_some(nsid)
+            }));
+            let full = nsids.len() - before == list.nsids.len();
+            if !full || nsids.len() >= MAX_NAMESPACES || nsids.last() >= Some(&0xffff_fffd) {
+                return Ok(nsids);
+            }
+        }
+    }
+
+    /// Identifies an active namespace.
+    pub fn namespace(&self, nsid: u32) -> Result<Namespace> {
+        let active = self.active_namespaces()?;
+        if !active.contains(&nsid) {
+            let active = active.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            let active = if active.is_empty() { "none".into() } else { active };
+            return Err(Error::NoNamespace { device: self.name().into(), nsid, active });
+        }
+        let identity = self.identify(Cns::NAMESPACE, nsid)?;
+        let descriptors = match self.identify::<[u8; 4096]>(Cns::NAMESPACE_DESCRIPTORS, nsid) {
+            Ok(list) => NamespaceDescriptors::new(&list).collect(),
+            // Optional before version 1.3.
+            Err(Error::Command { .. }) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        Ok(Namespace { nsid, identity, descriptors })
+    }
+
+    /// An admin command of the caller's own making: CID and data pointer are filled in. `memory`,
+    /// which may be empty, is contiguous. Blocks until the completion is there, at most `millis`
+    /// milliseconds. A completion with an error status is not an error of this function.
+    ///
+    /// If no completion comes, the memory is lost: the controller may still write it.
+    pub fn admin(
+        &self,
+        command: &Command,
+        memory: MemoryChain,
+        millis: u64,
+    ) -> Result<(Completion, MemoryChain)> {
+        self.commands(|commands| commands.execute(command, memory, millis))
+    }
+
+    /// Creates an I/O queue pair, with entries as powers of two.
+    pub(crate) fn create_queue_pair(&self, sq_entries: u32, cq_entries: u32) -> Result<QueuePair> {
+        let qid = self.qids().pop().ok_or_else(|| Error::Unsupported {
+            device: self.name().into(),
+            what: "it has no more I/O queue pairs; use fewer threads".into(),
+        })?;
+        self.create_rings(qid, sq_entries, cq_entries).inspect_err(|_| self.qids().push(qid))
+    }
+
+    fn create_rings(&self, qid: u16, sq_entries: u32, cq_entries: u32) -> Result<QueuePair> {
+        let (function, dstrd) = (&*self.function, self.registers.cap.dstrd());
+        let (sq, cq) =
+            admin::rings(function, &self.space, &self.doorbells, dstrd, qid, sq_entries, cq_entries)?;
+        self.command(&Command::create_io_cq(qid, cq.len(), cq.iova()))?;
+        if let Err(error) = self.command(&Command::create_io_sq(qid, sq.len(), sq.iova(), qid)) {
+            if self.command(&Command::delete_io_cq(qid)).is_err() {
+                std::mem::forget((sq, cq));
+            }
+            return Err(error);
+        }
+        Ok(QueuePair { qid, sq, cq })
+    }
+
+    /// Deletes an I/O queue pair. When this returns `Ok`, no command of it is in flight any more.
+    pub(crate) fn delete_queue_pair(&self, qid: u16) -> Result<()> {
+        self.command(&Command::delete_io_sq(qid))?;
+        self.command(&Command::delete_io_cq(qid))?;
+        self.qids().push(qid);
+        Ok(())
+    }
+
+    /// Makes sure that the controller touches no memory: disabled, or reset, or off the bus.
+    pub(crate) fn quiesce(&self) -> Result<()> {
+        self.registers
+            .disable()
+            .or_else(|_| self.function.reset())
+            .or_else(|_| self.function.set_bus_master(false))
+    }
+
+    pub(crate) fn prp_table(&self) -> Option<u64> {
+        (!self.has_quirk(Quirk::AlignedLists)).then(|| self.space.prp_table())
+    }
+
+    fn identify<T: FromBytes>(&self, cns: Cns, nsid: u32) -> Result<Box<T>> {
+        self.commands(|commands| commands.identify(cns, nsid, 0))
+    }
+
+    fn command(&self, command: &Command) -> Result<Completion> {
+        self.commands(|commands| {
+            commands.succeed(command, MemoryChain::new()).map(|(completion, _)| completion)
+        })
+    }
+
+    fn commands<T>(&self, f: impl FnOnce(&mut Commands<'_>) -> T) -> T {
+        let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
+        f(&mut Commands { admin: &mut admin, function: &*self.function, space: &self.space })
+    }
+
+    fn qids(&self) -> MutexGuard<'_, Vec<u16>> {
+        self.qids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        let _ = self.registers.shut_down(self.identity.rtd3e);
+        let quiet = self.quiesce();
+        let off = self.function.set_bus_master(false);
+        if quiet.is_err() && off.is_err() {
+            // Nobody knows what it still writes: its rings are never used again.
+            if let Ok(spare) = AdminQueue::new(Arc::clone(&self.function), &self.space, &self.doorbells, 0) {
+                let admin = self.admin.get_mut().unwrap_or_else(PoisonError::into_inner);
+                std::mem::forget(std::mem::replace(admin, spare));
+            }
+        }
+    }
+}
+
+/// The admin queue in use.
+struct Commands<'a> {
+    admin: &'a mut AdminQueue,
+    function: &'a dyn Function,
+    space: &'a DmaSpace,
+}
+
+impl Commands<'_> {
+    fn execute(
+        &mut self,
+        command: &Command,
+        memory: MemoryChain,
+        millis: u64,
+    ) -> Result<(Completion, MemoryChain)> {
+        let mut command = *command;
+        if !memory.is_empty() {
+            let dptr = contiguous_prps(&memory, self.space.prp_table()).ok_or_else(|| {
+                Error::InvalidInput("the memory of an admin command must be contiguous, within 2 MiB".into())
+            })?;
+            command = command.with_prps(dptr[0], dptr[1]);
+        }
+        match self.admin.execute(&command, millis) {
+            Some(completion) => Ok((completion, memory)),
+            None => {
+                std::mem::forget(memory);
+                let device = self.function.name().into();
+                Err(Error::Timeout { device, command: admin::name(&command), millis })
+            }
+        }
+    }
+
+    fn succeed(&mut self, command: &Command, memory: MemoryChain) -> Result<(Completion, MemoryChain)> {
+        let (completion, memory) = self.execute(command, memory, admin::TIMEOUT_MILLIS)?;
+        match completion.status() {
+            status if status.is_success() => Ok((completion, memory)),
+            status => {
+                let device = self.function.name().into();
+                Err(Error::Command { device, command: admin::name(command), status })
+            }
+        }
+    }
+
+    fn identify<T: FromBytes>(&mut self, cns: Cns, nsid: u32, cntid: u16) -> Result<Box<T>> {
+        let mut memory = MemoryChain::from(self.space.segment(4096, 4096, Access::ReadWrite)?);
+        memory.fill(0);
+        let (_, memory) = self.succeed(&Command::identify(cns, nsid, cntid), memory)?;
+        let bytes = memory.segments().first().map_or(&[][..], |segment| segment.as_slice());
+        // Identify data are 4096 bytes, and so is every T.
+        T::read_from_bytes(bytes).map(Box::new).map_err(|_| Error::InvalidInput("identify data".into()))
+    }
+
+    /// Asks for queues and returns how many pairs there are (Base 2.0, section 5.27.1.5).
+    fn number_of_queues(&mut self) -> Result<u16> {
+        let wanted = NumberOfQueues { submission: QUEUE_PAIRS, completion: QUEUE_PAIRS };
+        let command = Command::set_features(FeatureId::NUMBER_OF_QUEUES, wanted.encode());
+        let (completion, _) = self.succeed(&command, MemoryChain::new())?;
+        let granted = NumberOfQueues::decode(completion.dw0);
+        Ok(granted.submission.min(granted.completion).min(QUEUE_PAIRS) as u16)
+    }
+}
+
+/// The quirks that go with the function's IDs (configuration space, offsets 0 and 2).
+fn pci_quirks(function: &dyn Function) -> Result<Quirks> {
+    let mut ids = [0; 4];
+    function.config_read(0, &mut ids)?;
+    let [v0, v1, d0, d1] = ids;
+    Ok(Quirks::of(u16::from_le_bytes([v0, v1]), u16::from_le_bytes([d0, d1])))
+}
+
+impl fmt::Debug for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Controller").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Controller>();
+};

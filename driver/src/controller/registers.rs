@@ -1,0 +1,145 @@
+//! The controller's registers: enable, disable, shut down, each with every wait bounded.
+//!
+//! Knows the order of steps that Base 2.0, sections 3.5 and 3.6, asks for; must not know queues.
+
+use std::sync::Arc;
+
+use super::quirks::{DELAY_BEFORE_READY_MILLIS, Quirk, Quirks};
+use crate::pci::Function;
+use crate::spec::registers as reg;
+use crate::spec::{Aqa, Cap, Cc, Crto, Csts, Version};
+use crate::{Error, Result};
+
+/// Shutdown without RTD3E: what hosts commonly grant.
+const SHUTDOWN_MILLIS: u64 = 5_000;
+/// RTD3E is in microseconds and goes up to 71 minutes; nobody waits that long.
+const SHUTDOWN_MOST_MILLIS: u64 = 60_000;
+
+/// A controller as far as its registers go.
+pub(super) struct Registers {
+    function: Arc<dyn Function>,
+    pub(super) cap: Cap,
+    pub(super) version: Version,
+    quirks: Quirks,
+}
+
+impl Registers {
+    /// Reads what never changes, and refuses what this driver cannot drive.
+    pub(super) fn open(function: Arc<dyn Function>, quirks: Quirks) -> Result<Registers> {
+        let version = function.read32(reg::VS)?;
+        let cap = Cap::from_bits(function.read64(reg::CAP)?);
+        if version == u32::MAX || cap.into_bits() == u64::MAX {
+            return Err(Error::Gone { device: function.name().into() });
+        }
+        let registers = Registers { function, cap, version: Version::from_bits(version), quirks };
+        if cap.mpsmin() > 0 {
+            let size = 4u64 << cap.mpsmin();
+            return Err(registers
+                .unsupported(format!("its smallest memory page is {size} KiB; only 4 KiB is supported")));
+        }
+        if cap.css() & 1 == 0 && cap.css() & (1 << 6) == 0 {
+            return Err(registers.unsupported("it has no NVM command set"));
+        }
+        if cap.mqes() == 0 {
+            return Err(registers.unsupported("CAP.MQES is 0, which the specification forbids"));
+        }
+        Ok(registers)
+    }
+
+    /// CC.EN 1 → 0 and CSTS.RDY to 0: a controller reset.
+    pub(super) fn disable(&self) -> Result<()> {
+        let cc = Cc::from_bits(self.function.read32(reg::CC)?);
+        if cc.into_bits() == u32::MAX {
+            return Err(Error::Gone { device: self.function.name().into() });
+        }
+        if cc.en() {
+            // A transition of EN before RDY has followed the last one is undefined; a controller
+            // that never gets there is disabled all the same.
+            let _ = self.wait("CSTS.RDY = 1", self.ready_millis()?, |csts| csts.rdy() || csts.cfs());
+            self.function.write32(reg::CC, cc.with_en(false).with_shn(reg::SHN_NONE).into_bits())?;
+            self.delay_before_ready();
+        }
+        self.wait("CSTS.RDY = 0", self.ready_millis()?, |csts| !csts.rdy())
+    }
+
+    /// CC.EN 0 → 1 with the admin queues at these addresses, and CSTS.RDY to 1.
+    pub(super) fn enable(&self, sq: (u64, u32), cq: (u64, u32)) -> Result<()> {
+        let aqa = Aqa::new().with_asqs((sq.1 - 1) as u16).with_acqs((cq.1 - 1) as u16);
+        self.function.write32(reg::AQA, aqa.into_bits())?;
+        self.function.write64(reg::ASQ, sq.0)?;
+        self.function.write64(reg::ACQ, cq.0)?;
+        // Command sets: all that are supported where CAP.CSS bit 6 says so, else NVM.
+        let css = if self.cap.css() & (1 << 6) != 0 { 0b110 } else { 0 };
+        let cc = Cc::new().with_en(true).with_css(css).with_iosqes(6).with_iocqes(4);
+        self.function.write32(reg::CC, cc.into_bits())?;
+        self.delay_before_ready();
+        self.wait("CSTS.RDY = 1", self.ready_millis()?, |csts| csts.rdy() || csts.cfs())?;
+        match self.status()?.cfs() {
+            true => Err(Error::Fatal { device: self.function.name().into() }),
+            false => Ok(()),
+        }
+    }
+
+    /// Orderly shutdown (Base 2.0, section 3.6.1), in the time that RTD3E (µs, 0 for unknown) asks for.
+    pub(super) fn shut_down(&self, rtd3e_micros: u32) -> Result<()> {
+        let cc = Cc::from_bits(self.function.read32(reg::CC)?);
+        self.function.write32(reg::CC, cc.with_shn(reg::SHN_NORMAL).into_bits())?;
+        let millis = match u64::from(rtd3e_micros).div_ceil(1000) {
+            0 => SHUTDOWN_MILLIS,
+            millis => millis.clamp(SHUTDOWN_MILLIS, SHUTDOWN_MOST_MILLIS),
+        };
+        self.wait("shutdown complete", millis, |csts| csts.shst() == reg::SHST_COMPLETE || csts.cfs())
+    }
+
+    /// CSTS, or an error if the device is gone.
+    pub(super) fn status(&self) -> Result<Csts> {
+        match self.function.read32(reg::CSTS)? {
+            u32::MAX => Err(Error::Gone { device: self.function.name().into() }),
+            csts => Ok(Csts::from_bits(csts)),
+        }
+    }
+
+    /// The controller's own word on how long a change of EN takes: CRTO where CAP.CRMS says that
+    /// there is one, else CAP.TO. In units of 500 ms.
+    fn ready_millis(&self) -> Result<u64> {
+        let units = match self.cap.crms() {
+            0 => u64::from(self.cap.to()),
+            _ => {
+                let crto = Crto::from_bits(self.function.read32(reg::CRTO)?);
+                u64::from(crto.crwmt()).max(u64::from(self.cap.to()))
+            }
+        };
+        Ok(units.max(1) * 500)
+    }
+
+    fn delay_before_ready(&self) {
+        if self.quirks.has(Quirk::DelayBeforeReady) {
+            let clock = self.function.clock();
+            let end = clock.nanos() + DELAY_BEFORE_READY_MILLIS * 1_000_000;
+            while clock.nanos() < end {
+                self.function.pause();
+            }
+        }
+    }
+
+    fn wait(&self, what: &'static str, millis: u64, reached: impl Fn(Csts) -> bool) -> Result<()> {
+        let clock = self.function.clock();
+        let end = clock.nanos() + millis * 1_000_000;
+        loop {
+            // The time is read first: a thread that was held up must look once more before it
+            // gives up.
+            let late = clock.nanos() > end;
+            if reached(self.status()?) {
+                return Ok(());
+            }
+            if late {
+                return Err(Error::NotReady { device: self.function.name().into(), millis, what });
+            }
+            self.function.pause();
+        }
+    }
+
+    fn unsupported(&self, what: impl Into<String>) -> Error {
+        Error::Unsupported { device: self.function.name().into(), what: what.into() }
+    }
+}

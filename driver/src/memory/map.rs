@@ -1,0 +1,97 @@
+//! Memory of a file, mapped: shared, aligned, and unmapped on drop.
+//!
+//! One type for regions and for BARs. Knows mmap; must not know what the file is.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::{NonNull, null_mut};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// A shared, writable mapping. Accessed through raw pointers only: others write it too.
+#[derive(Debug)]
+pub(crate) struct Map {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Map {
+    /// Maps `len` bytes of a file from `offset` on, at an address that is a multiple of `align` (a
+    /// power of two).
+    pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, len: usize, align: usize) -> io::Result<Map> {
+        assert!(align.is_power_of_two() && len > 0);
+        let page = rustix::param::page_size();
+        // Reserve more than is wanted, place the mapping inside, and give the rest back.
+        let reserved = len.next_multiple_of(page) + if align > page { align } else { 0 };
+        // SAFETY: a new anonymous mapping at an address that the kernel chooses.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(null_mut(), reserved, ProtFlags::empty(), MapFlags::PRIVATE)?
+        };
+        let skip = start.addr().next_multiple_of(align) - start.addr();
+        let base = start.wrapping_byte_add(skip);
+        let release = |at: *mut core::ffi::c_void, len: usize| {
+            if len > 0 {
+                // SAFETY: part of the reservation made above, which nothing else refers to.
+                let _ = unsafe { rustix::mm::munmap(at, len) };
+            }
+        };
+        // SAFETY: replaces a part of the reservation made above.
+        let mapped = unsafe {
+            let flags = MapFlags::SHARED | MapFlags::FIXED;
+            rustix::mm::mmap(base, len, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset)
+        };
+        if let Err(error) = mapped {
+            release(start, reserved);
+            return Err(error.into());
+        }
+        let used = skip + len.next_multiple_of(page);
+        release(start, skip);
+        release(start.wrapping_byte_add(used), reserved - used);
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Map { base, len })
+    }
+
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Gives every page of a part memory now, so that a full tmpfs is an error here and not a
+    /// SIGBUS later.
+    pub(crate) fn populate(&self, offset: usize, len: usize) -> io::Result<()> {
+        self.advise(offset, len, Advice::LinuxPopulateWrite)
+    }
+
+    /// Asks for huge pages in place of small ones. Only a wish.
+    pub(crate) fn collapse(&self) -> io::Result<()> {
+        // SAFETY: MADV_COLLAPSE changes which physical pages back the mapping, not what it holds.
+        match unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn advise(&self, offset: usize, len: usize, advice: Advice) -> io::Result<()> {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: within the mapping, as checked; populating keeps its contents.
+        unsafe { rustix::mm::madvise(self.base.as_ptr().byte_add(offset).cast(), len, advice)? };
+        Ok(())
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        let len = self.len.next_multiple_of(rustix::param::page_size());
+        // SAFETY: made by `new`; the owner of a Map ends every use of it before dropping it.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), len) };
+    }
+}
+
+// SAFETY: a Map is an address range; what is done with the memory in it is up to its users, each
+// of which says why it may.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}

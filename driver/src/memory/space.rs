@@ -1,0 +1,282 @@
+//! The IOVA space: which memory there is, where devices see it, and which domains it is mapped in.
+//!
+//! Knows regions and domains; must not know controllers or commands.
+
+use std::any::Any;
+use std::fmt;
+use std::ops::{Range, RangeInclusive};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::PAGE_SIZE;
+use super::chain::{MemoryChain, Segment};
+use super::domain::{Access, Domain, Mapping};
+use super::prp_table::PrpTable;
+use super::ranges::FreeRanges;
+use super::region::{Backing, GRID, Pages, Region};
+use crate::{Error, Result};
+
+/// Where the IOVAs of a space begin and end. 2^38 because many IOMMUs translate 39 bits only.
+const WINDOW: Range<u64> = GRID..1 << 38;
+/// Where the PRP table lies: low, so that narrow IOMMUs reach it, and away from the start, where
+/// firmware tends to reserve ranges.
+const PRP_TABLE: u64 = 512 << 20;
+/// x86 interrupt messages: no IOMMU maps anything here.
+const MSI_WINDOW: Range<u64> = 0xfee0_0000..0xfef0_0000;
+/// Regions of a space: far below the 65535 mappings that type 1 VFIO allows a container.
+const MAX_REGIONS: usize = 16 * 1024;
+
+/// An address space for DMA: all memory in it has one IOVA that is the same for every controller
+/// attached to it. A cheap handle; clones are the same space.
+///
+/// ```
+/// let space = kiovec::memory::DmaSpace::new()?;
+/// let mut memory = space.allocate(8192)?;
+/// memory.copy_from_slice(0, b"hello");
+/// assert_eq!(memory.len(), 8192);
+/// # Ok::<(), kiovec::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct DmaSpace {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: u64,
+    table: PrpTable,
+    state: Mutex<State>,
+}
+
+struct State {
+    iovas: FreeRanges,
+    regions: Vec<Arc<Region>>,
+    domains: Vec<Attached>,
+}
+
+struct Attached {
+    domain: Arc<dyn Domain>,
+    users: usize,
+}
+
+impl DmaSpace {
+    /// An empty space: no memory, no domains.
+    pub fn new() -> Result<DmaSpace> {
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        let table = PrpTable::new(PRP_TABLE, WINDOW.end).map_err(Error::os("PRP table"))?;
+        let mut iovas = FreeRanges::new(WINDOW);
+        iovas.exclude(PRP_TABLE..PRP_TABLE + PrpTable::len_for(WINDOW.end));
+        iovas.exclude(MSI_WINDOW);
+        let state = Mutex::new(State { iovas, regions: Vec::new(), domains: Vec::new() });
+        let id = IDS.fetch_add(1, Ordering::Relaxed);
+        Ok(DmaSpace { inner: Arc::new(Inner { id, table, state }) })
+    }
+
+    /// Gets `len` bytes of device-reachable memory (1 byte or more), contiguous and page-aligned, as
+    /// a chain of one segment. What they contain is unspecified. They return to the space when the
+    /// chain is dropped.
+    ///
+    /// Not for the I/O path: it takes a lock, and may map a new region.
+    pub fn allocate(&self, len: usize) -> Result<MemoryChain> {
+        Ok(MemoryChain::from(self.segment(len, PAGE_SIZE, Access::ReadWrite)?))
+    }
+
+    /// The worst pages that any memory of the space stands on, `None` while it has none.
+    pub fn pages(&self) -> Option<Pages> {
+        self.state().regions.iter().map(|region| region.pages()).max()
+    }
+
+    /// Identifies the space among all of this process.
+    pub(crate) fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    /// The IOVA of the PRP table.
+    pub(crate) fn prp_table(&self) -> u64 {
+        self.inner.table.iova()
+    }
+
+    /// Gets memory with a chosen alignment (a power of two, at most 2 MiB) and device access.
+    pub(crate) fn segment(&self, len: usize, align: u64, access: Access) -> Result<Segment> {
+        let bytes = len as u64;
+        if len == 0 || bytes > WINDOW.end / 2 || align > GRID {
+            let reason = "a request is 1 byte to 128 GiB long".into();
+            return Err(Error::OutOfMemory { bytes, reason });
+        }
+        let mut state = self.state();
+        // Data begins and ends on pages of its own, so that no two buffers share a page that a
+        // device writes.
+        let room = bytes.next_multiple_of(PAGE_SIZE);
+        let fit = |region: &Arc<Region>| {
+            let iova = (region.access() == access).then(|| region.take(room, align))??;
+            Some(Segment::new(iova, len, room, Arc::clone(region)))
+        };
+        if let Some(segment) = state.regions.iter().find_map(fit) {
+            return Ok(segment);
+        }
+        let region = self.grow(&mut state, room.next_multiple_of(GRID), access)?;
+        fit(&region).ok_or_else(|| unreachable!("a new region has room for what it was made for"))
+    }
+
+    /// Makes all memory of this space, present and future, reachable through `domain`, until the
+    /// returned guard is dropped.
+    pub fn attach(&self, domain: Arc<dyn Domain>) -> Result<Attachment> {
+        let mut state = self.state();
+        match state.domains.iter_mut().find(|attached| Arc::ptr_eq(&attached.domain, &domain)) {
+            Some(attached) => attached.users += 1,
+            None => self.map_all(&mut state, &domain)?,
+        }
+        Ok(Attachment { space: self.clone(), domain })
+    }
+
+    /// The attached domain of a given type, if there is one.
+    pub(crate) fn domain_of_type<T: Domain>(&self) -> Option<Arc<T>> {
+        let state = self.state();
+        let domain = state.domains.iter().map(|d| &d.domain).find(|d| (&***d as &dyn Any).is::<T>())?;
+        // SAFETY: the value behind the pointer is a T, as `is` just said, and the strong count that
+        // clone took goes over to the new Arc.
+        Some(unsafe { Arc::from_raw(Arc::into_raw(Arc::clone(domain)).cast::<T>()) })
+    }
+
+    fn map_all(&self, state: &mut State, domain: &Arc<dyn Domain>) -> Result<()> {
+        let ranges = domain.iova_ranges();
+        for region in &state.regions {
+            self.check_reach(domain, &ranges, &region.iova())?;
+        }
+        for (done, region) in state.regions.iter().enumerate() {
+            if let Err(error) = self.map_region(domain, region) {
+                state.regions[..done].iter().for_each(|region| self.unmap_region(domain, region));
+                return Err(error);
+            }
+        }
+        exclude_gaps(&mut state.iovas, &ranges);
+        state.domains.push(Attached { domain: Arc::clone(domain), users: 1 });
+        Ok(())
+    }
+
+    /// Adds a region and maps it everywhere.
+    fn grow(&self, state: &mut State, len: u64, access: Access) -> Result<Arc<Region>> {
+        let out_of_memory = |reason: String| Error::OutOfMemory { bytes: len, reason };
+        if state.regions.len() == MAX_REGIONS {
+            return Err(out_of_memory(format!("the space has {MAX_REGIONS} regions already")));
+        }
+        let backing = Backing::new(len).map_err(|e| out_of_memory(e.to_string()))?;
+        let start = state
+            .iovas
+            .take(len, backing.iova_align())
+            .ok_or_else(|| out_of_memory("no room left in the IOVA window".into()))?;
+        let region = Arc::new(Region::new(backing, start, access, self.inner.id));
+        let mapped = self.inner.table.fill(&region.iova()).map_err(Error::os("PRP table")).and_then(|()| {
+            for (done, attached) in state.domains.iter().enumerate() {
+                if let Err(error) = self.map_region(&attached.domain, &region) {
+                    state.domains[..done].iter().for_each(|d| self.unmap_region(&d.domain, &region));
+                    return Err(error);
+                }
+            }
+            Ok(())
+        });
+        match mapped {
+            Ok(()) => state.regions.push(Arc::clone(&region)),
+            Err(error) => {
+                state.iovas.give(region.iova());
+                return Err(error);
+            }
+        }
+        Ok(region)
+    }
+
+    fn map_region(&self, domain: &Arc<dyn Domain>, region: &Arc<Region>) -> Result<()> {
+        domain.map(&region.mapping())?;
+        domain.map(&self.inner.table.mapping(&region.iova())).inspect_err(|_| {
+            let range = region.iova();
+            retire_unless(domain.unmap(range.start, range.end - range.start), region);
+        })
+    }
+
+    fn unmap_region(&self, domain: &Arc<dyn Domain>, region: &Arc<Region>) {
+        for mapping in [region.mapping(), self.inner.table.mapping(&region.iova())] {
+            let Mapping { iova, len, .. } = mapping;
+            retire_unless(domain.unmap(iova, len), region);
+        }
+    }
+
+    fn check_reach(
+        &self,
+        domain: &Arc<dyn Domain>,
+        ranges: &[RangeInclusive<u64>],
+        region: &Range<u64>,
+    ) -> Result<()> {
+        let table = self.inner.table.mapping(region);
+        for (start, end, what) in [
+            (region.start, region.end - 1, "a region of this space"),
+            (table.iova, table.iova + table.len - 1, "its PRP table"),
+        ] {
+            if !ranges.iter().any(|range| *range.start() <= start && end <= *range.end()) {
+                let ranges = ranges.iter().map(|r| format!("{:#x}-{:#x}", r.start(), r.end()));
+                return Err(Error::IovaExcluded {
+                    device: domain.name(),
+                    start,
+                    end,
+                    what: what.into(),
+                    ranges: ranges.collect::<Vec<_>>().join(", "),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A device may still reach what could not be unmapped: that memory is never used again.
+fn retire_unless(unmapped: Result<()>, region: &Arc<Region>) {
+    if unmapped.is_err() {
+        region.retire();
+        std::mem::forget(Arc::clone(region));
+    }
+}
+
+/// Takes out of the free IOVAs whatever lies between a domain's ranges.
+fn exclude_gaps(iovas: &mut FreeRanges, ranges: &[RangeInclusive<u64>]) {
+    let mut next = 0;
+    for range in ranges {
+        iovas.exclude(next..*range.start());
+        match range.end().checked_add(1) {
+            Some(end) => next = end,
+            None => return,
+        }
+    }
+    iovas.exclude(next..u64::MAX);
+}
+
+impl fmt::Debug for DmaSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("DmaSpace")
+            .field("regions", &state.regions)
+            .field("domains", &state.domains.iter().map(|d| d.domain.name()).collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+/// Keeps a domain attached to a space. Dropping the last one of a domain unmaps everything from it.
+#[derive(Debug)]
+pub struct Attachment {
+    space: DmaSpace,
+    domain: Arc<dyn Domain>,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let mut state = self.space.state();
+        let Some(at) = state.domains.iter().position(|d| Arc::ptr_eq(&d.domain, &self.domain)) else {
+            return;
+        };
+        state.domains[at].users -= 1;
+        if state.domains[at].users == 0 {
+            state.domains.swap_remove(at);
+            state.regions.iter().for_each(|region| self.space.unmap_region(&self.domain, region));
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The space against a domain that only keeps books.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Error, Result};
+
+struct Books {
+    ranges: Vec<RangeInclusive<u64>>,
+    /// How many more mappings succeed.
+    allowed: Mutex<usize>,
+    mapped: Mutex<BTreeMap<u64, (u64, usize, Access)>>,
+}
+
+impl Books {
+    fn new(ranges: Vec<RangeInclusive<u64>>) -> Arc<Books> {
+        Arc::new(Books { ranges, allowed: Mutex::new(usize::MAX), mapped: Mutex::default() })
+    }
+
+    fn all() -> Arc<Books> {
+        Books::new(vec![0..=u64::MAX])
+    }
+
+    /// What a device reads at an IOVA.
+    fn read64(&self, iova: u64) -> u64 {
+        let mapped = self.mapped.lock().unwrap();
+        let (start, (len, memory, _)) = mapped.range(..=iova).next_back().expect("not mapped");
+        assert!(iova + 8 <= start + len, "not mapped");
+        let at = *memory + (iova - start) as usize;
+        // SAFETY: mapped memory stays valid until unmapped.
+        unsafe { std::ptr::with_exposed_provenance::<u64>(at).read_volatile() }
+    }
+}
+
+impl Domain for Books {
+    fn name(&self) -> String {
+        "books".into()
+    }
+
+    fn iova_ranges(&self) -> Vec<RangeInclusive<u64>> {
+        self.ranges.clone()
+    }
+
+    fn map(&self, mapping: &Mapping<'_>) -> Result<()> {
+        let mut allowed = self.allowed.lock().unwrap();
+        if *allowed == 0 {
+            return Err(Error::InvalidInput("no more".into()));
+        }
+        *allowed -= 1;
+        let memory = mapping.memory().as_ptr().expose_provenance();
+        let mut mapped = self.mapped.lock().unwrap();
+        for (start, (len, ..)) in mapped.iter() {
+            assert!(mapping.iova() + mapping.len() <= *start || *start + len <= mapping.iova(), "overlap");
+        }
+        mapped.insert(mapping.iova(), (mapping.len(), memory, mapping.access()));
+        Ok(())
+    }
+
+    fn unmap(&self, iova: u64, len: u64) -> Result<()> {
+        let (was, ..) = self.mapped.lock().unwrap().remove(&iova).expect("unmapped what was not mapped");
+        assert_eq!(was, len);
+        Ok(())
+    }
+}
+
+#[test]
+fn every_domain_sees_every_region_at_the_same_iova() {
+    let space = DmaSpace::new().unwrap();
+    let (first, second) = (Books::all(), Books::all());
+    let _first = space.attach(first.clone()).unwrap();
+    let mut before = space.allocate(5000).unwrap();
+    let attachment = space.attach(second.clone()).unwrap();
+    let mut after = space.allocate(3 << 20).unwrap();
+    before.copy_from_slice(0, &7u64.to_le_bytes());
+    after.copy_from_slice(0, &8u64.to_le_bytes());
+    for books in [&first, &second] {
+        assert_eq!(books.read64(before.segments()[0].iova()), 7);
+        assert_eq!(books.read64(after.segments()[0].iova()), 8);
+    }
+    drop(attachment);
+    assert!(second.mapped.lock().unwrap().is_empty());
+    assert_eq!(first.mapped.lock().unwrap().len(), 4);
+}
+
+#[test]
+fn the_prp_table_lists_every_page_of_the_space() {
+    let space = DmaSpace::new().unwrap();
+    let books = Books::all();
+    let _attached = space.attach(books.clone()).unwrap();
+    let chain = space.allocate(4 << 20).unwrap();
+    let iova = chain.segments()[0].iova();
+    for page in (iova..iova + (4 << 20)).step_by(4096) {
+        assert_eq!(books.read64(space.prp_table() + page / 512), page);
+    }
+    let mapped = books.mapped.lock().unwrap();
+    assert!(mapped.values().any(|(_, _, access)| *access == Access::Read), "the device must not write it");
+}
+
+#[test]
+fn a_domain_that_cannot_reach_existing_memory_is_refused_by_name() {
+    let space = DmaSpace::new().unwrap();
+    let _memory = space.allocate(4096).unwrap();
+    let error = space.attach(Books::new(vec![1 << 32..=(1 << 40) - 1])).unwrap_err();
+    assert!(matches!(error, Error::IovaExcluded { .. }), "{error}");
+    assert!(error.to_string().contains("books"), "{error}");
+}
+
+#[test]
+fn new_memory_avoids_the_holes_of_attached_domains() {
+    let space = DmaSpace::new().unwrap();
+    let books = Books::new(vec![0x2000_0000..=0x3fff_ffff, 1 << 32..=(1 << 38) - 1]);
+    let _attached = space.attach(books.clone()).unwrap();
+    let chain = space.allocate(1 << 20).unwrap();
+    assert!(chain.segments()[0].iova() >= 1 << 32);
+}
+
+#[test]
+fn a_failed_mapping_is_undone_everywhere() {
+    let space = DmaSpace::new().unwrap();
+    let (good, bad) = (Books::all(), Books::all());
+    let _good = space.attach(good.clone()).unwrap();
+    let _bad = space.attach(bad.clone()).unwrap();
+    for allowed in 0..2 {
+        *bad.allowed.lock().unwrap() = allowed;
+        assert!(space.allocate(4096).is_err());
+        assert!(good.mapped.lock().unwrap().is_empty());
+        assert!(bad.mapped.lock().unwrap().is_empty());
+    }
+    *bad.allowed.lock().unwrap() = usize::MAX;
+    assert!(space.allocate(4096).is_ok());
+}
+
+#[test]
+fn memory_comes_back_when_dropped() {
+    let space = DmaSpace::new().unwrap();
+    let iova = space.allocate(1 << 20).unwrap().segments()[0].iova();
+    for _ in 0..100 {
+        let (left, right) = space.allocate(1 << 20).unwrap().split_at(12_345);
+        assert_eq!(left.segments()[0].iova(), iova);
+        drop(right);
+        drop(left);
+    }
+}
+
+#[test]
+fn the_domain_of_a_type_is_found() {
+    let space = DmaSpace::new().unwrap();
+    assert!(space.domain_of_type::<Books>().is_none());
+    let books = Books::all();
+    let _attached = space.attach(books.clone()).unwrap();
+    assert!(Arc::ptr_eq(&space.domain_of_type::<Books>().unwrap(), &books));
+}
+
+#[test]
+fn a_chain_of_one_segment_needs_no_heap() {
+    assert!(size_of::<MemoryChain>() <= 48);
+}
+
+proptest! {
+    #[test]
+    fn chains_read_back_what_was_written(
+        cuts in proptest::collection::vec(0..20_000usize, 0..6),
+        writes in proptest::collection::vec((0..20_000usize, 1..5000usize, any::<u8>()), 1..8),
+    ) {
+        let space = DmaSpace::new().unwrap();
+        let mut chain = space.allocate(20_000).unwrap();
+        let mut model = vec![0u8; 20_000];
+        chain.fill(0);
+        // Cut anywhere and put the parts together the other way round: model and chain alike.
+        for cut in cuts {
+            let (left, mut right) = chain.split_at(cut);
+            right.append(left);
+            chain = right;
+            model.rotate_left(cut);
+        }
+        for (at, len, byte) in writes {
+            let data = vec![byte; len.min(20_000 - at)];
+            chain.copy_from_slice(at, &data);
+            model[at..at + data.len()].copy_from_slice(&data);
+            let mut back = vec![0; data.len()];
+            chain.copy_to_slice(at, &mut back);
+            prop_assert_eq!(back, data);
+        }
+        prop_assert_eq!(chain.to_vec(), model);
+    }
+}

@@ -1,0 +1,131 @@
+//! A finished request, in the hands of the caller's closure.
+
+use super::{Line, Rejected, Target};
+use crate::queue::{Finished, Queue};
+use crate::request::{Failure, IoContainer, NodeId, Tree};
+
+/// A finished request. Submit it again, take its container, or just drop it: then its memory is
+/// freed.
+///
+/// It is where it was while it was in flight; [`resubmit`](Done::resubmit) after
+/// [`set_lba`](IoContainer::set_lba) moves nothing, and is the cheapest way to keep a queue busy.
+#[derive(Debug)]
+pub struct Done<'a> {
+    queue: &'a mut Queue,
+    tree: &'a mut Tree,
+    others: &'a mut [Option<Box<Line>>],
+    here: u16,
+    node: NodeId,
+    slot: Option<usize>,
+}
+
+impl<'a> Done<'a> {
+    #[inline(always)]
+    pub(super) fn new(
+        queue: &'a mut Queue,
+        tree: &'a mut Tree,
+        others: &'a mut [Option<Box<Line>>],
+        here: u16,
+        finished: Finished,
+    ) -> Done<'a> {
+        Done { queue, tree, others, here, node: finished.node, slot: finished.slot }
+    }
+
+    /// Whether all of it succeeded; else the failure with the lowest LBA. A request that failed may
+    /// have been carried out in part.
+    #[inline]
+    pub fn result(&self) -> Result<(), Failure> {
+        match self.tree[self.node].failure {
+            None => Ok(()),
+            Some(failure) => Err(failure),
+        }
+    }
+
+    /// Dword 0 of the completion: the result of a raw command. Of a request that took several
+    /// commands, that of the last one.
+    pub fn dword0(&self) -> u32 {
+        self.queue.dword0()
+    }
+
+    /// The container.
+    #[inline]
+    pub fn io(&self) -> &IoContainer {
+        &self.tree[self.node].io
+    }
+
+    /// The container, to be changed before it is submitted again.
+    #[inline]
+    pub fn io_mut(&mut self) -> &mut IoContainer {
+        &mut self.tree[self.node].io
+    }
+
+    /// The target that it was submitted to.
+    pub fn target(&self) -> Target {
+        Target { queue: self.here, namespace: self.tree[self.node].namespace }
+    }
+
+    /// Submits the container again, where it is, to the same target.
+    #[inline]
+    #[allow(clippy::result_large_err)]
+    pub fn resubmit(mut self) -> Result<(), Rejected> {
+        let id = self.node;
+        if let Some(slot) = self.slot
+            && self.queue.restart(&mut self.tree[id], id, slot)
+        {
+            std::mem::forget(self);
+            return Ok(());
+        }
+        self.resubmit_changed()
+    }
+
+    /// Any container, as if it were new, but in the same node.
+    #[cold]
+    #[allow(clippy::result_large_err)]
+    fn resubmit_changed(&mut self) -> Result<(), Rejected> {
+        let node = &mut self.tree[self.node];
+        if let Err(reason) = self.queue.admit(&mut node.io, node.namespace) {
+            return Err(Rejected { io: self.remove(), reason });
+        }
+        node.rewind();
+        if let Some(slot) = self.slot.take() {
+            self.queue.release(slot);
+        }
+        self.queue.start(self.tree, std::mem::replace(&mut self.node, NodeId::NONE));
+        Ok(())
+    }
+
+    /// Takes the container out.
+    #[inline]
+    pub fn take(mut self) -> IoContainer {
+        self.remove()
+    }
+
+    /// Submits another container, to any target of the poller, and goes on with this one.
+    #[allow(clippy::result_large_err)]
+    pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
+        let queue = match target.queue == self.here {
+            true => &mut *self.queue,
+            false => {
+                let line = self.others[usize::from(target.queue)].as_mut();
+                &mut line.expect("only the queue whose turn it is is out").queue
+            }
+        };
+        super::submit(queue, self.tree, target.namespace, io)
+    }
+
+    #[inline(always)]
+    fn remove(&mut self) -> IoContainer {
+        if let Some(slot) = self.slot.take() {
+            self.queue.release(slot);
+        }
+        self.tree.remove(std::mem::replace(&mut self.node, NodeId::NONE))
+    }
+}
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        if !self.node.is_none() {
+            drop(self.remove());
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! What one command may be at most, for one namespace through one queue.
+//!
+//! Knows the numbers that identify data give; must not know chains.
+
+use crate::spec::identify::{self, NvmController};
+
+/// The limits of commands to a namespace. Lengths are in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// log2 of the block size in bytes.
+    pub(crate) block_shift: u32,
+    /// Blocks of the namespace (NSZE).
+    pub(crate) capacity: u64,
+    /// Read and write: the smallest of MDTS, NLB and what the driver makes lists for.
+    pub(crate) transfer: u64,
+    /// Reads and writes do not cross multiples of this (NOIOB), unless it is 0.
+    pub(crate) boundary: u64,
+    /// Write zeroes; 0 where there is no such command.
+    pub(crate) write_zeroes: u64,
+    /// One range of a deallocate; 0 where there is no such command.
+    pub(crate) deallocate: u64,
+}
+
+/// NLB is a 0's based field of 16 bits.
+const NLB: u64 = 1 << 16;
+
+impl Limits {
+    /// `transfer` is the largest transfer in bytes, from MDTS and the driver's own lists.
+    pub(crate) fn new(
+        controller: &identify::Controller,
+        nvm: Option<&NvmController>,
+        namespace: &identify::Namespace,
+        block_shift: u32,
+        transfer: u64,
+    ) -> Limits {
+        let pages = |exponent: u8| match exponent {
+            0 => None,
+            exponent => 4096u64.checked_shl(u32::from(exponent)).filter(|bytes| *bytes > 0),
+        };
+        let at_most = |bytes: Option<u64>| bytes.map_or(NLB, |bytes| (bytes >> block_shift).clamp(1, NLB));
+        let offered = |bit: u16, limit: u64| if controller.oncs & bit != 0 { limit } else { 0 };
+        let ranges = nvm.map_or(0, |nvm| u64::from(nvm.dmrsl));
+        let total = nvm.map_or(0, |nvm| nvm.dmsl);
+        let smallest = [u64::from(u32::MAX), ranges, total].into_iter().filter(|limit| *limit > 0).min();
+        Limits {
+            block_shift,
+            capacity: namespace.nsze,
+            transfer: at_most(Some(transfer)),
+            boundary: u64::from(namespace.noiob),
+            write_zeroes: offered(identify::ONCS_WRITE_ZEROES, at_most(nvm.and_then(|nvm| pages(nvm.wzsl)))),
+            deallocate: offered(identify::ONCS_DATASET_MANAGEMENT, smallest.unwrap_or(0)),
+        }
+    }
+
+    /// Blocks of a read or write from `lba` on that one command may move, of `left`.
+    #[inline(always)]
+    pub(crate) fn transfer_from(&self, lba: u64, left: u64) -> u64 {
+        let most = left.min(self.transfer);
+        if self.boundary == 0 {
+            return most;
+        }
+        most.min(self.boundary - lba % self.boundary)
+    }
+}

@@ -1,0 +1,249 @@
+//! The I/O container: one request, from the caller to the controller and back, the same object all
+//! the way.
+//!
+//! Knows what is asked for; must not know which queue carries it out.
+
+use std::fmt;
+
+use crate::memory::MemoryChain;
+use crate::spec::{Command, io_opcode};
+
+/// What a container asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Operation {
+    /// Read (NVM Command Set 1.0, section 3.2.4).
+    Read,
+    /// Write (NVM Command Set 1.0, section 3.2.6).
+    Write,
+    /// Flush (Base 2.0, section 7.1): everything whose completion was delivered before becomes
+    /// durable.
+    #[default]
+    Flush,
+    /// Write Zeroes (NVM Command Set 1.0, section 3.2.8).
+    WriteZeroes,
+    /// Dataset Management with Deallocate (NVM Command Set 1.0, section 3.2.3): a hint.
+    Deallocate,
+    /// A command of the caller's own making, carried out as it is.
+    Raw,
+}
+
+impl Operation {
+    /// The opcode; of a raw command, that of the command it was made from.
+    pub(crate) fn opcode(self) -> Option<u8> {
+        Some(match self {
+            Operation::Read => io_opcode::READ,
+            Operation::Write => io_opcode::WRITE,
+            Operation::Flush => io_opcode::FLUSH,
+            Operation::WriteZeroes => io_opcode::WRITE_ZEROES,
+            Operation::Deallocate => io_opcode::DATASET_MANAGEMENT,
+            Operation::Raw => return None,
+        })
+    }
+}
+
+/// One request: an operation, the blocks it concerns, the memory it moves, and a tag of the caller's.
+///
+/// Submitting moves it in; it comes back with its completion. It is never cloned, and as long as
+/// it is in, nobody but the controller touches its memory.
+///
+/// ```
+/// use kiovec::IoContainer;
+/// let space = kiovec::memory::DmaSpace::new()?;
+/// let io = IoContainer::read(1000, space.allocate(64 << 10)?).tag(7);
+/// assert_eq!((io.lba(), io.memory().len()), (1000, 65536));
+/// # Ok::<(), kiovec::Error>(())
+/// ```
+#[derive(Default)]
+pub struct IoContainer {
+    memory: MemoryChain,
+    lba: u64,
+    blocks: u64,
+    tag: u64,
+    operation: Operation,
+    fua: bool,
+    /// The wire form of the container, where one command carries all of it.
+    pub(crate) wire: Option<Wire>,
+    /// Command dwords that only a raw command has.
+    pub(crate) raw: RawWords,
+}
+
+/// The words of a submission queue entry that stay the same from one submission to the next.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wire {
+    /// Dwords 0 and 1: opcode, flags, NSID; the CID is added for each submission.
+    pub(crate) head: u64,
+    /// PRP entries or an SGL descriptor.
+    pub(crate) dptr: [u64; 2],
+    /// Dwords 12 and 13.
+    pub(crate) tail: u64,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RawWords {
+    pub(crate) opcode_flags: u16,
+    pub(crate) cdw2_3: u64,
+    pub(crate) cdw12_13: u64,
+    pub(crate) cdw14_15: u64,
+}
+
+impl IoContainer {
+    fn new(operation: Operation, lba: u64, blocks: u64, memory: MemoryChain) -> IoContainer {
+        IoContainer { operation, lba, blocks, memory, ..IoContainer::default() }
+    }
+
+    /// Reads as many blocks from `lba` on as the chain holds. Its length is a multiple of the
+    /// block size, and may exceed what one command can move.
+    pub fn read(lba: u64, memory: MemoryChain) -> IoContainer {
+        IoContainer::new(Operation::Read, lba, 0, memory)
+    }
+
+    /// Writes the chain to the blocks from `lba` on. Its length is a multiple of the block size,
+    /// and may exceed what one command can move.
+    pub fn write(lba: u64, memory: MemoryChain) -> IoContainer {
+        IoContainer::new(Operation::Write, lba, 0, memory)
+    }
+
+    /// Makes durable what was written and completed before.
+    pub fn flush() -> IoContainer {
+        IoContainer::new(Operation::Flush, 0, 0, MemoryChain::new())
+    }
+
+    /// Sets `blocks` blocks (1 or more) to zeros.
+    pub fn write_zeroes(lba: u64, blocks: u64) -> IoContainer {
+        IoContainer::new(Operation::WriteZeroes, lba, blocks, MemoryChain::new())
+    }
+
+    /// Tells the controller that the contents of `blocks` blocks (1 or more) are no longer needed.
+    pub fn deallocate(lba: u64, blocks: u64) -> IoContainer {
+        IoContainer::new(Operation::Deallocate, lba, blocks, MemoryChain::new())
+    }
+
+    /// An I/O command of the caller's own making: opcode, FUSE and dwords 2, 3 and 10 to 15 are
+    /// taken as they are; CID, NSID, PSDT and the data pointer are filled in. The memory, which
+    /// may be empty, must fit one command.
+    pub fn raw(command: &Command, memory: MemoryChain) -> IoContainer {
+        let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+        let mut io = IoContainer::new(Operation::Raw, command.slba(), 0, memory);
+        io.raw = RawWords {
+            opcode_flags: u16::from(command.flags & crate::spec::command::FUSE_MASK) << 8
+                | u16::from(command.opcode),
+            cdw2_3: pair(command.cdw2, command.cdw3),
+            cdw12_13: pair(command.cdw12, command.cdw13),
+            cdw14_15: pair(command.cdw14, command.cdw15),
+        };
+        io
+    }
+
+    /// Sets a number that the caller finds again in the completion.
+    #[must_use]
+    pub fn tag(mut self, tag: u64) -> IoContainer {
+        self.tag = tag;
+        self
+    }
+
+    /// Force Unit Access: a write completes only when it is durable, a read comes from the medium
+    /// (NVM Command Set 1.0, sections 3.2.4 and 3.2.6).
+    #[must_use]
+    pub fn fua(mut self, fua: bool) -> IoContainer {
+        self.fua = fua;
+        self.wire = None;
+        self
+    }
+
+    /// What is asked for.
+    pub fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// Changes what is asked for: a finished write becomes the read that checks it.
+    pub fn set_operation(&mut self, operation: Operation) {
+        self.operation = operation;
+        self.wire = None;
+    }
+
+    /// The first block.
+    #[inline]
+    pub fn lba(&self) -> u64 {
+        self.lba
+    }
+
+    /// Moves the request to another first block. The cheapest way to use a container again.
+    #[inline]
+    pub fn set_lba(&mut self, lba: u64) {
+        self.lba = lba;
+    }
+
+    /// The number of blocks, once submitted; before, only of an operation without memory.
+    #[inline]
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// The caller's number.
+    #[inline]
+    pub fn get_tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// Changes the caller's number.
+    #[inline]
+    pub fn set_tag(&mut self, tag: u64) {
+        self.tag = tag;
+    }
+
+    /// Whether Force Unit Access is asked for.
+    pub fn is_fua(&self) -> bool {
+        self.fua
+    }
+
+    /// The memory.
+    #[inline]
+    pub fn memory(&self) -> &MemoryChain {
+        &self.memory
+    }
+
+    /// The memory, to change its shape or its contents. To change contents alone, which is
+    /// cheaper, there is [`data_mut`](IoContainer::data_mut).
+    pub fn memory_mut(&mut self) -> &mut MemoryChain {
+        self.wire = None;
+        &mut self.memory
+    }
+
+    /// The contents of the memory, segment by segment.
+    pub fn data_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.memory.segments_mut().iter_mut().map(|segment| segment.as_mut_slice())
+    }
+
+    /// Puts other memory in, and returns what was there.
+    pub fn replace_memory(&mut self, memory: MemoryChain) -> MemoryChain {
+        self.wire = None;
+        std::mem::replace(&mut self.memory, memory)
+    }
+
+    /// The memory, when the request itself is not needed any more.
+    pub fn into_memory(self) -> MemoryChain {
+        self.memory
+    }
+
+    /// What the cursor counts to: blocks, or one for a request that concerns none.
+    #[inline]
+    pub(crate) fn extent(&self) -> u64 {
+        self.blocks.max(1)
+    }
+
+    pub(crate) fn set_blocks(&mut self, blocks: u64) {
+        self.blocks = blocks;
+    }
+}
+
+impl fmt::Debug for IoContainer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoContainer")
+            .field("operation", &self.operation)
+            .field("lba", &self.lba)
+            .field("blocks", &self.blocks)
+            .field("memory", &self.memory)
+            .field("tag", &self.tag)
+            .finish()
+    }
+}

@@ -1,0 +1,12 @@
+//! Requests: the I/O container and the tree it lives in while it is carried out.
+//!
+//! Pure logic. Knows requests and their pieces; must not know devices.
+#![forbid(unsafe_code)]
+
+mod container;
+mod tree;
+
+pub(crate) use container::Wire;
+pub use container::{IoContainer, Operation};
+pub use tree::Failure;
+pub(crate) use tree::{Node, NodeId, Tree};
