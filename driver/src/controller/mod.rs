@@ -76,7 +76,7 @@ struct Enabling<'a>(&'a Registers, &'a dyn Function);
 
 impl Drop for Enabling<'_> {
     fn drop(&mut self) {
-        let _ = self.0.disable();
+        let _ = self.0.clear_enable();
         let _ = self.1.set_bus_master(false);
     }
 }

@@ -46,20 +46,31 @@ impl Registers {
         Ok(registers)
     }
 
-    /// CC.EN 1 → 0 and CSTS.RDY to 0: a controller reset.
+    /// CC.EN 1 → 0 and CSTS.RDY to 0: a controller reset. A transition of EN before RDY has followed
+    /// the last one is undefined, so that is waited for first.
     pub(super) fn disable(&self) -> Result<()> {
-        let cc = Cc::from_bits(self.function.read32(reg::CC)?);
-        if cc.into_bits() == u32::MAX {
-            return Err(Error::Gone { device: self.function.name().into() });
-        }
-        if cc.en() {
-            // A transition of EN before RDY has followed the last one is undefined; a controller
-            // that never gets there is disabled all the same.
+        if self.configuration()?.en() {
+            // A controller that never gets there is disabled all the same.
             let _ = self.wait("CSTS.RDY = 1", self.ready_millis()?, |csts| csts.rdy() || csts.cfs());
+        }
+        self.clear_enable()
+    }
+
+    /// The same for a controller that failed to get ready: nothing is waited for before.
+    pub(super) fn clear_enable(&self) -> Result<()> {
+        let cc = self.configuration()?;
+        if cc.en() {
             self.function.write32(reg::CC, cc.with_en(false).with_shn(reg::SHN_NONE).into_bits())?;
             self.delay_before_ready();
         }
         self.wait("CSTS.RDY = 0", self.ready_millis()?, |csts| !csts.rdy())
+    }
+
+    fn configuration(&self) -> Result<Cc> {
+        match self.function.read32(reg::CC)? {
+            u32::MAX => Err(Error::Gone { device: self.function.name().into() }),
+            cc => Ok(Cc::from_bits(cc)),
+        }
     }
 
     /// CC.EN 0 → 1 with the admin queues at these addresses, and CSTS.RDY to 1.

@@ -26,7 +26,7 @@ impl DoorbellPage {
 
     /// The doorbell at a byte offset into the page, or `None` where the page ends before it.
     pub fn doorbell(&self, offset: u64) -> Option<Doorbell> {
-        if offset % 4 != 0 || offset.checked_add(4)? > self.len {
+        if !offset.is_multiple_of(4) || offset.checked_add(4)? > self.len {
             return None;
         }
         // SAFETY: offset + 4 is within the mapping, as checked.

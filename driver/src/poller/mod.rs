@@ -313,7 +313,7 @@ impl Line {
         let qid = pair.qid;
         let queue =
             Queue::new((qid, pair.sq, pair.cq), depth, pointer, lists, transfer, controller.space().id());
-        Ok(Line { queue: queue, qid, controller: Arc::clone(controller) })
+        Ok(Line { queue, qid, controller: Arc::clone(controller) })
     }
 
     fn max_transfer(&self) -> u64 {

@@ -1,0 +1,193 @@
+//! Driver instructions per I/O, counted by callgrind on the stepped emulator: `cargo bench -p kiovec`.
+//!
+//! Each line of the table runs this program again under callgrind, twice, with different numbers of
+//! I/Os; only what happens inside `counted_poll` is counted, and the difference is what the I/Os
+//! cost. The counts do not depend on how busy the machine is.
+
+use std::process::{Command, ExitCode};
+
+use kiovec::memory::DmaSpace;
+use kiovec::{Controller, DataForm, Done, IoContainer, Poller, QueueOptions, Target};
+use kiovec_emulator::{Config, Emulator};
+
+/// A line of the table.
+struct Work {
+    name: &'static str,
+    depth: usize,
+    bytes: usize,
+    data: DataForm,
+    next: Next,
+}
+
+/// What happens with a finished container.
+#[derive(Clone, Copy, PartialEq)]
+enum Next {
+    /// Resubmitted where it is, with another LBA.
+    InPlace,
+    /// Resubmitted where it is, with other memory.
+    NewMemory,
+    /// Taken out, and submitted like a new one.
+    TakenOut,
+    /// Nothing is in flight at all.
+    Idle,
+}
+
+const fn work(name: &'static str, depth: usize, bytes: usize, data: DataForm, next: Next) -> Work {
+    Work { name, depth, bytes, data, next }
+}
+
+const KIB: usize = 1024;
+const TABLE: &[Work] = &[
+    work("4 KiB read, depth 1, in place", 1, 4 * KIB, DataForm::Prp, Next::InPlace),
+    work("4 KiB read, depth 32, in place", 32, 4 * KIB, DataForm::Prp, Next::InPlace),
+    work("4 KiB read, depth 128, in place", 128, 4 * KIB, DataForm::Prp, Next::InPlace),
+    work("4 KiB read, depth 128, in place, SGL", 128, 4 * KIB, DataForm::Sgl, Next::InPlace),
+    work("4 KiB read, depth 128, new memory", 128, 4 * KIB, DataForm::Prp, Next::NewMemory),
+    work("4 KiB read, depth 128, taken out", 128, 4 * KIB, DataForm::Prp, Next::TakenOut),
+    work("128 KiB read, depth 32, in place", 32, 128 * KIB, DataForm::Prp, Next::InPlace),
+    work("1 MiB read, depth 8, in place", 8, 1024 * KIB, DataForm::Prp, Next::InPlace),
+    work("1 MiB read, depth 8, new memory", 8, 1024 * KIB, DataForm::Prp, Next::NewMemory),
+    work("idle poll", 1, 4 * KIB, DataForm::Prp, Next::Idle),
+];
+
+const FEW: u64 = 2_000;
+const MANY: u64 = 6_000;
+/// Makes the program run one line instead of printing the table: its index and a number of I/Os.
+const CHILD: &str = "KIOVEC_BENCH_CHILD";
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let result = match std::env::var(CHILD) {
+        Ok(spec) => child(&spec),
+        Err(_) => table(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("instructions: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn table() -> Result<(), Failure> {
+    println!("{:<42} {:>20}", "driver instructions (callgrind)", "per I/O");
+    for (index, work) in TABLE.iter().enumerate() {
+        let cost = (count(index, MANY)? - count(index, FEW)?) as f64 / (MANY - FEW) as f64;
+        println!("{:<42} {cost:>20.1}", work.name);
+    }
+    Ok(())
+}
+
+/// Runs one line under callgrind.
+fn count(index: usize, ios: u64) -> Result<u64, Failure> {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--toggle-collect=*counted_poll*", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe()?)
+        .env(CHILD, format!("{index} {ios}"))
+        .output()
+        .map_err(|e| format!("valgrind: {e}; install it with: apt-get install valgrind"))?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let collected = text.lines().find_map(|line| line.split_once("Collected : "));
+    match collected {
+        Some((_, number)) if output.status.success() => Ok(number.trim().parse()?),
+        _ => Err(format!("{}: no count:\n{text}", TABLE[index].name).into()),
+    }
+}
+
+fn child(spec: &str) -> Result<(), Failure> {
+    let (index, ios) = spec.split_once(' ').ok_or("two numbers are wanted")?;
+    let work = &TABLE[index.parse::<usize>()?];
+    let mut left: u64 = ios.parse()?;
+    let emulator = Emulator::stepped(Config::parse("size=1G,block=4096,media=null,mdts=9,sgl=on")?)?;
+    let space = DmaSpace::new()?;
+    let controller = Controller::open(emulator.function(), &space)?;
+    let mut poller = Poller::new(work.depth as u32 * 2);
+    let options = QueueOptions::default().depth(work.depth).data(work.data);
+    let queue = poller.add_queue(&controller, options)?;
+    let disk = poller.add_namespace(queue, &controller.namespace(1)?)?;
+    if work.next == Next::Idle {
+        for _ in 0..left {
+            counted_poll_idle(&mut poller);
+        }
+        return Ok(());
+    }
+    // As long as a hugepage, so that memory is contiguous and inside one 2 MiB block.
+    let mut spare = space.allocate(work.bytes)?;
+    for tag in 0..work.depth as u64 {
+        poller.submit(disk, IoContainer::read(tag, space.allocate(work.bytes)?).tag(tag))?;
+    }
+    let mut random = 1u64;
+    while left > 0 {
+        let done = match work.next {
+            Next::InPlace => counted_poll_in_place(&mut poller, &mut random),
+            Next::NewMemory => counted_poll_new_memory(&mut poller, &mut random, &mut spare),
+            Next::TakenOut => counted_poll_taken_out(&mut poller, disk, &mut random),
+            Next::Idle => 0,
+        };
+        left = left.saturating_sub(done as u64);
+        emulator.step();
+    }
+    let stats = poller.stats(queue);
+    assert!(stats.faults == 0 && stats.commands as usize >= work.depth);
+    Ok(())
+}
+
+/// A block of the namespace, less the largest transfer.
+fn lba(random: &mut u64) -> u64 {
+    *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *random >> 47
+}
+
+#[inline(never)]
+fn counted_poll_in_place(poller: &mut Poller, random: &mut u64) -> usize {
+    poller.poll(|mut done| {
+        check(&done);
+        done.io_mut().set_lba(lba(random));
+        done.resubmit().expect("accepted");
+    })
+}
+
+#[inline(never)]
+fn counted_poll_new_memory(
+    poller: &mut Poller,
+    random: &mut u64,
+    spare: &mut kiovec::memory::MemoryChain,
+) -> usize {
+    poller.poll(|mut done| {
+        check(&done);
+        let io = done.io_mut();
+        io.set_lba(lba(random));
+        *spare = io.replace_memory(std::mem::take(spare));
+        done.resubmit().expect("accepted");
+    })
+}
+
+#[inline(never)]
+fn counted_poll_taken_out(poller: &mut Poller, disk: Target, random: &mut u64) -> usize {
+    let mut taken = None;
+    let count = poller.poll(|mut done| {
+        check(&done);
+        // What was taken out in the last turn goes in now, as a new one.
+        if let Some(mut io) = taken.take() {
+            IoContainer::set_lba(&mut io, lba(random));
+            done.submit(disk, io).expect("accepted");
+        }
+        taken = Some(done.take());
+    });
+    if let Some(io) = taken {
+        poller.submit(disk, io).expect("accepted");
+    }
+    count
+}
+
+#[inline(never)]
+fn counted_poll_idle(poller: &mut Poller) -> usize {
+    poller.poll(|_| {})
+}
+
+#[inline(always)]
+fn check(done: &Done<'_>) {
+    assert!(done.result().is_ok());
+}

@@ -1,0 +1,196 @@
+//! What cannot be done is refused, in words that say what to do, and everything is as it was.
+
+use std::sync::Arc;
+
+use kiovec::memory::{DmaSpace, MemoryChain};
+use kiovec::spec::{Command, Status, io_opcode};
+use kiovec::{Controller, DataForm, Error, IoContainer, Poller, QueueOptions, Refusal, Target};
+use kiovec_emulator::{Config, Emulator};
+
+struct Bench {
+    poller: Poller,
+    disk: Target,
+    space: DmaSpace,
+    controller: Arc<Controller>,
+    emulator: Emulator,
+}
+
+/// A RAM disk of 1 MiB in blocks of 4 KiB, with room for two requests.
+fn bench(settings: &str, options: QueueOptions) -> Bench {
+    let emulator =
+        Emulator::stepped(Config::parse(&format!("size=1M,media=ram,{settings}")).unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller = Poller::new(2);
+    let queue = poller.add_queue(&controller, options).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    Bench { poller, disk, space, controller, emulator }
+}
+
+fn open(settings: &str) -> Result<Arc<Controller>, Error> {
+    let emulator = Emulator::stepped(Config::parse(settings).unwrap()).unwrap();
+    Controller::open(emulator.function(), &DmaSpace::new().unwrap())
+}
+
+impl Bench {
+    fn refused(&mut self, io: IoContainer) -> Refusal {
+        let (lba, len) = (io.lba(), io.memory().len());
+        let rejected = self.poller.submit(self.disk, io).unwrap_err();
+        assert_eq!((rejected.io.lba(), rejected.io.memory().len()), (lba, len), "the container comes back");
+        assert_eq!(self.poller.outstanding(), 0);
+        rejected.reason
+    }
+
+    /// Submits and polls until everything is done.
+    fn run(&mut self, io: IoContainer) -> (Result<(), kiovec::Failure>, u32, MemoryChain) {
+        self.poller.submit(self.disk, io).unwrap();
+        let mut out = None;
+        for _ in 0..1000 {
+            self.poller.poll(|done| out = Some((done.result(), done.dword0(), done.take().into_memory())));
+            self.emulator.step();
+        }
+        out.expect("completed")
+    }
+
+    fn memory(&self, len: usize) -> MemoryChain {
+        self.space.allocate(len).unwrap()
+    }
+}
+
+#[test]
+fn containers_that_do_not_fit_the_namespace() {
+    let mut bench = bench("oncs=0", QueueOptions::default());
+    let memory = bench.memory(8192);
+    let refusal = bench.refused(IoContainer::read(255, memory));
+    assert_eq!(refusal, Refusal::OutOfRange { lba: 255, blocks: 2, capacity: 256 });
+    let memory = bench.memory(4096);
+    assert!(matches!(bench.refused(IoContainer::write(u64::MAX, memory)), Refusal::OutOfRange { .. }));
+    let memory = bench.memory(4000);
+    let refusal = bench.refused(IoContainer::read(0, memory));
+    assert_eq!(refusal.to_string(), "4000 bytes of memory are not a whole number of 4096-byte blocks");
+    assert!(matches!(bench.refused(IoContainer::read(0, MemoryChain::new())), Refusal::Length { .. }));
+    assert!(matches!(bench.refused(IoContainer::write_zeroes(0, 1)), Refusal::NotSupported(_)));
+    assert!(matches!(bench.refused(IoContainer::deallocate(0, 1)), Refusal::NotSupported(_)));
+}
+
+#[test]
+fn memory_that_the_controller_cannot_reach_or_be_told_of() {
+    let mut prp = bench("", QueueOptions::default().data(DataForm::Prp));
+    let foreign = DmaSpace::new().unwrap().allocate(4096).unwrap();
+    assert_eq!(prp.refused(IoContainer::read(0, foreign)), Refusal::ForeignMemory { segment: 0 });
+    // A joint inside a block, off a page boundary.
+    let (mut chain, rest) = prp.memory(8192).split_at(512);
+    drop(rest);
+    let (_, tail) = prp.memory(8192).split_at(512);
+    chain.append(tail.split_at(4096 - 512).0);
+    let refusal = prp.refused(IoContainer::read(0, chain));
+    assert!(matches!(refusal, Refusal::Shape { segment: 1, form: "PRPs", .. }), "{refusal:?}");
+    let (_, odd) = prp.memory(8192).split_at(2);
+    let refusal = prp.refused(IoContainer::read(0, odd.split_at(4096).0));
+    assert!(matches!(refusal, Refusal::Shape { segment: 0, .. }), "{refusal:?}");
+
+    let mut sgl = bench("sgl=dword", QueueOptions::default().data(DataForm::Sgl));
+    let (_, odd) = sgl.memory(8192).split_at(2);
+    let refusal = sgl.refused(IoContainer::read(0, odd.split_at(4096).0));
+    assert!(matches!(refusal, Refusal::Shape { segment: 0, form: "SGLs", .. }), "{refusal:?}");
+
+    let mut raw = bench("mdts=1", QueueOptions::default().data(DataForm::Prp));
+    let command = Command { opcode: io_opcode::READ, ..Command::default() };
+    let memory = raw.memory(16384);
+    assert!(matches!(raw.refused(IoContainer::raw(&command, memory)), Refusal::Shape { .. }));
+}
+
+#[test]
+fn a_full_tree_returns_the_container_and_works_on() {
+    let mut bench = bench("", QueueOptions::default().depth(1));
+    for lba in 0..2 {
+        let memory = bench.memory(4096);
+        bench.poller.submit(bench.disk, IoContainer::read(lba, memory)).unwrap();
+    }
+    let memory = bench.memory(4096);
+    let rejected = bench.poller.submit(bench.disk, IoContainer::read(2, memory)).unwrap_err();
+    assert_eq!(rejected.reason, Refusal::Full);
+    let mut done = 0;
+    for _ in 0..10 {
+        done += bench.poller.poll(|done| done.result().unwrap());
+        bench.emulator.step();
+    }
+    assert_eq!((done, bench.poller.outstanding()), (2, 0));
+    bench.poller.submit(bench.disk, rejected.io).unwrap();
+}
+
+#[test]
+fn what_the_controller_refuses_comes_back_with_its_status() {
+    let mut bench = bench("", QueueOptions::default());
+    let command = Command { opcode: 0x7d, ..Command::default() };
+    let (result, ..) = bench.run(IoContainer::raw(&command, MemoryChain::new()));
+    assert_eq!(result.unwrap_err().status.code(), Status::INVALID_OPCODE.code());
+    let command = Command { cdw10: 1000, ..Command::read(1, 1000, 0) };
+    let memory = bench.memory(4096);
+    let (result, _, memory) = bench.run(IoContainer::raw(&command, memory));
+    assert_eq!(result.unwrap_err().status.code(), Status::LBA_OUT_OF_RANGE.code());
+    // And the queue works on.
+    let (result, ..) = bench.run(IoContainer::read(0, memory));
+    assert_eq!(result, Ok(()));
+}
+
+#[test]
+fn controllers_that_cannot_be_driven() {
+    let error = open("never_ready=on,to=4").unwrap_err();
+    assert!(matches!(error, Error::NotReady { millis: 2000, .. }), "{error}");
+    let error = open("mpsmin=1").unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert!(error.to_string().contains("8 KiB"), "{error}");
+}
+
+#[test]
+fn namespaces_queues_and_depths_that_do_not_exist() {
+    let mut bench = bench("queues=2,namespaces=3", QueueOptions::default());
+    let error = bench.controller.namespace(7).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "emulated:size=1M,media=ram,queues=2,namespaces=3 has no active namespace 7; active: 1, 2, 3"
+    );
+    for depth in [0, 4097] {
+        let error =
+            bench.poller.add_queue(&bench.controller, QueueOptions::default().depth(depth)).unwrap_err();
+        assert!(matches!(error, Error::InvalidInput(_)), "{error}");
+    }
+    bench.poller.add_queue(&bench.controller, QueueOptions::default()).unwrap();
+    let error = bench.poller.add_queue(&bench.controller, QueueOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("no more I/O queue pairs"), "{error}");
+    // Dropping a poller gives its queue pairs back.
+    bench.poller = Poller::new(1);
+    for _ in 0..2 {
+        bench.poller.add_queue(&bench.controller, QueueOptions::default()).unwrap();
+    }
+    let error =
+        bench.poller.add_queue(&bench.controller, QueueOptions::default().data(DataForm::Sgl)).unwrap_err();
+    assert!(error.to_string().contains("no SGLs"), "{error}");
+}
+
+#[test]
+fn a_panic_in_the_closure_leaves_the_poller_whole() {
+    let mut bench = bench("", QueueOptions::default());
+    let memory = bench.memory(4096);
+    bench.poller.submit(bench.disk, IoContainer::read(0, memory)).unwrap();
+    bench.poller.poll(|_| {});
+    bench.emulator.step();
+    let poll = std::panic::AssertUnwindSafe(|| bench.poller.poll(|_| panic!("the caller's own")));
+    std::panic::catch_unwind(poll).unwrap_err();
+    assert_eq!(bench.poller.outstanding(), 0);
+    let memory = bench.memory(4096);
+    assert_eq!(bench.run(IoContainer::read(0, memory)).0, Ok(()));
+}
+
+#[test]
+fn a_poller_that_goes_away_ends_its_commands_first() {
+    let mut bench = bench("", QueueOptions::default());
+    let memory = bench.memory(64 << 10);
+    let iova = memory.segments()[0].iova();
+    bench.poller.submit(bench.disk, IoContainer::read(0, memory)).unwrap();
+    // The controller is told, and never gets to carry it out.
+    bench.poller.poll(|_| {});
+    bench.poller = Poller::new(1);
+    assert_eq!(bench.memory(64 << 10).segments()[0].iova(), iova, "the memory came back");
+}
