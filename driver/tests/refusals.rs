@@ -17,8 +17,8 @@ struct Bench {
 
 /// A RAM disk of 1 MiB in blocks of 4 KiB, with room for two requests.
 fn bench(settings: &str, options: QueueOptions) -> Bench {
-    let emulator =
-        Emulator::stepped(Config::parse(&format!("size=1M,media=ram,{settings}")).unwrap()).unwrap();
+    let settings = format!("size=1M,media=ram,{settings}");
+    let emulator = Emulator::stepped(Config::parse(settings.trim_end_matches(',')).unwrap()).unwrap();
     let space = DmaSpace::new().unwrap();
     let controller = Controller::open(emulator.function(), &space).unwrap();
     let mut poller = Poller::new(2);
@@ -192,5 +192,6 @@ fn a_poller_that_goes_away_ends_its_commands_first() {
     // The controller is told, and never gets to carry it out.
     bench.poller.poll(|_| {});
     bench.poller = Poller::new(1);
-    assert_eq!(bench.memory(64 << 10).segments()[0].iova(), iova, "the memory came back");
+    // First fit: had it not come back, new memory would lie behind it.
+    assert!(bench.memory(64 << 10).segments()[0].iova() <= iova, "the memory came back");
 }

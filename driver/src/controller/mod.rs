@@ -148,6 +148,11 @@ impl Controller {
         self.nvm.as_deref()
     }
 
+    /// I/O queue pairs that can still be created. All that the controller granted, before the first.
+    pub fn available_queue_pairs(&self) -> usize {
+        self.qids().len()
+    }
+
     /// Whether a quirk applies to it.
     pub fn has_quirk(&self, quirk: Quirk) -> bool {
         self.quirks.has(quirk)

@@ -78,6 +78,13 @@ pub(crate) struct Wire {
     pub(crate) tail: u64,
 }
 
+impl Wire {
+    /// The same command with another opcode (Base 2.0, section 3.3.3.1, dword 0 bits 7:0).
+    fn with_opcode(self, opcode: u8) -> Wire {
+        Wire { head: self.head & !0xff | u64::from(opcode), ..self }
+    }
+}
+
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RawWords {
     pub(crate) opcode_flags: u16,
@@ -155,10 +162,21 @@ impl IoContainer {
         self.operation
     }
 
-    /// Changes what is asked for: a finished write becomes the read that checks it.
+    /// Changes what is asked for: a finished write becomes the read that checks it. Between read
+    /// and write this is cheap: their commands differ in the opcode alone.
+    #[inline]
     pub fn set_operation(&mut self, operation: Operation) {
+        self.wire = match (self.wire, self.operation, operation) {
+            (Some(wire), Operation::Read | Operation::Write, Operation::Read | Operation::Write) => {
+                Some(wire.with_opcode(if operation == Operation::Read {
+                    io_opcode::READ
+                } else {
+                    io_opcode::WRITE
+                }))
+            }
+            _ => None,
+        };
         self.operation = operation;
-        self.wire = None;
     }
 
     /// The first block.
