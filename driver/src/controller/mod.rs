@@ -287,11 +287,7 @@ impl Drop for Controller {
         let quiet = self.quiesce();
         let off = self.function.set_bus_master(false);
         if quiet.is_err() && off.is_err() {
-            // Nobody knows what it still writes: its rings are never used again.
-            if let Ok(spare) = AdminQueue::new(Arc::clone(&self.function), &self.space, &self.doorbells, 0) {
-                let admin = self.admin.get_mut().unwrap_or_else(PoisonError::into_inner);
-                std::mem::forget(std::mem::replace(admin, spare));
-            }
+            self.space.retire();
         }
     }
 }

@@ -128,6 +128,12 @@ impl DmaSpace {
         Ok(Attachment { space: self.clone(), domain })
     }
 
+    /// Never hands out again, and never unmaps from this process, any memory that the space has now:
+    /// some controller that cannot be stopped may still write it.
+    pub(crate) fn retire(&self) {
+        self.state().regions.iter().for_each(retire);
+    }
+
     /// The attached domain of a given type, if there is one.
     pub(crate) fn domain_of_type<T: Domain>(&self) -> Option<Arc<T>> {
         let state = self.state();
@@ -232,9 +238,13 @@ impl DmaSpace {
 /// A device may still reach what could not be unmapped: that memory is never used again.
 fn retire_unless(unmapped: Result<()>, region: &Arc<Region>) {
     if unmapped.is_err() {
-        region.retire();
-        std::mem::forget(Arc::clone(region));
+        retire(region);
     }
+}
+
+fn retire(region: &Arc<Region>) {
+    region.retire();
+    std::mem::forget(Arc::clone(region));
 }
 
 /// Takes out of the free IOVAs whatever lies between a domain's ranges.

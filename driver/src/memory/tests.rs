@@ -147,6 +147,15 @@ fn memory_comes_back_when_dropped() {
 }
 
 #[test]
+fn retired_memory_is_never_handed_out_again() {
+    let space = DmaSpace::new().unwrap();
+    let old = space.allocate(4096).unwrap().segments()[0].iova();
+    space.retire();
+    let new = space.allocate(4096).unwrap().segments()[0].iova();
+    assert!(old / (2 << 20) != new / (2 << 20), "{old:#x} and {new:#x} are in one region");
+}
+
+#[test]
 fn the_domain_of_a_type_is_found() {
     let space = DmaSpace::new().unwrap();
     assert!(space.domain_of_type::<Books>().is_none());

@@ -351,22 +351,12 @@ fn data_pointer(controller: &Controller, wanted: DataForm) -> Result<DataPointer
 
 impl Drop for Poller {
     fn drop(&mut self) {
-        let mut quiet = true;
         for line in self.queues.drain(..).flatten() {
-            let idle = line.queue.in_flight() == 0;
             // Deleting a submission queue ends its commands (Base 2.0, section 5.7); only then may
-            // rings and lists go.
-            match line.controller.delete_queue_pair(line.qid).or_else(|_| line.controller.quiesce()) {
-                Ok(()) => drop(line),
-                Err(_) => {
-                    quiet &= idle;
-                    std::mem::forget(line);
-                }
+            // the memory of its rings, lists and requests be used again.
+            if line.controller.delete_queue_pair(line.qid).or_else(|_| line.controller.quiesce()).is_err() {
+                line.controller.space().retire();
             }
-        }
-        if !quiet {
-            // Some controller may still write: the memory of its requests is never used again.
-            std::mem::forget(std::mem::replace(&mut self.tree, Tree::new(0)));
         }
     }
 }
