@@ -168,11 +168,6 @@ impl Queue {
         self.slots.depth()
     }
 
-    /// Commands in flight.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.slots.taken()
-    }
-
     // ---- down ----
 
     /// Starts a node that was admitted: as much of it as there are slots for; the rest waits.
