@@ -1,0 +1,178 @@
+//! The Error Information log (Base 2.0, section 5.16.1.2) and asynchronous events (section 5.2).
+//!
+//! Knows what has happened and who is to hear of it; must not know queues.
+
+use std::collections::VecDeque;
+
+use kiovec::spec::log::AsyncEvent;
+use kiovec::spec::{ErrorLogEntry, LogPage, Status};
+
+/// Entries of the error log.
+pub(crate) const ERROR_ENTRIES: usize = 64;
+/// Asynchronous Event Requests that may be outstanding.
+pub(crate) const EVENT_REQUESTS: usize = 4;
+
+/// The newest errors, newest first.
+#[derive(Debug, Default)]
+pub(crate) struct ErrorLog {
+    entries: VecDeque<ErrorLogEntry>,
+    count: u64,
+}
+
+impl ErrorLog {
+    /// Adds an entry; the oldest makes room. Its number is filled in.
+    pub(crate) fn add(&mut self, mut entry: ErrorLogEntry) {
+        self.count += 1;
+        entry.error_count = self.count;
+        self.entries.truncate(ERROR_ENTRIES - 1);
+        self.entries.push_front(entry);
+    }
+
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &ErrorLogEntry> {
+        self.entries.iter()
+    }
+
+    /// Entries ever added.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+/// An entry for a command that failed.
+pub(crate) fn failed_command(sqid: u16, cid: u16, status: Status, lba: u64, nsid: u32) -> ErrorLogEntry {
+    ErrorLogEntry {
+        sqid,
+        cid,
+        status_phase: status.0 << 1,
+        parameter_error_location: 0xffff,
+        lba,
+        nsid,
+        ..ErrorLogEntry::default()
+    }
+}
+
+/// An entry for an error that no command made.
+pub(crate) fn queue_error(qid: u16) -> ErrorLogEntry {
+    ErrorLogEntry { sqid: qid, cid: 0xffff, parameter_error_location: 0xffff, ..ErrorLogEntry::default() }
+}
+
+/// Asynchronous Event Requests that wait for something to happen, and events that wait for a request.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    /// CIDs of the requests, oldest first.
+    requests: VecDeque<u16>,
+    pending: VecDeque<AsyncEvent>,
+    /// Event types that were reported and are not reported again until their log page is read.
+    masked: [bool; 8],
+}
+
+impl Events {
+    /// Takes a request in.
+    pub(crate) fn request(&mut self, cid: u16) -> Result<(), Status> {
+        if self.requests.contains(&cid) {
+            return Err(Status::COMMAND_ID_CONFLICT.with_dnr());
+        }
+        if self.requests.len() == EVENT_REQUESTS {
+            return Err(Status::ASYNC_EVENT_LIMIT_EXCEEDED.with_dnr());
+        }
+        self.requests.push_back(cid);
+        Ok(())
+    }
+
+    /// Whether a request with this CID is outstanding.
+    pub(crate) fn holds(&self, cid: u16) -> bool {
+        self.requests.contains(&cid)
+    }
+
+    /// Ends a request without an event. False if there is none.
+    pub(crate) fn abort(&mut self, cid: u16) -> bool {
+        let at = self.requests.iter().position(|held| *held == cid);
+        at.and_then(|at| self.requests.remove(at)).is_some()
+    }
+
+    /// Something has happened.
+    pub(crate) fn raise(&mut self, event: AsyncEvent) {
+        if !self.pending.contains(&event) {
+            self.pending.push_back(event);
+        }
+    }
+
+    /// The next request that completes, and with which event.
+    pub(crate) fn report(&mut self) -> Option<(u16, AsyncEvent)> {
+        let ready = |event: &AsyncEvent| !self.masked[usize::from(event.event_type())];
+        let at = self.pending.iter().position(ready)?;
+        let cid = self.requests.pop_front()?;
+        let event = self.pending.remove(at)?;
+        self.masked[usize::from(event.event_type())] = true;
+        Some((cid, event))
+    }
+
+    /// Whether [`report`](Events::report) has something.
+    pub(crate) fn is_due(&self) -> bool {
+        !self.requests.is_empty()
+            && self.pending.iter().any(|event| !self.masked[usize::from(event.event_type())])
+    }
+
+    /// A log page was read with Retain Asynchronous Event clear: its events may come again.
+    pub(crate) fn acknowledge(&mut self, page: LogPage) {
+        match page {
+            LogPage::ERROR => self.masked[usize::from(AsyncEvent::TYPE_ERROR)] = false,
+            LogPage::SMART => self.masked[usize::from(AsyncEvent::TYPE_SMART)] = false,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BAD_VALUE: AsyncEvent =
+        AsyncEvent::new(AsyncEvent::TYPE_ERROR, AsyncEvent::INVALID_DOORBELL_VALUE, LogPage::ERROR);
+    const BAD_REGISTER: AsyncEvent =
+        AsyncEvent::new(AsyncEvent::TYPE_ERROR, AsyncEvent::INVALID_DOORBELL_REGISTER, LogPage::ERROR);
+
+    #[test]
+    fn requests_are_limited_and_distinct() {
+        let mut events = Events::default();
+        for cid in 0..4 {
+            assert_eq!(events.request(cid), Ok(()));
+        }
+        assert_eq!(events.request(2), Err(Status::COMMAND_ID_CONFLICT.with_dnr()));
+        assert_eq!(events.request(4), Err(Status::ASYNC_EVENT_LIMIT_EXCEEDED.with_dnr()));
+        assert!(events.abort(2) && !events.abort(2) && !events.holds(2));
+        assert_eq!(events.request(4), Ok(()));
+    }
+
+    #[test]
+    fn an_event_type_is_masked_until_its_log_page_is_read() {
+        let mut events = Events::default();
+        events.raise(BAD_VALUE);
+        assert!(!events.is_due());
+        events.request(1).unwrap();
+        events.request(2).unwrap();
+        assert!(events.is_due());
+        assert_eq!(events.report(), Some((1, BAD_VALUE)));
+        events.raise(BAD_REGISTER);
+        events.raise(BAD_REGISTER);
+        assert_eq!(events.report(), None);
+        events.acknowledge(LogPage::SMART);
+        assert_eq!(events.report(), None);
+        events.acknowledge(LogPage::ERROR);
+        assert_eq!(events.report(), Some((2, BAD_REGISTER)));
+        events.acknowledge(LogPage::ERROR);
+        assert!(!events.is_due());
+    }
+
+    #[test]
+    fn the_log_keeps_the_newest() {
+        let mut log = ErrorLog::default();
+        for cid in 0..100 {
+            log.add(failed_command(1, cid, Status::LBA_OUT_OF_RANGE.with_dnr(), 5, 1));
+        }
+        assert_eq!(log.entries().count(), ERROR_ENTRIES);
+        let newest = log.entries().next().unwrap();
+        assert_eq!((newest.error_count, newest.cid, newest.lba), (100, 99, 5));
+        assert_eq!(newest.status(), Status::LBA_OUT_OF_RANGE.with_dnr());
+    }
+}

@@ -1,0 +1,611 @@
+//! The controller as a state machine: registers (Base 2.0, section 3.1.3), reset and shutdown
+//! (sections 3.6 and 3.7), and the queues that it serves.
+//!
+//! Written from the specification, and as strict as hardware is. Nothing happens but in
+//! [`Controller::poll`] and in accesses to registers. Knows everything about NVMe; must not know
+//! threads, nor who steps it.
+
+mod admin;
+mod feature;
+mod identify;
+mod log;
+mod nvm;
+mod queue;
+mod transfer;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kiovec::pci::Clock;
+use kiovec::spec::log::AsyncEvent;
+use kiovec::spec::registers::{self, CSS_NVM, SHN_NONE, SHST_COMPLETE, SHST_NORMAL, SHST_OCCURRING};
+use kiovec::spec::{Aqa, Cap, Cc, Command, Completion, Crto, Csts, LogPage, Status};
+
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::dma::{DSTRD, Dma, Doorbells, Fault};
+use crate::pci_config::{ConfigSpace, Effect};
+use feature::Features;
+use log::{ErrorLog, Events};
+use nvm::Nvm;
+use queue::{BadDoorbell, CompletionQueue, SubmissionQueue};
+pub(crate) use transfer::Run;
+
+/// Commands fetched from one submission queue before the next one has its turn.
+const BURST: usize = 32;
+/// What a function that is not there reads as.
+const ONES: u32 = u32::MAX;
+
+/// Where the controller stands between two polls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// CC.EN and CSTS.RDY are 0.
+    Disabled,
+    /// CC.EN is 1, CSTS.RDY becomes 1 at this time.
+    Enabling { ready_at: u64 },
+    /// CC.EN and CSTS.RDY are 1.
+    Ready,
+    /// CC.EN is 0, CSTS.RDY still 1.
+    Disabling,
+    /// CSTS.CFS is 1.
+    Failed,
+}
+
+/// Whether a command is answered now.
+enum Held {
+    No(u32),
+    Yes,
+}
+
+pub(crate) struct Controller {
+    config: Config,
+    clock: Clock,
+    pci: ConfigSpace,
+    gone: bool,
+    state: State,
+    /// Commands are executed: ready, not shut down, bus master, not gone.
+    running: bool,
+    cc: Cc,
+    csts: Csts,
+    aqa: Aqa,
+    asq: u64,
+    acq: u64,
+    masked_interrupts: u32,
+    dma: Dma,
+    /// The epoch of the table that the queues' windows are good for.
+    epoch: u64,
+    doorbells: Arc<Doorbells>,
+    /// By queue identifier; 0 is the Admin queue.
+    sqs: Vec<Option<SubmissionQueue>>,
+    cqs: Vec<Option<CompletionQueue>>,
+    /// I/O submission queues that there are.
+    active: Vec<u16>,
+    queues_created: bool,
+    /// Admin completions that have no room in their queue yet.
+    backlog: VecDeque<Completion>,
+    features: Features,
+    events: Events,
+    errors: ErrorLog,
+    nvm: Nvm,
+    counters: Counters,
+    /// Idle polls between two looks at doorbells of queues that there are not.
+    scan_interval: u32,
+    idle_polls: u32,
+}
+
+impl Controller {
+    /// A controller as after power-on.
+    pub(crate) fn new(config: Config, clock: Clock, scan_interval: u32) -> Controller {
+        let doorbells = Doorbells::new(config.queues);
+        let dma = Dma::new();
+        let queues = usize::from(config.queues) + 1;
+        Controller {
+            clock,
+            pci: ConfigSpace::new(bar_len(&doorbells)),
+            gone: false,
+            state: State::Disabled,
+            running: false,
+            cc: Cc::new(),
+            csts: Csts::new(),
+            aqa: Aqa::new(),
+            asq: 0,
+            acq: 0,
+            masked_interrupts: 0,
+            epoch: dma.epoch(),
+            dma,
+            doorbells,
+            sqs: std::iter::repeat_with(|| None).take(queues).collect(),
+            cqs: std::iter::repeat_with(|| None).take(queues).collect(),
+            active: Vec::new(),
+            queues_created: false,
+            backlog: VecDeque::new(),
+            features: Features::new(&config),
+            events: Events::default(),
+            errors: ErrorLog::default(),
+            nvm: Nvm::new(&config),
+            counters: Counters::default(),
+            scan_interval,
+            idle_polls: 0,
+            config,
+        }
+    }
+
+    pub(crate) fn dma(&mut self) -> &mut Dma {
+        &mut self.dma
+    }
+
+    pub(crate) fn doorbells(&self) -> &Arc<Doorbells> {
+        &self.doorbells
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The device is pulled: registers read as all ones from now on, and nothing happens any more.
+    pub(crate) fn remove(&mut self) {
+        self.gone = true;
+        self.running = false;
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    // Configuration space and resets.
+
+    pub(crate) fn config_read(&self, offset: u16, data: &mut [u8]) {
+        if self.gone { data.fill(0xff) } else { self.pci.read(offset, data) }
+    }
+
+    pub(crate) fn config_write(&mut self, offset: u16, data: &[u8]) {
+        if self.gone {
+            return;
+        }
+        if self.pci.write(offset, data) == Effect::Reset {
+            self.function_reset();
+        }
+        self.update_running();
+    }
+
+    /// Function Level Reset (Base 2.0, section 3.7.2): all registers as after power-on.
+    /// Configuration space stays, as whoever asks for the reset would restore it.
+    pub(crate) fn function_reset(&mut self) {
+        self.controller_reset();
+        self.state = State::Disabled;
+        self.cc = Cc::new();
+        self.csts = Csts::new();
+        self.aqa = Aqa::new();
+        (self.asq, self.acq, self.masked_interrupts) = (0, 0, 0);
+    }
+
+    /// Controller Level Reset (Base 2.0, section 3.7.2). AQA, ASQ and ACQ stay.
+    fn controller_reset(&mut self) {
+        self.sqs.iter_mut().for_each(|queue| *queue = None);
+        self.cqs.iter_mut().for_each(|queue| *queue = None);
+        self.active.clear();
+        self.backlog.clear();
+        self.queues_created = false;
+        self.features = Features::new(&self.config);
+        self.events = Events::default();
+        self.doorbells.clear();
+        self.state = if self.csts.rdy() { State::Disabling } else { State::Disabled };
+        self.csts = Csts::new().with_rdy(self.csts.rdy());
+        self.counters.resets += 1;
+        self.update_running();
+    }
+
+    fn update_running(&mut self) {
+        self.running = self.state == State::Ready
+            && self.csts.shst() == SHST_NORMAL
+            && self.pci.is_bus_master()
+            && !self.gone;
+    }
+
+    /// Something that the controller cannot report in a completion (CSTS.CFS).
+    fn fail(&mut self) {
+        self.state = State::Failed;
+        self.csts.set_cfs(true);
+        self.update_running();
+    }
+
+    // Registers.
+
+    /// Length of BAR0.
+    pub(crate) fn bar_len(&self) -> u64 {
+        bar_len(&self.doorbells)
+    }
+
+    /// Reads a 32-bit register. Undefined ones and doorbells read as 0.
+    pub(crate) fn read32(&self, offset: u64) -> u32 {
+        if self.gone || !self.pci.decodes_memory() {
+            return ONES;
+        }
+        let half = |value: u64| (if offset % 8 == 0 { value } else { value >> 32 }) as u32;
+        match offset {
+            registers::CAP | 0x04 => half(self.cap().into_bits()),
+            registers::VS => identify::VERSION.into_bits(),
+            registers::INTMS | registers::INTMC => self.masked_interrupts,
+            registers::CC => self.cc.into_bits(),
+            registers::CSTS => self.csts.into_bits(),
+            registers::AQA => self.aqa.into_bits(),
+            registers::ASQ | 0x2c => half(self.asq),
+            registers::ACQ | 0x34 => half(self.acq),
+            registers::CRTO => Crto::new().with_crwmt(self.config.to.into()).into_bits(),
+            _ => 0,
+        }
+    }
+
+    /// Writes a 32-bit register. Writes to read-only and undefined ones are ignored.
+    pub(crate) fn write32(&mut self, offset: u64, value: u32) {
+        if self.gone || !self.pci.decodes_memory() {
+            return;
+        }
+        match offset {
+            registers::INTMS => self.masked_interrupts |= value,
+            registers::INTMC => self.masked_interrupts &= !value,
+            registers::CC => self.write_cc(Cc::from_bits(value)),
+            // The Admin queue cannot be moved under a controller that uses it.
+            registers::AQA..=0x37 if self.cc.en() => {}
+            registers::AQA => self.aqa = Aqa::from_bits(value & 0x0fff_0fff),
+            registers::ASQ => self.asq = with_low(self.asq, value & !0xfff),
+            0x2c => self.asq = with_high(self.asq, value),
+            registers::ACQ => self.acq = with_low(self.acq, value & !0xfff),
+            0x34 => self.acq = with_high(self.acq, value),
+            registers::DOORBELLS.. => {
+                if let Some(doorbell) = self.doorbells.at(offset - registers::DOORBELLS) {
+                    doorbell.store(value, Ordering::Release);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn cap(&self) -> Cap {
+        Cap::new()
+            .with_mqes(self.config.mqes)
+            .with_cqr(true)
+            .with_to(self.config.to)
+            .with_dstrd(DSTRD)
+            .with_css(1 << CSS_NVM)
+            .with_mpsmin(self.config.mpsmin)
+            .with_mpsmax(self.config.mpsmin + MPS_RANGE)
+            .with_crwms(true)
+    }
+
+    /// Controller Configuration (Base 2.0, section 3.1.3.5).
+    fn write_cc(&mut self, new: Cc) {
+        let old = std::mem::replace(&mut self.cc, new);
+        match (old.en(), new.en()) {
+            (true, false) => return self.controller_reset(),
+            (false, true) => self.enable(),
+            // These may change only while the controller is disabled.
+            (true, true) if (old.css(), old.mps(), old.ams()) != (new.css(), new.mps(), new.ams()) => {
+                self.fail();
+            }
+            _ => {}
+        }
+        if new.shn() != SHN_NONE && old.shn() == SHN_NONE {
+            self.csts.set_shst(SHST_OCCURRING);
+        }
+        self.update_running();
+    }
+
+    fn enable(&mut self) {
+        if self.state != State::Disabled || !self.is_valid() {
+            return self.fail();
+        }
+        self.nvm.transfer.set_page(self.page());
+        let delay = u64::try_from(self.config.ready.as_nanos()).unwrap_or(u64::MAX);
+        let ready_at = self.clock.nanos().saturating_add(delay);
+        self.state = State::Enabling { ready_at };
+    }
+
+    /// Whether CC, AQA, ASQ and ACQ are such that the controller can be enabled. The I/O entry
+    /// sizes may still be 0: they are needed only when the first I/O queue is created.
+    fn is_valid(&self) -> bool {
+        let mps = self.config.mpsmin..=self.config.mpsmin + MPS_RANGE;
+        self.cc.css() == CSS_NVM
+            && self.cc.ams() == 0
+            && mps.contains(&self.cc.mps())
+            && matches!(self.cc.iosqes(), 0 | 6)
+            && matches!(self.cc.iocqes(), 0 | 4)
+            && self.aqa.asqs() > 0
+            && self.aqa.acqs() > 0
+            && self.asq.is_multiple_of(self.page())
+            && self.acq.is_multiple_of(self.page())
+    }
+
+    /// Bytes of a memory page: CC.MPS.
+    fn page(&self) -> u64 {
+        4096 << self.cc.mps()
+    }
+
+    // Serving queues.
+
+    /// Does what there is to do, and returns how much that was.
+    pub(crate) fn poll(&mut self) -> usize {
+        if !self.running {
+            return self.transition();
+        }
+        if self.dma.epoch() != self.epoch {
+            self.renew_windows();
+        }
+        let mut work = self.poll_admin();
+        for at in 0..self.active.len() {
+            work += self.poll_io(self.active[at]);
+        }
+        if work == 0 { self.poll_idle() } else { work }
+    }
+
+    /// Time passes for a controller that executes no commands.
+    fn transition(&mut self) -> usize {
+        let before = (self.state, self.csts);
+        match self.state {
+            _ if self.gone => return 0,
+            State::Enabling { ready_at } if !self.config.never_ready && self.clock.nanos() >= ready_at => {
+                match self.open_admin_queue() {
+                    Ok(()) => self.state = State::Ready,
+                    Err(Fault) => self.fail(),
+                }
+            }
+            State::Disabling => self.state = State::Disabled,
+            _ => {}
+        }
+        if self.csts.shst() == SHST_OCCURRING {
+            self.csts.set_shst(SHST_COMPLETE);
+        }
+        self.csts.set_rdy(match self.state {
+            State::Disabled | State::Enabling { .. } => false,
+            State::Ready | State::Disabling => true,
+            State::Failed => self.csts.rdy(),
+        });
+        self.update_running();
+        usize::from(before != (self.state, self.csts))
+    }
+
+    fn open_admin_queue(&mut self) -> Result<(), Fault> {
+        let (entries, completions) = (u32::from(self.aqa.asqs()) + 1, u32::from(self.aqa.acqs()) + 1);
+        let cq = CompletionQueue::new(&self.dma, self.acq, completions)?;
+        let sq = SubmissionQueue::new(&self.dma, self.asq, entries, 0)?;
+        self.doorbells.clear();
+        (self.sqs[0], self.cqs[0]) = (Some(sq), Some(cq));
+        Ok(())
+    }
+
+    /// A queue whose memory is gone keeps its old window: the next access to it is a fault.
+    fn renew_windows(&mut self) {
+        self.epoch = self.dma.epoch();
+        for queue in self.sqs.iter_mut().flatten() {
+            let _ = queue.renew(&self.dma);
+        }
+        for queue in self.cqs.iter_mut().flatten() {
+            let _ = queue.renew(&self.dma);
+        }
+    }
+
+    /// Executes a burst of commands from an I/O submission queue.
+    #[inline]
+    fn poll_io(&mut self, qid: u16) -> usize {
+        let Controller { sqs, cqs, dma, nvm, doorbells, counters, .. } = self;
+        let Some(sq) = &mut sqs[usize::from(qid)] else { return 0 };
+        let bad = note(sq.notice(doorbells.tail(qid).load(Ordering::Acquire)), &mut counters.sq_doorbells);
+        if sq.is_empty() {
+            return self.after_doorbell(bad, qid);
+        }
+        let cqid = sq.cqid();
+        let Some(cq) = &mut cqs[usize::from(cqid)] else { return 0 };
+        let (mut done, mut bad_head, mut fault) = (0, false, false);
+        while done < BURST && !sq.is_empty() {
+            // The head doorbell is looked at only when it is needed: its cache line is the host's.
+            if cq.is_full() {
+                bad_head |=
+                    note(cq.notice(doorbells.head(cqid).load(Ordering::Acquire)), &mut counters.cq_doorbells);
+                if cq.is_full() {
+                    counters.full_queues += 1;
+                    break;
+                }
+            }
+            let Ok(command) = sq.fetch(dma) else {
+                fault = true;
+                break;
+            };
+            counters.io_commands += 1;
+            let status = nvm.execute(dma, &command, counters);
+            if !status.is_success() {
+                let entry = log::failed_command(qid, command.cid, status, command.slba(), command.nsid);
+                self.errors.add(entry);
+                counters.errors += 1;
+            }
+            let entry = completion(sq, qid, command.cid, 0, status);
+            if cq.post(dma, entry).is_err() {
+                fault = true;
+                break;
+            }
+            counters.completions += 1;
+            done += 1;
+        }
+        if fault {
+            self.fail();
+        }
+        done + self.after_doorbell(bad, qid) + self.after_doorbell(bad_head, cqid)
+    }
+
+    /// Executes what is in the Admin submission queue, and posts what waits for room.
+    fn poll_admin(&mut self) -> usize {
+        let Some(sq) = &mut self.sqs[0] else { return 0 };
+        let value = self.doorbells.tail(0).load(Ordering::Acquire);
+        let bad = note(sq.notice(value), &mut self.counters.sq_doorbells);
+        let mut work = self.after_doorbell(bad, 0);
+        loop {
+            work += self.post_admin();
+            if !self.backlog.is_empty() {
+                return work;
+            }
+            let Some(command) = self.fetch_admin() else { return work };
+            work += 1;
+            if let Some(answer) = self.admin(&command) {
+                if let Err(status) = answer {
+                    self.errors.add(log::failed_command(0, command.cid, status, 0, command.nsid));
+                }
+                self.complete_admin(command.cid, answer);
+            }
+        }
+    }
+
+    fn fetch_admin(&mut self) -> Option<Command> {
+        let sq = self.sqs[0].as_mut().filter(|sq| !sq.is_empty())?;
+        match sq.fetch(&self.dma) {
+            Ok(command) => {
+                self.counters.admin_commands += 1;
+                Some(command)
+            }
+            Err(Fault) => {
+                self.fail();
+                None
+            }
+        }
+    }
+
+    /// Completes an Admin command, as soon as there is room.
+    fn complete_admin(&mut self, cid: u16, answer: Result<u32, Status>) {
+        let Some(sq) = &self.sqs[0] else { return };
+        let (dw0, status) = match answer {
+            Ok(dw0) => (dw0, Status::SUCCESS),
+            Err(status) => (0, status),
+        };
+        self.counters.errors += u64::from(!status.is_success());
+        self.backlog.push_back(completion(sq, 0, cid, dw0, status));
+    }
+
+    /// Posts Admin completions while there is room.
+    fn post_admin(&mut self) -> usize {
+        let mut posted = 0;
+        loop {
+            if self.backlog.is_empty()
+                && self.events.is_due()
+                && let Some((cid, event)) = self.events.report()
+            {
+                self.complete_admin(cid, Ok(event.0));
+            }
+            let Some(entry) = self.backlog.front().copied() else { return posted };
+            let Some(cq) = &mut self.cqs[0] else { return posted };
+            if cq.is_full() {
+                let value = self.doorbells.head(0).load(Ordering::Acquire);
+                let bad = note(cq.notice(value), &mut self.counters.cq_doorbells);
+                if cq.is_full() {
+                    self.counters.full_queues += 1;
+                    return posted + self.after_doorbell(bad, 0);
+                }
+            }
+            if cq.post(&self.dma, entry).is_err() {
+                self.fail();
+                return posted;
+            }
+            self.backlog.pop_front();
+            self.counters.completions += 1;
+            posted += 1;
+        }
+    }
+
+    /// Nothing to execute: time to look at the doorbells that nothing waits for.
+    fn poll_idle(&mut self) -> usize {
+        let mut work = self.notice_head(0);
+        for at in 0..self.active.len() {
+            if let Some(sq) = &self.sqs[usize::from(self.active[at])] {
+                work += self.notice_head(sq.cqid());
+            }
+        }
+        self.idle_polls = self.idle_polls.wrapping_add(1);
+        if self.idle_polls.is_multiple_of(self.scan_interval) {
+            work += self.find_stray_doorbells();
+        }
+        work
+    }
+
+    fn notice_head(&mut self, qid: u16) -> usize {
+        let Some(cq) = &mut self.cqs[usize::from(qid)] else { return 0 };
+        let value = self.doorbells.head(qid).load(Ordering::Acquire);
+        let bad = note(cq.notice(value), &mut self.counters.cq_doorbells);
+        self.after_doorbell(bad, qid)
+    }
+
+    /// Doorbells that were written and belong to no queue (Base 2.0, section 5.2.1, Write to Invalid
+    /// Doorbell Register).
+    fn find_stray_doorbells(&mut self) -> usize {
+        let mut found = 0;
+        for qid in 0..self.sqs.len() {
+            let id = qid as u16;
+            let rung =
+                |cell: &AtomicU32| cell.load(Ordering::Relaxed) != 0 && cell.swap(0, Ordering::Relaxed) != 0;
+            let tail = self.sqs[qid].is_none() && rung(self.doorbells.tail(id));
+            let head = self.cqs[qid].is_none() && rung(self.doorbells.head(id));
+            for _ in 0..usize::from(tail) + usize::from(head) {
+                self.doorbell_error(id, AsyncEvent::INVALID_DOORBELL_REGISTER);
+                found += 1;
+            }
+        }
+        found
+    }
+
+    /// Reports a doorbell value that was ignored, if `bad`. Returns the work done.
+    #[inline]
+    fn after_doorbell(&mut self, bad: bool, qid: u16) -> usize {
+        if bad {
+            self.doorbell_error(qid, AsyncEvent::INVALID_DOORBELL_VALUE);
+        }
+        usize::from(bad)
+    }
+
+    #[cold]
+    fn doorbell_error(&mut self, qid: u16, info: u8) {
+        self.counters.bad_doorbells += 1;
+        self.errors.add(log::queue_error(qid));
+        self.events.raise(AsyncEvent::new(AsyncEvent::TYPE_ERROR, info, LogPage::ERROR));
+    }
+
+    fn clear_doorbell(&self, doorbell: &AtomicU32) {
+        doorbell.store(0, Ordering::Relaxed);
+    }
+}
+
+/// How many page sizes above the smallest there are: CAP.MPSMAX.
+const MPS_RANGE: u8 = 4;
+
+/// Counts a doorbell value that is new. True if it is bad.
+#[inline(always)]
+fn note(noticed: Result<bool, BadDoorbell>, counter: &mut u64) -> bool {
+    *counter += u64::from(noticed == Ok(true));
+    noticed.is_err()
+}
+
+#[inline(always)]
+fn completion(sq: &SubmissionQueue, sq_id: u16, cid: u16, dw0: u32, status: Status) -> Completion {
+    Completion { dw0, dw1: 0, sq_head: sq.head(), sq_id, cid, status_phase: status.0 << 1 }
+}
+
+fn bar_len(doorbells: &Doorbells) -> u64 {
+    (registers::DOORBELLS + doorbells.len()).next_power_of_two()
+}
+
+fn with_low(value: u64, low: u32) -> u64 {
+    value & !0xffff_ffff | u64::from(low)
+}
+
+fn with_high(value: u64, high: u32) -> u64 {
+    value & 0xffff_ffff | u64::from(high) << 32
+}
+
+impl fmt::Debug for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Controller")
+            .field("state", &self.state)
+            .field("cc", &self.cc)
+            .field("csts", &self.csts)
+            .field("active", &self.active)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,454 @@
+//! The NVM command set (Base 2.0, section 7; NVM Command Set 1.0, section 3).
+//!
+//! Knows commands, blocks and limits; must not know queues.
+
+use kiovec::spec::command::{DSM_DEALLOCATE, NSID_ALL};
+use kiovec::spec::identify::{ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES};
+use kiovec::spec::{Command, DsmRange, Status, io_opcode};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::transfer::{Transfer, not_fused, unreachable_memory};
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::dma::{Dma, Want};
+use crate::media::Store;
+
+/// All namespaces, and what commands may ask of them.
+#[derive(Debug)]
+pub(crate) struct Nvm {
+    stores: Vec<Store>,
+    blocks: u64,
+    block_shift: u32,
+    /// MDTS in bytes.
+    max_transfer: u64,
+    /// WZSL in bytes.
+    max_zeroes: u64,
+    oncs: u16,
+    max_ranges: u32,
+    max_range: u32,
+    max_total: u64,
+    pub(crate) transfer: Transfer,
+}
+
+/// Blocks that a command concerns, checked to exist.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    /// Bytes.
+    offset: u64,
+    /// Bytes.
+    len: u64,
+}
+
+impl Nvm {
+    pub(crate) fn new(config: &Config) -> Nvm {
+        let pages = |power: u8| match power {
+            0 => u64::MAX,
+            power => 1 << (12 + u32::from(config.mpsmin) + u32::from(power)),
+        };
+        let or_none = |limit: u64| if limit == 0 { u64::MAX } else { limit };
+        Nvm {
+            stores: (0..config.namespaces).map(|_| Store::new(config.media)).collect(),
+            blocks: config.blocks(),
+            block_shift: config.block.trailing_zeros(),
+            max_transfer: pages(config.mdts),
+            max_zeroes: pages(config.wzsl),
+            oncs: config.oncs,
+            max_ranges: or_none(config.dmrl.into()).min(256) as u32,
+            max_range: or_none(config.dmrsl.into()).min(u32::MAX.into()) as u32,
+            max_total: or_none(config.dmsl),
+            transfer: Transfer::new(config.sgl),
+        }
+    }
+
+    /// The largest transfer in bytes.
+    pub(crate) fn max_transfer(&self) -> u64 {
+        self.max_transfer
+    }
+
+    /// Executes a command.
+    #[inline]
+    pub(crate) fn execute(&mut self, dma: &Dma, command: &Command, counters: &mut Counters) -> Status {
+        let done = match command.opcode {
+            io_opcode::READ => self.read(dma, command, counters),
+            io_opcode::WRITE => self.write(dma, command, counters),
+            _ => self.execute_other(dma, command),
+        };
+        done.err().unwrap_or(Status::SUCCESS)
+    }
+
+    fn execute_other(&mut self, dma: &Dma, command: &Command) -> Result<(), Status> {
+        match command.opcode {
+            io_opcode::FLUSH => self.flush(command),
+            io_opcode::COMPARE if self.oncs & ONCS_COMPARE != 0 => self.compare(dma, command),
+            io_opcode::WRITE_ZEROES if self.oncs & ONCS_WRITE_ZEROES != 0 => self.write_zeroes(command),
+            io_opcode::DATASET_MANAGEMENT if self.oncs & ONCS_DATASET_MANAGEMENT != 0 => {
+                self.dataset_management(dma, command)
+            }
+            _ => Err(Status::INVALID_OPCODE.with_dnr()),
+        }
+    }
+
+    #[inline]
+    fn read(&mut self, dma: &Dma, command: &Command, counters: &mut Counters) -> Result<(), Status> {
+        let store = self.store(command)?;
+        let extent = self.data_extent(command)?;
+        let runs = self.transfer.io(dma, command, extent.len, Want::Write)?;
+        self.stores[store].read(extent.offset, dma, runs).map_err(unreachable_memory)?;
+        counters.reads += 1;
+        counters.blocks_read += u64::from(command.nlb()) + 1;
+        Ok(())
+    }
+
+    #[inline]
+    fn write(&mut self, dma: &Dma, command: &Command, counters: &mut Counters) -> Result<(), Status> {
+        let store = self.store(command)?;
+        let extent = self.data_extent(command)?;
+        let runs = self.transfer.io(dma, command, extent.len, Want::Read)?;
+        self.stores[store].write(extent.offset, dma, runs).map_err(unreachable_memory)?;
+        counters.writes += 1;
+        counters.blocks_written += u64::from(command.nlb()) + 1;
+        Ok(())
+    }
+
+    /// What was written is in the store already: only the NSID can be wrong.
+    fn flush(&self, command: &Command) -> Result<(), Status> {
+        not_fused(command)?;
+        if command.nsid == NSID_ALL { Ok(()) } else { self.store(command).map(|_| ()) }
+    }
+
+    fn compare(&mut self, dma: &Dma, command: &Command) -> Result<(), Status> {
+        let store = self.store(command)?;
+        let extent = self.data_extent(command)?;
+        let runs = self.transfer.io(dma, command, extent.len, Want::Read)?;
+        match self.stores[store].compare(extent.offset, dma, runs) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Status::COMPARE_FAILURE),
+            Err(fault) => Err(unreachable_memory(fault)),
+        }
+    }
+
+    fn write_zeroes(&mut self, command: &Command) -> Result<(), Status> {
+        not_fused(command)?;
+        let store = self.store(command)?;
+        let extent = self.extent(command)?;
+        if extent.len > self.max_zeroes {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
+        self.stores[store].zero(extent.offset, extent.len);
+        Ok(())
+    }
+
+    fn dataset_management(&mut self, dma: &Dma, command: &Command) -> Result<(), Status> {
+        not_fused(command)?;
+        let store = self.store(command)?;
+        let count = (command.cdw10 & 0xff) + 1;
+        if count > self.max_ranges {
+            return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
+        }
+        let ranges = self.ranges(dma, command, count as usize)?;
+        self.check_ranges(&ranges)?;
+        if command.cdw11 & DSM_DEALLOCATE != 0 {
+            for range in &ranges {
+                let len = u64::from(range.length) << self.block_shift;
+                self.stores[store].zero(range.slba << self.block_shift, len);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches the ranges of a Dataset Management command.
+    fn ranges(&mut self, dma: &Dma, command: &Command, count: usize) -> Result<Vec<DsmRange>, Status> {
+        let mut ranges = vec![DsmRange::new_zeroed(); count];
+        let mut bytes = ranges.as_mut_bytes();
+        let runs = self.transfer.io(dma, command, bytes.len() as u64, Want::Read)?;
+        for run in runs {
+            let (now, later) = bytes.split_at_mut(run.len as usize);
+            if let Some(iova) = run.iova {
+                dma.read(iova, now).map_err(unreachable_memory)?;
+            }
+            bytes = later;
+        }
+        Ok(ranges)
+    }
+
+    fn check_ranges(&self, ranges: &[DsmRange]) -> Result<(), Status> {
+        let total: u64 = ranges.iter().map(|range| u64::from(range.length)).sum();
+        if total > self.max_total || ranges.iter().any(|range| range.length > self.max_range) {
+            return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
+        }
+        let fits = |range: &DsmRange| self.fits(range.slba, range.length.into());
+        if ranges.iter().all(fits) { Ok(()) } else { Err(Status::LBA_OUT_OF_RANGE.with_dnr()) }
+    }
+
+    /// Which namespace a command is for.
+    #[inline]
+    fn store(&self, command: &Command) -> Result<usize, Status> {
+        let index = command.nsid.wrapping_sub(1) as usize;
+        if index < self.stores.len() {
+            Ok(index)
+        } else {
+            Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())
+        }
+    }
+
+    /// The blocks of a command that moves data.
+    #[inline]
+    fn data_extent(&self, command: &Command) -> Result<Extent, Status> {
+        not_fused(command)?;
+        let extent = self.extent(command)?;
+        if extent.len > self.max_transfer { Err(Status::INVALID_FIELD.with_dnr()) } else { Ok(extent) }
+    }
+
+    #[inline]
+    fn extent(&self, command: &Command) -> Result<Extent, Status> {
+        let (slba, count) = (command.slba(), u64::from(command.nlb()) + 1);
+        if !self.fits(slba, count) {
+            return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
+        }
+        Ok(Extent { offset: slba << self.block_shift, len: count << self.block_shift })
+    }
+
+    #[inline]
+    fn fits(&self, slba: u64, count: u64) -> bool {
+        slba.checked_add(count).is_some_and(|end| end <= self.blocks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiovec::memory::Access;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::dma::tests::HostMemory;
+
+    const HOST: u64 = 0x10_0000;
+
+    struct Bench {
+        nvm: Nvm,
+        counters: Counters,
+        dma: Dma,
+        memory: HostMemory,
+    }
+
+    fn bench(text: &str) -> Bench {
+        let memory = HostMemory::new(HOST, 64, 0);
+        let mut dma = Dma::new();
+        memory.map(&mut dma, Access::ReadWrite);
+        Bench { nvm: Nvm::new(&Config::parse(text).unwrap()), counters: Counters::default(), dma, memory }
+    }
+
+    impl Bench {
+        fn run(&mut self, command: Command) -> Status {
+            self.nvm.execute(&self.dma, &command, &mut self.counters)
+        }
+
+        fn deallocate(&mut self, ranges: &[DsmRange]) -> Status {
+            self.memory.write(0, ranges.as_bytes());
+            let count = (ranges.len() - 1) as u8;
+            self.run(Command::deallocate(1, count).with_prps(HOST, HOST + 4096))
+        }
+    }
+
+    fn at(command: Command) -> Command {
+        command.with_prps(HOST, 0)
+    }
+
+    fn range(slba: u64, length: u32) -> DsmRange {
+        DsmRange { context_attributes: 0, length, slba }
+    }
+
+    #[test]
+    fn blocks_beyond_the_end_are_out_of_range() {
+        let mut bench = bench("size=1M,block=4096,media=ram");
+        let refused = Status::LBA_OUT_OF_RANGE.with_dnr();
+        for command in [Command::read, Command::write, Command::write_zeroes] {
+            assert_eq!(bench.run(at(command(1, 255, 0))), Status::SUCCESS);
+            assert_eq!(bench.run(at(command(1, 256, 0))), refused);
+            assert_eq!(bench.run(at(command(1, 255, 1))), refused);
+            assert_eq!(bench.run(at(command(1, u64::MAX, 0))), refused);
+            assert_eq!(bench.run(at(command(1, u64::MAX - 1, 9))), refused);
+        }
+        assert_eq!((bench.counters.reads, bench.counters.blocks_written), (1, 1));
+    }
+
+    #[test]
+    fn namespaces_are_checked() {
+        let mut bench = bench("namespaces=2");
+        let refused = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
+        for nsid in [0, 3, NSID_ALL] {
+            assert_eq!(bench.run(at(Command::read(nsid, 0, 0))), refused);
+            assert_eq!(bench.run(at(Command::write(nsid, 0, 0))), refused);
+            assert_eq!(bench.run(Command::write_zeroes(nsid, 0, 0)), refused);
+            assert_eq!(bench.run(at(Command::deallocate(nsid, 0))), refused);
+        }
+        assert_eq!(bench.run(Command::flush(0)), refused);
+        assert_eq!(bench.run(Command::flush(3)), refused);
+        assert_eq!(bench.run(Command::flush(2)), Status::SUCCESS);
+        assert_eq!(bench.run(Command::flush(NSID_ALL)), Status::SUCCESS);
+    }
+
+    #[test]
+    fn transfers_are_limited() {
+        let refused = Status::INVALID_FIELD.with_dnr();
+        let mut bench = bench("mdts=1,wzsl=2,block=512,size=1M");
+        let read = |nlb| Command::read(1, 0, nlb).with_prps(HOST, HOST + 4096);
+        assert_eq!(bench.run(read(15)), Status::SUCCESS);
+        assert_eq!(bench.run(read(16)), refused);
+        assert_eq!(bench.run(Command::write_zeroes(1, 0, 31)), Status::SUCCESS);
+        assert_eq!(bench.run(Command::write_zeroes(1, 0, 32)), refused);
+    }
+
+    #[test]
+    fn fused_commands_are_refused() {
+        let mut bench = bench("");
+        for command in [Command::read, Command::write, Command::write_zeroes] {
+            let fused = Command { flags: 1, ..at(command(1, 0, 0)) };
+            assert_eq!(bench.run(fused), Status::INVALID_FIELD.with_dnr());
+        }
+        assert_eq!(bench.run(Command { flags: 2, ..Command::flush(1) }), Status::INVALID_FIELD.with_dnr());
+    }
+
+    #[test]
+    fn commands_that_are_not_there() {
+        let mut plain = bench("");
+        let refused = Status::INVALID_OPCODE.with_dnr();
+        let opcode = |opcode| Command { opcode, nsid: 1, ..Command::default() };
+        for unknown in [io_opcode::WRITE_UNCORRECTABLE, io_opcode::VERIFY, io_opcode::COPY, 0x80, 0xff] {
+            assert_eq!(plain.run(opcode(unknown)), refused);
+        }
+        let mut bare = bench("oncs=0");
+        for optional in [io_opcode::COMPARE, io_opcode::WRITE_ZEROES, io_opcode::DATASET_MANAGEMENT] {
+            assert_eq!(bare.run(at(opcode(optional))), refused);
+        }
+    }
+
+    #[test]
+    fn null_media_checks_and_does_not_touch() {
+        let mut bench = bench("media=null");
+        bench.memory.write(0, &[0xaa; 4096]);
+        assert_eq!(bench.run(at(Command::read(1, 0, 0))), Status::SUCCESS);
+        assert_eq!(bench.memory.read(0, 4096), [0xaa; 4096]);
+        let read = |prp1| Command::read(1, 0, 0).with_prps(prp1, 0);
+        assert_eq!(bench.run(read(HOST + 1)), Status::PRP_OFFSET_INVALID.with_dnr());
+        assert_eq!(bench.run(read(HOST - 4096)), Status::DATA_TRANSFER_ERROR);
+        assert_eq!(bench.run(at(Command::write(1, 0, 0))), Status::SUCCESS);
+    }
+
+    #[test]
+    fn deallocation_is_limited_and_all_or_nothing() {
+        let mut bench = bench("size=1M,block=4096,media=ram,dmrl=2,dmrsl=8,dmsl=10");
+        bench.memory.write(4096, &[1; 4096]);
+        let write = Command::write(1, 3, 0).with_prps(HOST + 4096, 0);
+        let compare = Command { opcode: io_opcode::COMPARE, ..write };
+        let limit = Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr();
+        assert_eq!(bench.run(write), Status::SUCCESS);
+        assert_eq!(bench.deallocate(&[range(0, 1); 3]), limit);
+        assert_eq!(bench.deallocate(&[range(0, 9)]), limit);
+        assert_eq!(bench.deallocate(&[range(0, 8), range(0, 3)]), limit);
+        assert_eq!(bench.deallocate(&[range(3, 1), range(256, 1)]), Status::LBA_OUT_OF_RANGE.with_dnr());
+        assert_eq!(bench.deallocate(&[range(u64::MAX, 1)]), Status::LBA_OUT_OF_RANGE.with_dnr());
+        assert_eq!(bench.run(compare), Status::SUCCESS);
+        assert_eq!(bench.deallocate(&[range(3, 1), range(0, 0)]), Status::SUCCESS);
+        assert_eq!(bench.run(compare), Status::COMPARE_FAILURE);
+    }
+
+    #[test]
+    fn other_hints_change_nothing() {
+        let mut bench = bench("size=1M,media=ram");
+        bench.memory.write(4096, &[1; 4096]);
+        let write = Command::write(1, 3, 0).with_prps(HOST + 4096, 0);
+        bench.run(write);
+        bench.memory.write(0, range(3, 1).as_bytes());
+        let mut hint = at(Command::deallocate(1, 0));
+        hint.cdw11 = 0b11;
+        assert_eq!(bench.run(hint), Status::SUCCESS);
+        assert_eq!(bench.run(Command { opcode: io_opcode::COMPARE, ..write }), Status::SUCCESS);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Write { slba: u64, nlb: u16, byte: u8 },
+        Read { slba: u64, nlb: u16 },
+        Zero { slba: u64, nlb: u16 },
+        Deallocate(Vec<(u64, u32)>),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let extent = || (0..4096u64, 0..64u16);
+        prop_oneof![
+            (extent(), any::<u8>()).prop_map(|((slba, nlb), byte)| Step::Write { slba, nlb, byte }),
+            extent().prop_map(|(slba, nlb)| Step::Read { slba, nlb }),
+            extent().prop_map(|(slba, nlb)| Step::Zero { slba, nlb }),
+            proptest::collection::vec((0..4096u64, 0..3000u32), 1..5).prop_map(Step::Deallocate),
+        ]
+    }
+
+    proptest! {
+        /// RAM media against a plain array, two megabytes of it.
+        #[test]
+        fn ram_agrees_with_an_array(steps in proptest::collection::vec(step(), 1..60)) {
+            let mut bench = bench("size=2M,block=512,media=ram,mdts=0");
+            let mut model = vec![0u8; 2 << 20];
+            // Data at a page, with a list that names its pages backwards.
+            let pages: Vec<u64> = (1..9).rev().map(|page| HOST + 4096 * page).collect();
+            bench.memory.write(16 * 4096, pages[1..].as_bytes());
+            let pointed = |command: Command| {
+                let blocks = usize::from(command.nlb()) + 1;
+                let prp2 = if blocks <= 16 { pages[1] } else { HOST + 16 * 4096 };
+                command.with_prps(pages[0], prp2)
+            };
+            let byte_range = |slba: u64, blocks: u64| slba as usize * 512..(slba + blocks) as usize * 512;
+            for step in steps {
+                let (status, expected) = match step {
+                    Step::Write { slba, nlb, byte } => {
+                        let blocks = u64::from(nlb) + 1;
+                        let data: Vec<u8> = (0..blocks * 512).map(|i| byte.wrapping_add((i / 64) as u8)).collect();
+                        for (chunk, page) in data.chunks(4096).zip(&pages) {
+                            bench.memory.write((page - HOST) as usize, chunk);
+                        }
+                        let fits = slba + blocks <= 4096;
+                        if fits {
+                            model[byte_range(slba, blocks)].copy_from_slice(&data);
+                        }
+                        (bench.run(pointed(Command::write(1, slba, nlb))), fits)
+                    }
+                    Step::Read { slba, nlb } => {
+                        let blocks = u64::from(nlb) + 1;
+                        let status = bench.run(pointed(Command::read(1, slba, nlb)));
+                        let fits = slba + blocks <= 4096;
+                        if fits {
+                            let mut data = Vec::new();
+                            for page in &pages {
+                                data.extend(bench.memory.read((page - HOST) as usize, 4096));
+                            }
+                            data.truncate(blocks as usize * 512);
+                            prop_assert_eq!(&data[..], &model[byte_range(slba, blocks)]);
+                        }
+                        (status, fits)
+                    }
+                    Step::Zero { slba, nlb } => {
+                        let blocks = u64::from(nlb) + 1;
+                        let fits = slba + blocks <= 4096;
+                        if fits {
+                            model[byte_range(slba, blocks)].fill(0);
+                        }
+                        (bench.run(Command::write_zeroes(1, slba, nlb)), fits)
+                    }
+                    Step::Deallocate(ranges) => {
+                        let fits = ranges.iter().all(|(slba, len)| slba + u64::from(*len) <= 4096);
+                        if fits {
+                            for (slba, len) in &ranges {
+                                model[byte_range(*slba, u64::from(*len))].fill(0);
+                            }
+                        }
+                        let ranges: Vec<DsmRange> = ranges.iter().map(|(slba, len)| range(*slba, *len)).collect();
+                        (bench.deallocate(&ranges), fits)
+                    }
+                };
+                let wanted = if expected { Status::SUCCESS } else { Status::LBA_OUT_OF_RANGE.with_dnr() };
+                prop_assert_eq!(status, wanted);
+            }
+        }
+    }
+}

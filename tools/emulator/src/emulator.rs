@@ -1,0 +1,194 @@
+//! Running a controller: in a thread of its own, or step by step in the caller's.
+//!
+//! Knows threads and time; must not know NVMe.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kiovec::pci::Function;
+
+use crate::config::{Config, ConfigError};
+use crate::counters::Counters;
+use crate::function::{EmulatedFunction, Shared};
+
+/// Polls without work before the thread lets others run in between: some tens of microseconds.
+const SPIN: u32 = 2_000;
+/// Idle turns, each with a yield, before the thread sleeps in between: some tens of milliseconds.
+const YIELD: u32 = 50_000;
+/// How long it sleeps then.
+const NAP: Duration = Duration::from_micros(50);
+
+/// Why there is no emulator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration is not possible.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The thread could not be started, or not be pinned to its processor.
+    #[error("cannot {what}: {source}")]
+    Thread {
+        /// What was being done.
+        what: String,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// A software NVMe controller. Dropping it is pulling the device: functions and domains that a
+/// driver still holds stay valid, and all registers read as ones.
+///
+/// ```
+/// use kiovec_emulator::{Config, Emulator};
+/// let emulator = Emulator::stepped(Config::default())?;
+/// let function = emulator.function();
+/// assert_eq!(function.read32(kiovec::spec::registers::VS)?, 0x0002_0000);
+/// drop(emulator);
+/// assert_eq!(function.read32(kiovec::spec::registers::VS)?, u32::MAX);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Emulator {
+    shared: Arc<Shared>,
+    function: Arc<EmulatedFunction>,
+    thread: Option<Thread>,
+}
+
+struct Thread {
+    stop: Arc<AtomicBool>,
+    handle: JoinHandle<()>,
+}
+
+impl Emulator {
+    /// Starts a controller in a thread of its own.
+    pub fn spawn(config: Config) -> Result<Emulator, Error> {
+        config.check()?;
+        let core = config.core;
+        let shared = Arc::new(Shared::threaded(config));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ready, started) = std::sync::mpsc::channel();
+        let (its_shared, its_stop) = (Arc::clone(&shared), Arc::clone(&stop));
+        let body = move || {
+            let pinned = core.map_or(Ok(()), pin);
+            let failed = pinned.is_err();
+            let _ = ready.send(pinned);
+            if !failed {
+                run(&its_shared, &its_stop);
+            }
+        };
+        let handle = std::thread::Builder::new()
+            .name("nvme-emulator".into())
+            .spawn(body)
+            .map_err(|source| Error::Thread { what: "start the emulator's thread".into(), source })?;
+        if let Ok(Err(source)) = started.recv() {
+            let what = format!("run the emulator on processor {}", core.unwrap_or_default());
+            return Err(Error::Thread { what, source });
+        }
+        Ok(Emulator::new(shared, Some(Thread { stop, handle })))
+    }
+
+    /// A controller that does something only in [`step`](Emulator::step), and when the driver
+    /// waits for it ([`Function::pause`]). Its clock is virtual: the same calls have the same results.
+    pub fn stepped(config: Config) -> Result<Emulator, Error> {
+        config.check()?;
+        Ok(Emulator::new(Arc::new(Shared::stepped(config)), None))
+    }
+
+    fn new(shared: Arc<Shared>, thread: Option<Thread>) -> Emulator {
+        let function = Arc::new(EmulatedFunction::new(Arc::clone(&shared)));
+        Emulator { shared, function, thread }
+    }
+
+    /// The controller as a PCI function, to be given to a driver. Always the same one.
+    pub fn function(&self) -> Arc<dyn Function> {
+        let function: Arc<EmulatedFunction> = Arc::clone(&self.function);
+        function
+    }
+
+    /// Lets the controller do what there is to do, once around its queues. Returns how much it
+    /// did; 0 means that nothing will happen until the driver does something or time passes. A
+    /// controller with a thread of its own needs no steps.
+    pub fn step(&self) -> usize {
+        self.shared.controller().poll()
+    }
+
+    /// Lets virtual time go on. Nothing happens before the next step. Without effect on a
+    /// controller with a thread of its own.
+    pub fn advance(&self, by: Duration) {
+        self.shared.advance(by);
+    }
+
+    /// What the controller has done so far.
+    pub fn counters(&self) -> Counters {
+        self.shared.controller().counters()
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        if let Some(Thread { stop, handle }) = self.thread.take() {
+            stop.store(true, Ordering::Relaxed);
+            // A thread that panicked has nothing more to say here.
+            let _ = handle.join();
+        }
+        self.shared.controller().remove();
+    }
+}
+
+impl fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emulator")
+            .field("name", &self.shared.name())
+            .field("threaded", &self.thread.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+fn pin(core: usize) -> std::io::Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(core);
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// The controller's thread: holds the lock while it has work and nobody calls in.
+fn run(shared: &Shared, stop: &AtomicBool) {
+    let mut idle = 0;
+    while !stop.load(Ordering::Relaxed) {
+        serve(shared, stop, &mut idle);
+        let_callers_in(shared, stop);
+        match idle {
+            0..SPIN => {}
+            SPIN..YIELD => std::thread::yield_now(),
+            _ => std::thread::sleep(NAP),
+        }
+    }
+}
+
+/// Polls until somebody calls in, or there has been nothing to do for a while.
+#[inline(never)]
+fn serve(shared: &Shared, stop: &AtomicBool, idle: &mut u32) {
+    let mut controller = shared.lock();
+    loop {
+        if controller.poll() > 0 {
+            *idle = 0;
+        } else {
+            *idle = idle.saturating_add(1);
+            std::hint::spin_loop();
+        }
+        if shared.has_callers() || *idle >= SPIN || stop.load(Ordering::Relaxed) {
+            return;
+        }
+    }
+}
+
+/// Waits for callers to get their turn; not for ever, as there may always be another one.
+fn let_callers_in(shared: &Shared, stop: &AtomicBool) {
+    for _ in 0..1000 {
+        if !shared.has_callers() || stop.load(Ordering::Relaxed) {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}

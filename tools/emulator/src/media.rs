@@ -1,0 +1,160 @@
+//! What the blocks of a namespace are stored in.
+//!
+//! Knows bytes at offsets and runs of host memory; must not know commands.
+
+use crate::config::Media;
+use crate::controller::Run;
+use crate::dma::{Dma, Fault};
+
+/// What is allocated at a time.
+const CHUNK: usize = 1 << 20;
+
+/// The contents of one namespace.
+#[derive(Debug)]
+pub(crate) enum Store {
+    /// Nothing is kept.
+    Null,
+    /// Chunks, where there is anything but zeros.
+    Ram(Vec<Option<Box<[u8]>>>),
+}
+
+impl Store {
+    pub(crate) fn new(media: Media) -> Store {
+        match media {
+            Media::Null => Store::Null,
+            Media::Ram => Store::Ram(Vec::new()),
+        }
+    }
+
+    /// Reads what lies at `offset` into the host's memory.
+    #[inline]
+    pub(crate) fn read(&self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<(), Fault> {
+        match self {
+            Store::Null => Ok(()),
+            Store::Ram(chunks) => each_piece(offset, runs, |chunk, at, iova, len| {
+                let Some(iova) = iova else { return Ok(()) };
+                match chunks.get(chunk).and_then(Option::as_deref) {
+                    Some(bytes) => dma.write(iova, &bytes[at..at + len]),
+                    None => dma.zero(iova, len as u64),
+                }
+            }),
+        }
+    }
+
+    /// Writes the host's memory to what lies at `offset`.
+    #[inline]
+    pub(crate) fn write(&mut self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<(), Fault> {
+        match self {
+            Store::Null => Ok(()),
+            Store::Ram(chunks) => each_piece(offset, runs, |chunk, at, iova, len| match iova {
+                Some(iova) => dma.read(iova, &mut allocated(chunks, chunk)[at..at + len]),
+                None => Ok(()),
+            }),
+        }
+    }
+
+    /// Whether the host's memory is equal to what lies at `offset`.
+    pub(crate) fn compare(&self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<bool, Fault> {
+        let Store::Ram(chunks) = self else { return Ok(true) };
+        let mut equal = true;
+        each_piece(offset, runs, |chunk, at, iova, len| {
+            let Some(iova) = iova else { return Ok(()) };
+            let mut theirs = vec![0; len];
+            dma.read(iova, &mut theirs)?;
+            equal &= match chunks.get(chunk).and_then(Option::as_deref) {
+                Some(ours) => ours[at..at + len] == theirs,
+                None => theirs.iter().all(|byte| *byte == 0),
+            };
+            Ok(())
+        })?;
+        Ok(equal)
+    }
+
+    /// Makes a range read as zeros.
+    pub(crate) fn zero(&mut self, offset: u64, len: u64) {
+        let Store::Ram(chunks) = self else { return };
+        let end = offset.saturating_add(len).min((chunks.len() * CHUNK) as u64) as usize;
+        let mut next = usize::try_from(offset).unwrap_or(usize::MAX);
+        while next < end {
+            let (chunk, at) = (next / CHUNK, next % CHUNK);
+            let piece = (CHUNK - at).min(end - next);
+            match &mut chunks[chunk] {
+                whole if piece == CHUNK => *whole = None,
+                Some(bytes) => bytes[at..at + piece].fill(0),
+                None => {}
+            }
+            next += piece;
+        }
+    }
+}
+
+fn allocated(chunks: &mut Vec<Option<Box<[u8]>>>, chunk: usize) -> &mut [u8] {
+    if chunks.len() <= chunk {
+        chunks.resize_with(chunk + 1, || None);
+    }
+    chunks[chunk].get_or_insert_with(|| vec![0; CHUNK].into_boxed_slice())
+}
+
+/// Cuts runs where chunks end: chunk, offset in it, address (none for a bit bucket), length.
+fn each_piece(
+    offset: u64,
+    runs: &[Run],
+    mut each: impl FnMut(usize, usize, Option<u64>, usize) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let mut next = offset;
+    for run in runs {
+        let mut done = 0;
+        while done < run.len {
+            let at = (next % CHUNK as u64) as usize;
+            let len = ((CHUNK - at) as u64).min(run.len - done);
+            each((next / CHUNK as u64) as usize, at, run.iova.map(|iova| iova + done), len as usize)?;
+            (done, next) = (done + len, next + len);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use kiovec::memory::Access;
+
+    use super::*;
+    use crate::dma::tests::HostMemory;
+
+    #[test]
+    fn what_was_written_is_read_and_the_rest_is_zeros() {
+        let host = HostMemory::new(0x10000, 4, 0xaa);
+        let mut dma = Dma::new();
+        host.map(&mut dma, Access::ReadWrite);
+        let mut store = Store::new(Media::Ram);
+        let at = |iova, len| [Run { iova: Some(iova), len }];
+        // Across the joint of two chunks.
+        store.write((1 << 20) - 512, &dma, &at(0x10000, 1024)).unwrap();
+        store.read((1 << 20) - 1024, &dma, &at(0x11000, 2048)).unwrap();
+        let read = host.read(0x1000, 2048);
+        assert!(read[..512].iter().chain(&read[1536..]).all(|byte| *byte == 0));
+        assert!(read[512..1536].iter().all(|byte| *byte == 0xaa));
+        assert_eq!(store.compare((1 << 20) - 512, &dma, &at(0x10000, 1024)), Ok(true));
+        assert_eq!(store.compare(1 << 20, &dma, &at(0x10000, 1024)), Ok(false));
+        assert_eq!(store.compare(1 << 30, &dma, &at(0x11000, 512)), Ok(true));
+        assert_eq!(store.read(0, &dma, &at(0x14000, 1)), Err(Fault));
+    }
+
+    #[test]
+    fn zeroed_chunks_are_given_back() {
+        let host = HostMemory::new(0x10000, 1, 0xaa);
+        let mut dma = Dma::new();
+        host.map(&mut dma, Access::ReadWrite);
+        let mut store = Store::new(Media::Ram);
+        for chunk in 0..3 {
+            store.write(chunk << 20, &dma, &[Run { iova: Some(0x10000), len: 4096 }]).unwrap();
+        }
+        store.zero(2048, (2 << 20) - 2048 + 512);
+        let Store::Ram(chunks) = &store else { unreachable!() };
+        assert!(chunks[0].is_some() && chunks[1].is_none());
+        assert_eq!(chunks[0].as_ref().unwrap()[2047..2049], [0xaa, 0]);
+        assert_eq!(chunks[2].as_ref().unwrap()[511..513], [0, 0xaa]);
+        store.zero(0, u64::MAX);
+        store.zero(u64::MAX, u64::MAX);
+    }
+}
