@@ -160,7 +160,7 @@ impl<K: Kernel> Machine<K> {
     /// Writes down how the function is before it is changed for the first time. Returns whether it was the
     /// first.
     fn remember(&mut self, function: &NvmeFunction, driver_override: Option<&str>) -> Result<bool> {
-        let known = self.state.device(function.bdf);
+        let known = self.state.device(function.bdf).filter(|known| is_same_device(known, function));
         if known.is_some_and(|known| !given_away_since(known, function)) {
             return Ok(false);
         }
@@ -321,6 +321,12 @@ impl<K: Kernel> Machine<K> {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether it was this device that sat at that address then. Where no serial number can be read, what is
+/// shown is the remembered one.
+fn is_same_device(known: &DeviceBefore, function: &NvmeFunction) -> bool {
+    (known.vendor, known.device) == (function.vendor, function.device) && known.serial == function.serial
 }
 
 /// Whether somebody else has given the function to another driver after we let go of it: then what we

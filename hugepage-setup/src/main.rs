@@ -243,10 +243,16 @@ impl Printer {
         }
     }
 
-    /// Whoever closes the pipe early has read enough.
     fn say(&mut self, text: String) {
         self.printed = true;
-        let _ = io::stdout().lock().write_all(text.as_bytes());
+        match io::stdout().lock().write_all(text.as_bytes()) {
+            // Whoever closes the pipe early has read enough.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                self.failed = true;
+                complain(format_args!("cannot write to standard output: {error}"));
+            }
+            _ => (),
+        }
     }
 }
 

@@ -250,6 +250,19 @@ fn the_driver_of_last_counts_when_somebody_else_changed_it_meanwhile() {
 }
 
 #[test]
+fn a_failure_after_that_still_leaves_something_to_restore() {
+    let mut fake = machine();
+    bind(&mut fake, FIRST, &plain()).unwrap();
+    fake.rebind(FIRST, "e1000e");
+    fake.refusing.push("vfio-pci");
+    bind(&mut fake, FIRST, &plain()).unwrap_err();
+    assert_eq!(fake.read("/sys/bus/pci/devices/0000:01:00.0/driver_override"), "vfio-pci");
+    restore(&mut fake, FIRST);
+    assert_eq!(fake.driver_of(FIRST).as_deref(), Some("e1000e"));
+    assert_eq!(fake.read("/sys/bus/pci/devices/0000:01:00.0/driver_override"), "(null)");
+}
+
+#[test]
 fn a_function_that_is_gone_or_replaced_is_forgotten() {
     let mut fake = machine();
     bind(&mut fake, FIRST, &joe()).unwrap();
@@ -263,6 +276,22 @@ fn a_function_that_is_gone_or_replaced_is_forgotten() {
     assert_eq!(fake.driver_of(SECOND).as_deref(), Some("vfio-pci"));
     assert!(fake.log.iter().all(|step| step.starts_with("run/")), "{:?}", fake.log);
     assert!(fake.remembers_nothing());
+}
+
+/// Pulled out and another put in, of the same model or not, after the first was bound.
+#[test]
+fn another_device_at_the_address_is_remembered_anew() {
+    for (file, text) in [("device", "0x4711\n"), ("nvme/nvme0/serial", "another\n")] {
+        let mut fake = machine();
+        bind(&mut fake, FIRST, &plain()).unwrap();
+        fake.rebind(FIRST, "nvme");
+        fake.file("/sys/bus/pci/devices/0000:01:00.0/driver_override", "(null)\n");
+        fake.file(&format!("/sys/bus/pci/devices/0000:01:00.0/{file}"), text);
+        bind(&mut fake, FIRST, &plain()).unwrap();
+        let serial = if file == "device" { "serial-nvme0" } else { "another" };
+        assert_eq!(fake.nvme(FIRST).serial.as_deref(), Some(serial));
+        assert_eq!(restore(&mut fake, FIRST), Restored::Back { driver: Some("nvme".to_owned()) });
+    }
 }
 
 #[test]

@@ -48,6 +48,16 @@ fn wrong_usage_is_exit_code_2() {
 }
 
 #[test]
+fn output_that_is_lost_is_a_failure() {
+    let fake = machine();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hugepage-setup"));
+    let output = command.arg("--root").arg(fake.root()).arg("status").stdout(full).output().unwrap();
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("cannot write to standard output"), "{}", stderr(&output));
+}
+
+#[test]
 fn status_for_people() {
     let fake = machine();
     fake.mount("40 22 259:0 / /home rw - ext4 /dev/nvme0n1 rw");

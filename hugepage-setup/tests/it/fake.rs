@@ -422,8 +422,8 @@ impl Fake {
     /// Runs the program under test on this machine, from lock to unlock.
     pub fn run<T>(&mut self, what: impl FnOnce(&mut Machine<&mut Fake>) -> T) -> T {
         let sysfs = self.sysfs();
-        // It may have to wait: a child that another test's thread is just starting has a copy of the lock's file
-        // until it executes its program.
+        // It may have to wait: a child that another test's thread is just starting has a copy of the lock's
+        // file until it executes its program.
         let mut machine = Machine::open(sysfs, self, || ()).unwrap();
         what(&mut machine)
     }

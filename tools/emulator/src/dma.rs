@@ -110,7 +110,22 @@ impl Dma {
     }
 
     /// Whether all of a range may be reached.
+    #[inline(always)]
     pub(crate) fn check(&self, iova: u64, len: u64, want: Want) -> Result<(), Fault> {
+        if let Some(entry) = self.entries.get(self.recent.get())
+            && entry.iova <= iova
+            && iova < entry.end
+            && len <= entry.end - iova
+            && (want == Want::Read || entry.access == Access::ReadWrite)
+        {
+            return Ok(());
+        }
+        self.check_elsewhere(iova, len, want)
+    }
+
+    /// Not, or not only, in the mapping of the last look-up.
+    #[cold]
+    fn check_elsewhere(&self, iova: u64, len: u64, want: Want) -> Result<(), Fault> {
         self.pieces(iova, len, want, |_, _, _| {})
     }
 
@@ -175,7 +190,7 @@ impl Dma {
     }
 
     fn contiguous_words(&self, iova: u64, count: usize, want: Want) -> Result<NonNull<AtomicU64>, Fault> {
-        if iova % 8 != 0 {
+        if !iova.is_multiple_of(8) {
             return Err(Fault);
         }
         let len = (count as u64).checked_mul(8).ok_or(Fault)?;

@@ -117,7 +117,7 @@ impl Controller {
         let [iova, _] = command.dptr;
         if command.cdw11 & QUEUE_PC == 0 {
             Err(Status::INVALID_FIELD.with_dnr())
-        } else if iova % self.page() != 0 {
+        } else if !iova.is_multiple_of(self.page()) {
             Err(Status::PRP_OFFSET_INVALID.with_dnr())
         } else {
             Ok(iova)
@@ -159,7 +159,7 @@ impl Controller {
 
     fn identify(&mut self, command: &Command) -> Result<u32, Status> {
         let page = identify(&self.config, command)?;
-        self.to_host(command, &page[..], page.len() as u64)
+        self.send(command, &page[..], page.len() as u64)
     }
 
     fn set_features(&mut self, command: &Command) -> Result<u32, Status> {
@@ -194,11 +194,11 @@ impl Controller {
         // No log page is kept per namespace.
         let wrong_nsid = command.nsid != 0 && command.nsid != NSID_ALL;
         let wrong_offset =
-            offset % 4 != 0 || offset > log.len() as u64 || command.cdw14 & OFFSET_IS_INDEX != 0;
+            !offset.is_multiple_of(4) || offset > log.len() as u64 || command.cdw14 & OFFSET_IS_INDEX != 0;
         if wrong_nsid || wrong_offset || dwords * 4 > self.nvm.max_transfer() {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
-        self.to_host(command, &log[offset as usize..], dwords * 4)?;
+        self.send(command, &log[offset as usize..], dwords * 4)?;
         if command.cdw10 & RETAIN_EVENT == 0 {
             self.events.acknowledge(page);
         }
@@ -241,7 +241,7 @@ impl Controller {
     }
 
     /// Writes data to the host: `bytes`, then zeros up to `len`.
-    fn to_host(&mut self, command: &Command, bytes: &[u8], len: u64) -> Result<u32, Status> {
+    fn send(&mut self, command: &Command, bytes: &[u8], len: u64) -> Result<u32, Status> {
         let mut bytes = bytes;
         for run in self.nvm.transfer.admin(&self.dma, command, len, Want::Write)? {
             let Some(iova) = run.iova else { continue };

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 use kiovec::spec::log::AsyncEvent;
-use kiovec::spec::{ErrorLogEntry, LogPage, Status};
+use kiovec::spec::{Command, ErrorLogEntry, LogPage, Status};
 
 /// Entries of the error log.
 pub(crate) const ERROR_ENTRIES: usize = 64;
@@ -21,11 +21,32 @@ pub(crate) struct ErrorLog {
 
 impl ErrorLog {
     /// Adds an entry; the oldest makes room. Its number is filled in.
-    pub(crate) fn add(&mut self, mut entry: ErrorLogEntry) {
+    fn add(&mut self, mut entry: ErrorLogEntry) {
         self.count += 1;
         entry.error_count = self.count;
         self.entries.truncate(ERROR_ENTRIES - 1);
         self.entries.push_front(entry);
+    }
+
+    /// Adds an entry for a command that failed.
+    #[cold]
+    pub(crate) fn add_failed(&mut self, sqid: u16, command: &Command, status: Status) {
+        self.add(ErrorLogEntry {
+            sqid,
+            cid: command.cid,
+            status_phase: status.0 << 1,
+            parameter_error_location: 0xffff,
+            // An Admin command concerns no block.
+            lba: if sqid == 0 { 0 } else { command.slba() },
+            nsid: command.nsid,
+            ..ErrorLogEntry::default()
+        });
+    }
+
+    /// Adds an entry for an error that no command made.
+    pub(crate) fn add_queue_error(&mut self, qid: u16) {
+        let (cid, parameter_error_location) = (0xffff, 0xffff);
+        self.add(ErrorLogEntry { sqid: qid, cid, parameter_error_location, ..ErrorLogEntry::default() });
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = &ErrorLogEntry> {
@@ -36,24 +57,6 @@ impl ErrorLog {
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
-}
-
-/// An entry for a command that failed.
-pub(crate) fn failed_command(sqid: u16, cid: u16, status: Status, lba: u64, nsid: u32) -> ErrorLogEntry {
-    ErrorLogEntry {
-        sqid,
-        cid,
-        status_phase: status.0 << 1,
-        parameter_error_location: 0xffff,
-        lba,
-        nsid,
-        ..ErrorLogEntry::default()
-    }
-}
-
-/// An entry for an error that no command made.
-pub(crate) fn queue_error(qid: u16) -> ErrorLogEntry {
-    ErrorLogEntry { sqid: qid, cid: 0xffff, parameter_error_location: 0xffff, ..ErrorLogEntry::default() }
 }
 
 /// Asynchronous Event Requests that wait for something to happen, and events that wait for a request.
@@ -168,7 +171,8 @@ mod tests {
     fn the_log_keeps_the_newest() {
         let mut log = ErrorLog::default();
         for cid in 0..100 {
-            log.add(failed_command(1, cid, Status::LBA_OUT_OF_RANGE.with_dnr(), 5, 1));
+            let command = Command { cid, ..Command::read(1, 5, 0) };
+            log.add_failed(1, &command, Status::LBA_OUT_OF_RANGE.with_dnr());
         }
         assert_eq!(log.entries().count(), ERROR_ENTRIES);
         let newest = log.entries().next().unwrap();

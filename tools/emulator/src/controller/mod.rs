@@ -90,7 +90,7 @@ pub(crate) struct Controller {
     errors: ErrorLog,
     nvm: Nvm,
     counters: Counters,
-    /// Idle polls between two looks at doorbells of queues that there are not.
+    /// Idle polls between two looks at doorbells of queues that there are not. A power of two.
     scan_interval: u32,
     idle_polls: u32,
 }
@@ -223,7 +223,7 @@ impl Controller {
         if self.gone || !self.pci.decodes_memory() {
             return ONES;
         }
-        let half = |value: u64| (if offset % 8 == 0 { value } else { value >> 32 }) as u32;
+        let half = |value: u64| (if offset.is_multiple_of(8) { value } else { value >> 32 }) as u32;
         match offset {
             registers::CAP | 0x04 => half(self.cap().into_bits()),
             registers::VS => identify::VERSION.into_bits(),
@@ -412,21 +412,20 @@ impl Controller {
                 fault = true;
                 break;
             };
-            counters.io_commands += 1;
             let status = nvm.execute(dma, &command, counters);
             if !status.is_success() {
-                let entry = log::failed_command(qid, command.cid, status, command.slba(), command.nsid);
-                self.errors.add(entry);
                 counters.errors += 1;
+                self.errors.add_failed(qid, &command, status);
             }
             let entry = completion(sq, qid, command.cid, 0, status);
             if cq.post(dma, entry).is_err() {
                 fault = true;
                 break;
             }
-            counters.completions += 1;
             done += 1;
         }
+        counters.io_commands += done as u64;
+        counters.completions += done as u64;
         if fault {
             self.fail();
         }
@@ -438,6 +437,9 @@ impl Controller {
         let Some(sq) = &mut self.sqs[0] else { return 0 };
         let value = self.doorbells.tail(0).load(Ordering::Acquire);
         let bad = note(sq.notice(value), &mut self.counters.sq_doorbells);
+        if !bad && sq.is_empty() && self.backlog.is_empty() && !self.events.is_due() {
+            return 0;
+        }
         let mut work = self.after_doorbell(bad, 0);
         loop {
             work += self.post_admin();
@@ -448,7 +450,7 @@ impl Controller {
             work += 1;
             if let Some(answer) = self.admin(&command) {
                 if let Err(status) = answer {
-                    self.errors.add(log::failed_command(0, command.cid, status, 0, command.nsid));
+                    self.errors.add_failed(0, &command, status);
                 }
                 self.complete_admin(command.cid, answer);
             }
@@ -519,7 +521,7 @@ impl Controller {
             }
         }
         self.idle_polls = self.idle_polls.wrapping_add(1);
-        if self.idle_polls.is_multiple_of(self.scan_interval) {
+        if self.idle_polls & (self.scan_interval - 1) == 0 {
             work += self.find_stray_doorbells();
         }
         work
@@ -562,7 +564,7 @@ impl Controller {
     #[cold]
     fn doorbell_error(&mut self, qid: u16, info: u8) {
         self.counters.bad_doorbells += 1;
-        self.errors.add(log::queue_error(qid));
+        self.errors.add_queue_error(qid);
         self.events.raise(AsyncEvent::new(AsyncEvent::TYPE_ERROR, info, LogPage::ERROR));
     }
 

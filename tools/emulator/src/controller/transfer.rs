@@ -34,6 +34,8 @@ pub(crate) struct Pointer {
 #[derive(Debug)]
 pub(crate) struct Transfer {
     runs: Vec<Run>,
+    /// The run of a transfer within one page, which is most of them.
+    single: [Run; 1],
     /// Bytes of a memory page, from CC.MPS.
     page: u64,
     sgl: Sgl,
@@ -41,7 +43,7 @@ pub(crate) struct Transfer {
 
 impl Transfer {
     pub(crate) fn new(sgl: Sgl) -> Transfer {
-        Transfer { runs: Vec::new(), page: 4096, sgl }
+        Transfer { runs: Vec::new(), single: [Run { iova: None, len: 0 }], page: 4096, sgl }
     }
 
     /// CC.MPS has changed.
@@ -50,8 +52,25 @@ impl Transfer {
     }
 
     /// The memory that an I/O command moves `len` bytes through, checked to be reachable.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn io(
+        &mut self,
+        dma: &Dma,
+        command: &Command,
+        len: u64,
+        want: Want,
+    ) -> Result<&[Run], Status> {
+        let [first, _] = command.dptr;
+        let within_page = first.is_multiple_of(4) && self.offset(first) + len <= self.page;
+        if within_page && command.flags & PSDT_MASK == PSDT_PRP {
+            dma.check(first, len, want).map_err(unreachable_memory)?;
+            self.single = [Run { iova: Some(first), len }];
+            return Ok(&self.single);
+        }
+        self.io_of_any_shape(dma, command, len, want)
+    }
+
+    fn io_of_any_shape(
         &mut self,
         dma: &Dma,
         command: &Command,
@@ -83,10 +102,10 @@ impl Transfer {
         self.runs.clear();
         let [first, second] = pointer.dptr;
         // PRP1 may begin anywhere in a page, on a dword.
-        if first % 4 != 0 {
+        if !first.is_multiple_of(4) {
             return Err(Status::PRP_OFFSET_INVALID.with_dnr());
         }
-        let here = (self.page - first % self.page).min(pointer.len);
+        let here = (self.page - self.offset(first)).min(pointer.len);
         self.push(first, here);
         match pointer.len - here {
             0 => {}
@@ -102,12 +121,12 @@ impl Transfer {
     /// Walks the list at `list` for `rest` bytes, which are more than a page.
     fn prp_list(&mut self, dma: &Dma, list: u64, mut rest: u64) -> Result<(), Status> {
         // The first list may begin anywhere in its page, on a qword; the others at its start.
-        if list % 8 != 0 {
+        if !list.is_multiple_of(8) {
             return Err(Status::PRP_OFFSET_INVALID.with_dnr());
         }
         let mut list = list;
         loop {
-            let slots = (self.page - list % self.page) / 8;
+            let slots = (self.page - self.offset(list)) / 8;
             let needed = rest.div_ceil(self.page);
             // The last entry of a page points to the next one, but only if one more is needed.
             let entries = if needed > slots { slots - 1 } else { needed };
@@ -128,10 +147,16 @@ impl Transfer {
         }
     }
 
+    /// Where in its page an address lies. Pages are powers of two: no division on this path.
+    #[inline]
+    fn offset(&self, address: u64) -> u64 {
+        address & (self.page - 1)
+    }
+
     /// Every entry but PRP1 and the first list pointer has offset 0 (Base 2.0, section 4.1.1).
     #[inline]
     fn entry(&self, entry: u64) -> Result<(), Status> {
-        if entry % self.page == 0 { Ok(()) } else { Err(Status::PRP_OFFSET_INVALID.with_dnr()) }
+        if self.offset(entry) == 0 { Ok(()) } else { Err(Status::PRP_OFFSET_INVALID.with_dnr()) }
     }
 
     /// Walks an SGL (Base 2.0, section 4.1.2).
@@ -203,7 +228,7 @@ impl Transfer {
             // A bit bucket counts for nothing where the host is the source.
             len = 0;
         }
-        if !bucket && self.sgl == Sgl::Dword && (descriptor.address % 4 != 0 || len % 4 != 0) {
+        if !bucket && self.sgl == Sgl::Dword && !(descriptor.address | len).is_multiple_of(4) {
             return Err(Status::SGL_DATA_BLOCK_GRANULARITY_INVALID.with_dnr());
         }
         // SGLS says that an SGL may not be longer than the data.
@@ -262,7 +287,10 @@ fn segment(descriptor: &Descriptor) -> Result<Segment, Status> {
         return Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr());
     }
     // Descriptors are qword aligned.
-    if descriptor.length == 0 || !descriptor.length.is_multiple_of(16) || descriptor.address % 8 != 0 {
+    if descriptor.length == 0
+        || !descriptor.length.is_multiple_of(16)
+        || !descriptor.address.is_multiple_of(8)
+    {
         return Err(Status::INVALID_SGL_SEGMENT_DESCRIPTOR.with_dnr());
     }
     Ok(Segment {

@@ -86,10 +86,12 @@ fn a_controller_that_is_never_ready() {
     }
 }
 
+type Case = (&'static str, fn(&Host, Cc));
+
 #[test]
 fn an_impossible_configuration_is_fatal() {
     let cc = Host::usual_cc();
-    let wrong: [(&str, fn(&Host, Cc)); 9] = [
+    let wrong: [Case; 9] = [
         ("css", |host, cc| host.write_cc(cc.with_css(CSS_ALL))),
         ("mps too large", |host, cc| host.write_cc(cc.with_mps(5))),
         ("ams", |host, cc| host.write_cc(cc.with_ams(1))),

@@ -1,0 +1,102 @@
+//! The judge: a namespace as the kernel's own driver reads and writes it.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kiovec_tests::machine::Controller;
+use kiovec_tests::pattern::{self, Extent};
+
+use crate::{Verdict, ensure, uevent};
+
+/// Direct I/O needs memory as aligned as the largest block.
+const ALIGN: usize = 4096;
+/// Bytes per call.
+const CHUNK: u64 = 1 << 20;
+
+/// Bytes at an address that is a multiple of [`ALIGN`].
+#[derive(Debug)]
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    fn new(len: usize) -> Self {
+        let bytes = vec![0_u8; len + ALIGN];
+        let start = bytes.as_ptr().align_offset(ALIGN);
+        Self { bytes, start, len }
+    }
+
+    fn get(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+/// The block device of the namespace, as soon as the kernel has made it.
+pub fn path(controller: &Controller, nsid: u32) -> Result<PathBuf, String> {
+    let what = format!("block device of namespace {nsid} of {}", controller.bdf());
+    uevent::wait_for(&what, Duration::from_secs(20), || find(controller, nsid))
+}
+
+/// By serial number and namespace: the names are in the order in which the controllers happened to get ready.
+fn find(controller: &Controller, nsid: u32) -> Option<PathBuf> {
+    let text =
+        |path: PathBuf| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let ours = |block: &PathBuf| {
+        text(block.join("device/serial")) == controller.serial && text(block.join("nsid")) == nsid.to_string()
+    };
+    let blocks = fs::read_dir("/sys/block").ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(ours);
+    // With native multipath each path has a hidden block device of its own, without a node, beside the real one.
+    let mut nodes = blocks.filter_map(|block| Some(Path::new("/dev").join(block.file_name()?)));
+    nodes.find(|node| node.exists())
+}
+
+fn open(controller: &Controller, nsid: u32) -> Result<(File, PathBuf), String> {
+    let path = path(controller, nsid)?;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path);
+    Ok((file.map_err(|e| format!("{}: {e}", path.display()))?, path))
+}
+
+/// Calls `each` with every stretch of the extent, at most [`CHUNK`] long.
+fn chunks(extent: &Extent, mut each: impl FnMut(u64, usize) -> Verdict) -> Verdict {
+    let mut offset = extent.offset;
+    while offset < extent.end() {
+        let len = CHUNK.min(extent.end() - offset);
+        each(offset, len as usize)?;
+        offset += len;
+    }
+    Ok(())
+}
+
+/// Writes the extent's pattern.
+pub fn write(controller: &Controller, extent: &Extent) -> Verdict {
+    let (file, path) = open(controller, extent.nsid)?;
+    let failed = |e| format!("writing {extent} to {}: {e}", path.display());
+    chunks(extent, |offset, len| {
+        let mut buffer = Aligned::new(len);
+        pattern::fill(extent.seed, offset, buffer.get());
+        file.write_all_at(buffer.get(), offset).map_err(failed)
+    })?;
+    file.sync_all().map_err(failed)
+}
+
+/// Reads the extent and compares it with its pattern.
+pub fn verify(controller: &Controller, extent: &Extent) -> Verdict {
+    let (file, path) = open(controller, extent.nsid)?;
+    chunks(extent, |offset, len| {
+        let mut buffer = Aligned::new(len);
+        file.read_exact_at(buffer.get(), offset)
+            .map_err(|e| format!("reading {extent} of {}: {e}", path.display()))?;
+        let wrong = pattern::mismatch(extent.seed, offset, buffer.get());
+        ensure!(
+            wrong.is_none(),
+            "{}: {extent} differs at byte {}",
+            path.display(),
+            wrong.unwrap_or_default()
+        );
+        Ok(())
+    })
+}

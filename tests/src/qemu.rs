@@ -1,0 +1,400 @@
+//! Booting a [`Machine`] under QEMU and reading its report.
+//!
+//! Software emulation only: the tests ask for correctness, and a machine without KVM has to give the same answer
+//! as one with it.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdout, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::machine::{Content, Controller, Machine, Mdts, Namespace};
+use crate::process;
+use crate::report::{EXIT_PORT, Ending, Line};
+
+/// The program.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What is booted.
+#[derive(Debug)]
+pub struct Boot {
+    /// An ELF kernel with a PVH entry, or a bzImage.
+    pub kernel: PathBuf,
+    /// The archive with /init.
+    pub initramfs: PathBuf,
+    /// What [`Mdts::Largest`] is here.
+    pub largest_mdts: u8,
+}
+
+/// Why a machine did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// QEMU is not there.
+    #[error("cannot run {PROGRAM}: {0}; install it with: tests/install")]
+    NoQemu(#[source] io::Error),
+    /// A file of the run.
+    #[error("{0}: {1}")]
+    File(PathBuf, #[source] io::Error),
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Run {
+    /// The report.
+    pub lines: Vec<Line>,
+    /// How QEMU ended.
+    pub ending: Ending,
+    /// What QEMU itself complained of.
+    pub complaints: String,
+}
+
+/// The files of one run.
+#[derive(Debug)]
+struct Files {
+    directory: PathBuf,
+}
+
+impl Files {
+    fn console(&self) -> PathBuf {
+        self.directory.join("console.log")
+    }
+
+    fn complaints(&self) -> PathBuf {
+        self.directory.join("qemu.log")
+    }
+
+    fn medium(&self, controller: &Controller, namespace: &Namespace) -> PathBuf {
+        self.directory.join(format!("{}-{}.raw", controller.serial, namespace.nsid))
+    }
+}
+
+/// The largest MDTS that this QEMU's controller takes: none at all (0), or the 2 MiB (9) that newer ones allow.
+pub fn largest_mdts() -> Result<u8, Error> {
+    const NO_LIMIT: u8 = 0;
+    const TWO_MIB: u8 = 9;
+    let mut probe = Command::new(PROGRAM)
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg",
+            "-S",
+        ])
+        .args(["-device", &format!("nvme,serial=probe,mdts={NO_LIMIT}"), "-monitor", "stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(Error::NoQemu)?;
+    // One that refuses the device ends without reading this.
+    let _ = probe.stdin.take().map(|mut monitor| monitor.write_all(b"quit\n"));
+    let status = process::wait(&mut probe, Duration::from_secs(60)).map_err(Error::NoQemu)?;
+    Ok(if status.is_some_and(|status| status.success()) { NO_LIMIT } else { TWO_MIB })
+}
+
+/// Boots `machine` with media of its own in `directory` and waits for its end. Each line of the report goes to
+/// `heard` as it comes. The guest's console stays in `directory`/console.log; the media are removed.
+pub fn run(
+    machine: &Machine,
+    boot: &Boot,
+    directory: &Path,
+    heard: impl FnMut(&Line) + Send,
+) -> Result<Run, Error> {
+    let files = Files { directory: directory.to_owned() };
+    make_media(machine, &files)?;
+    let outcome = run_with(machine, boot, &files, heard);
+    for_media(machine, |controller, namespace| {
+        let path = files.medium(controller, namespace);
+        fs::remove_file(&path).map_err(|e| Error::File(path, e))
+    })?;
+    outcome
+}
+
+fn run_with(
+    machine: &Machine,
+    boot: &Boot,
+    files: &Files,
+    heard: impl FnMut(&Line) + Send,
+) -> Result<Run, Error> {
+    let log = files.complaints();
+    let complaints = File::create(&log).map_err(|e| Error::File(log.clone(), e))?;
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(arguments(machine, boot, files))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(complaints);
+    end_with_parent(&mut command);
+    let mut child = command.spawn().map_err(Error::NoQemu)?;
+    let report = child.stdout.take();
+    let (lines, status) = thread::scope(|scope| {
+        let reader = scope.spawn(|| report.map_or_else(Vec::new, |report| read_report(report, heard)));
+        let status = process::wait(&mut child, machine.limit);
+        (reader.join().unwrap_or_default(), status)
+    });
+    let status = status.map_err(Error::NoQemu)?;
+    let complaints = fs::read_to_string(&log).map_err(|e| Error::File(log, e))?;
+    Ok(Run { lines, ending: ending(status), complaints })
+}
+
+fn ending(status: Option<ExitStatus>) -> Ending {
+    match status {
+        None => Ending::TooLong,
+        Some(status) => match status.code() {
+            Some(code) => Ending::Code(code),
+            None => Ending::Signal(status.signal().unwrap_or_default()),
+        },
+    }
+}
+
+/// QEMU must not outlive a runner that was killed: nobody would be left to enforce its limit.
+fn end_with_parent(command: &mut Command) {
+    let die = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?);
+    // SAFETY: between fork and exec only one system call is made; nothing is allocated and no lock is taken.
+    unsafe { command.pre_exec(die) };
+}
+
+fn read_report(report: ChildStdout, mut heard: impl FnMut(&Line)) -> Vec<Line> {
+    let mut lines = Vec::new();
+    // Bytes, not text: firmware or a dying guest may write anything.
+    for bytes in BufReader::new(report).split(b'\n').map_while(Result::ok) {
+        if let Some(line) = Line::parse(&String::from_utf8_lossy(&bytes)) {
+            heard(&line);
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+fn arguments(machine: &Machine, boot: &Boot, files: &Files) -> Vec<String> {
+    let mut arguments: Vec<String> =
+        ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"].map(String::from).into();
+    let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+    // Interrupt remapping needs the split interrupt controller; it changes nothing for a machine without.
+    add("-machine", "q35,kernel-irqchip=split".into());
+    // With a thread for each processor, QEMU up to 10.0 at least aborts now and then (iotlb_to_section) when one
+    // processor enables or disables a BAR while another runs; and every opening of a device does that.
+    add("-accel", "tcg,thread=single".into());
+    add("-cpu", "max".into());
+    add("-smp", machine.processors.to_string());
+    // With less, 64 hugepages cannot be had.
+    add("-m", "768M".into());
+    if let Some(iommu) = machine.iommu {
+        let remapping = if iommu.interrupt_remapping { "on" } else { "off" };
+        let bits = iommu.address_bits;
+        add("-device", format!("intel-iommu,intremap={remapping},caching-mode=on,aw-bits={bits}"));
+    }
+    for controller in machine.controllers {
+        add("-device", controller_device(controller, boot.largest_mdts).to_string());
+        for namespace in controller.namespaces {
+            let node = format!("{}-{}", controller.serial, namespace.nsid);
+            add("-blockdev", medium_node(&node, &files.medium(controller, namespace)).to_string());
+            add("-device", namespace_device(controller, namespace, &node).to_string());
+        }
+    }
+    // The kernel's console and the report go separate ways, so that neither can cut into the other's lines.
+    add(
+        "-chardev",
+        format!("file,id=console,path={}", files.console().display().to_string().replace(',', ",,")),
+    );
+    add("-serial", "chardev:console".into());
+    add("-serial", "stdio".into());
+    add("-device", format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4"));
+    add("-kernel", boot.kernel.display().to_string());
+    add("-initrd", boot.initramfs.display().to_string());
+    add("-append", format!("console=ttyS0 quiet panic=-1 intel_iommu=on kiovec.machine={}", machine.name));
+    arguments
+}
+
+fn controller_device(controller: &Controller, largest_mdts: u8) -> Value {
+    let mdts = match controller.mdts {
+        Mdts::Pages(exponent) => exponent,
+        Mdts::Largest => largest_mdts,
+    };
+    json!({
+        "driver": "nvme",
+        "id": controller.serial,
+        "serial": controller.serial,
+        "mdts": mdts,
+        "multifunction": controller.multifunction,
+        "bus": "pcie.0",
+        "addr": format!("{:x}.{:x}", controller.address.slot, controller.address.function),
+    })
+}
+
+fn namespace_device(controller: &Controller, namespace: &Namespace, node: &str) -> Value {
+    json!({
+        "driver": "nvme-ns",
+        "drive": node,
+        "bus": controller.serial,
+        "nsid": namespace.nsid,
+        "logical_block_size": namespace.block,
+        "physical_block_size": namespace.block,
+    })
+}
+
+fn medium_node(node: &str, path: &Path) -> Value {
+    json!({ "driver": "file", "node-name": node, "filename": path.display().to_string(), "discard": "unmap" })
+}
+
+fn for_media(
+    machine: &Machine,
+    mut each: impl FnMut(&Controller, &Namespace) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for controller in machine.controllers {
+        controller.namespaces.iter().try_for_each(|namespace| each(controller, namespace))?;
+    }
+    Ok(())
+}
+
+fn make_media(machine: &Machine, files: &Files) -> Result<(), Error> {
+    fs::create_dir_all(&files.directory).map_err(|e| Error::File(files.directory.clone(), e))?;
+    for_media(machine, |controller, namespace| {
+        let path = files.medium(controller, namespace);
+        make_medium(&path, namespace).map_err(|e| Error::File(path, e))
+    })
+}
+
+fn make_medium(path: &Path, namespace: &Namespace) -> io::Result<()> {
+    let file = File::create(path)?;
+    file.set_len(namespace.size)?;
+    match namespace.content {
+        Content::Blank => Ok(()),
+        Content::SwapPartition => write_swap_partition(&file, namespace.size),
+        Content::FileSystem => file.write_all_at(&empty_romfs(), 0),
+    }
+}
+
+/// A DOS partition table with one partition from 1 MiB to the end, and in it the header that `mkswap` would write.
+fn write_swap_partition(file: &File, size: u64) -> io::Result<()> {
+    const PAGE: u64 = 4096;
+    const START: u64 = 1 << 20;
+    let sectors = |bytes: u64| ((bytes / 512) as u32).to_le_bytes();
+    let mut entry = [0; 16];
+    entry[4] = 0x82; // Linux swap
+    entry[8..12].copy_from_slice(&sectors(START));
+    entry[12..16].copy_from_slice(&sectors(size - START));
+    file.write_all_at(&entry, 446)?;
+    file.write_all_at(&[0x55, 0xaa], 510)?;
+    // After the boot sector's 1024 bytes: version, last page, bad pages; the magic ends the first page.
+    let last_page = ((size - START) / PAGE - 1) as u32;
+    file.write_all_at(&[1_u32.to_le_bytes(), last_page.to_le_bytes(), [0; 4]].concat(), START + 1024)?;
+    file.write_all_at(b"SWAPSPACE2", START + PAGE - 10)
+}
+
+/// A romfs with nothing but its root (the kernel's Documentation/filesystems/romfs.rst): the superblock, and the
+/// header of a directory that begins with itself.
+fn empty_romfs() -> [u8; 64] {
+    const ROOT: u32 = 32;
+    const DIRECTORY: u32 = 1;
+    let mut image = [0; 64];
+    let mut put = |at: usize, data: &[u8]| image[at..at + data.len()].copy_from_slice(data);
+    put(0, b"-rom1fs-");
+    put(8, &64_u32.to_be_bytes());
+    put(ROOT as usize, &DIRECTORY.to_be_bytes());
+    put(ROOT as usize + 4, &ROOT.to_be_bytes());
+    put(ROOT as usize + 16, b".");
+    let sum = romfs_sum(&image);
+    image[12..16].copy_from_slice(&sum.wrapping_neg().to_be_bytes());
+    image
+}
+
+/// The sum of big-endian words, which is 0 in a good image.
+fn romfs_sum(image: &[u8]) -> u32 {
+    let words =
+        image.chunks_exact(4).map(|word| word.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)));
+    words.fold(0, u32::wrapping_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{self, DISK, MACHINES, OTHER_TWIN};
+    use std::collections::BTreeSet;
+
+    fn arguments_of(machine: &Machine) -> Vec<String> {
+        let boot = Boot { kernel: "/k/vmlinux".into(), initramfs: "/k/initramfs".into(), largest_mdts: 0 };
+        arguments(machine, &boot, &Files { directory: "/run,1".into() })
+    }
+
+    fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
+        let pairs = arguments.windows(2).filter(|pair| pair[0] == option);
+        pairs.map(|pair| pair[1].as_str()).collect()
+    }
+
+    #[test]
+    fn every_device_hangs_on_a_node_and_a_bus_that_exist() {
+        for machine in MACHINES {
+            let arguments = arguments_of(machine);
+            let parsed = |option| {
+                let json = values(&arguments, option).into_iter().filter(|value| value.starts_with('{'));
+                json.map(|value| serde_json::from_str::<Value>(value).expect("JSON")).collect::<Vec<_>>()
+            };
+            let nodes: BTreeSet<String> =
+                parsed("-blockdev").iter().map(|n| n["node-name"].to_string()).collect();
+            let devices = parsed("-device");
+            let of = |driver: &'static str| devices.iter().filter(move |device| device["driver"] == driver);
+            let buses: BTreeSet<String> = of("nvme").map(|d| d["id"].to_string()).collect();
+            assert_eq!(buses.len(), machine.controllers.len());
+            for namespace in of("nvme-ns") {
+                assert!(nodes.contains(&namespace["drive"].to_string()), "{namespace}");
+                assert!(buses.contains(&namespace["bus"].to_string()), "{namespace}");
+            }
+            assert_eq!(nodes.len(), of("nvme-ns").count());
+        }
+    }
+
+    #[test]
+    fn the_iommu_is_as_described() {
+        let iommu = |machine: &Machine| {
+            values(&arguments_of(machine), "-device")
+                .into_iter()
+                .find(|d| d.starts_with("intel-iommu"))
+                .map(str::to_owned)
+        };
+        let main = machine::find("main").expect("main");
+        assert_eq!(iommu(main).as_deref(), Some("intel-iommu,intremap=on,caching-mode=on,aw-bits=48"));
+        assert_eq!(iommu(machine::find("no-iommu").expect("no-iommu")), None);
+    }
+
+    #[test]
+    fn controllers_and_namespaces_are_as_described() {
+        assert_eq!(controller_device(&OTHER_TWIN, 0)["addr"], "13.1");
+        assert_eq!(controller_device(&OTHER_TWIN, 0)["multifunction"], true);
+        let namespace = namespace_device(&DISK, &DISK.namespaces[1], "n");
+        assert_eq!((&namespace["nsid"], &namespace["logical_block_size"]), (&json!(2), &json!(4096)));
+    }
+
+    #[test]
+    fn a_comma_in_a_path_is_escaped() {
+        let arguments = arguments_of(&MACHINES[0]);
+        assert_eq!(values(&arguments, "-chardev"), ["file,id=console,path=/run,,1/console.log"]);
+    }
+
+    #[test]
+    fn the_file_system_adds_up() {
+        assert_eq!(romfs_sum(&empty_romfs()), 0);
+    }
+
+    #[test]
+    fn the_swap_partition_is_where_the_table_says() {
+        let path = std::env::temp_dir().join(format!("kiovec-swap-{}", std::process::id()));
+        let namespace = Namespace { nsid: 1, size: 16 << 20, block: 512, content: Content::SwapPartition };
+        make_medium(&path, &namespace).expect("written");
+        let bytes = fs::read(&path).expect("read");
+        fs::remove_file(&path).expect("removed");
+        let start = u32::from_le_bytes(bytes[454..458].try_into().expect("four bytes")) as usize * 512;
+        assert_eq!(bytes.len(), 16 << 20);
+        assert_eq!(&bytes[start + 4086..start + 4096], b"SWAPSPACE2");
+    }
+}

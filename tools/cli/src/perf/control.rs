@@ -1,0 +1,107 @@
+//! What the supervisor and the workers tell each other while they run: a phase down, counts up.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+/// Where a run is. Phases only ever move on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Queues and memory are made; the range is filled, if it has to be.
+    Prepare,
+    /// As in the measurement, not counted.
+    WarmUp,
+    Measure,
+    /// What is in flight ends; what was written is read back, if it has to be.
+    Finish,
+    /// What is in flight ends, and nothing else begins: the user has had enough.
+    Stop,
+    /// Nothing is waited for: the device is gone.
+    Abort,
+}
+
+const PHASES: [Phase; 6] =
+    [Phase::Prepare, Phase::WarmUp, Phase::Measure, Phase::Finish, Phase::Stop, Phase::Abort];
+
+#[derive(Debug)]
+pub struct Control {
+    phase: AtomicU8,
+    pub gauges: Vec<Gauge>,
+}
+
+/// What a worker shows of itself. Alone on its cache lines: it is written all the time.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Gauge {
+    ios: AtomicU64,
+    busy: AtomicBool,
+    ready: AtomicBool,
+}
+
+impl Control {
+    pub fn new(workers: usize) -> Control {
+        let gauges = std::iter::repeat_with(Gauge::default).take(workers).collect();
+        Control { phase: AtomicU8::new(Phase::Prepare as u8), gauges }
+    }
+
+    #[inline(always)]
+    pub fn phase(&self) -> Phase {
+        PHASES[usize::from(self.phase.load(Ordering::Relaxed)).min(PHASES.len() - 1)]
+    }
+
+    /// Goes on to a phase, unless a later one has begun.
+    pub fn advance(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::Relaxed);
+    }
+
+    /// I/Os of all workers since they began, of whatever stage.
+    pub fn ios(&self) -> u64 {
+        self.gauges.iter().map(Gauge::ios).sum()
+    }
+
+    pub fn all_ready(&self) -> bool {
+        self.gauges.iter().all(|gauge| gauge.ready.load(Ordering::Relaxed))
+    }
+}
+
+impl Gauge {
+    #[inline(always)]
+    pub fn set_ios(&self, ios: u64) {
+        self.ios.store(ios, Ordering::Relaxed);
+    }
+
+    pub fn ios(&self) -> u64 {
+        self.ios.load(Ordering::Relaxed)
+    }
+
+    /// While it is busy, completions are expected of it.
+    pub fn set_busy(&self, busy: bool) {
+        self.busy.store(busy, Ordering::Relaxed);
+    }
+
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_only_move_on() {
+        let control = Control::new(1);
+        for (to, now) in [
+            (Phase::WarmUp, Phase::WarmUp),
+            (Phase::Stop, Phase::Stop),
+            (Phase::Measure, Phase::Stop),
+            (Phase::Abort, Phase::Abort),
+        ] {
+            control.advance(to);
+            assert_eq!(control.phase(), now);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What a run is going to do: the options, as they apply to one device.
+
+use hugepage_setup::Bytes;
+use kiovec::{DataForm, Namespace};
+
+use super::options::Options;
+use super::random;
+use super::verify::Ledger;
+use super::workload::Mix;
+use crate::device::Opened;
+use crate::{Error, Result};
+
+/// What all ledgers of a run may take.
+const LEDGER_BYTES: u64 = 256 << 20;
+/// Commands that a queue pair holds at most.
+const MAX_COMMANDS: u64 = 4096;
+/// The largest transfer of one command: larger lists serve nobody.
+const MAX_TRANSFER: u64 = 2 << 20;
+/// An I/O's data begins on a page of its own.
+const PAGE: u64 = 4096;
+
+/// A run, with everything decided.
+#[derive(Debug)]
+pub struct Job {
+    pub namespace: Namespace,
+    pub block_size: u32,
+    pub io_size: u64,
+    /// I/Os in flight of each worker.
+    pub depth: u32,
+    pub mix: Mix,
+    pub verify: bool,
+    /// Whether the range is filled before, and read back afterwards.
+    pub fill: bool,
+    pub read_back: bool,
+    pub seed: u64,
+    pub data: DataForm,
+    pub cores: Vec<usize>,
+    pub parts: Vec<Part>,
+    /// Bytes that one command moves at most.
+    pub max_transfer: u64,
+    /// The emulator has no core for itself: whoever polls must let it run.
+    pub crowded: bool,
+}
+
+/// What one worker reads and writes: units of the size of an I/O, in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// The first block.
+    pub first: u64,
+    pub units: u64,
+    /// Blocks of a unit.
+    pub blocks: u64,
+}
+
+impl Part {
+    #[inline(always)]
+    pub fn lba_of(self, unit: u64) -> u64 {
+        self.first + unit * self.blocks
+    }
+
+    pub fn unit_at(self, lba: u64) -> u64 {
+        (lba - self.first) / self.blocks
+    }
+
+    /// As many equal parts as there are workers. What does not divide is left out.
+    fn split(self, workers: u64) -> Vec<Part> {
+        let units = self.units / workers;
+        (0..workers).map(|worker| Part { first: self.lba_of(worker * units), units, ..self }).collect()
+    }
+}
+
+impl Job {
+    pub fn new(options: &Options, opened: &Opened, cores: Vec<usize>, crowded: bool) -> Result<Job> {
+        let namespace = namespace(options, opened)?;
+        let nsid = namespace.nsid();
+        let block_size = namespace.block_size().ok_or_else(|| {
+            let what = format!("{}: the format of namespace {nsid} has no block size", options.device);
+            Error::Unsuitable(what + "; choose another with --nsid")
+        })?;
+        let whole = range(options, &namespace, block_size)?;
+        let parts = parts(options, whole, cores.len() as u64)?;
+        let units = parts.first().map_or(0, |part| part.units);
+        let controller = &opened.controller;
+        let mdts = controller.identity().max_transfer(controller.capabilities().mpsmin());
+        let job = Job {
+            block_size,
+            io_size: options.io_size,
+            // Verified I/Os keep off each other's blocks, so there are no more than units.
+            depth: if options.verify { options.io_depth.min(clamp(units)) } else { options.io_depth },
+            mix: Mix::new(options.io_pattern.is_random(), options.read_share()),
+            verify: options.verify,
+            fill: options.verify && !options.io_pattern.writes(),
+            read_back: options.verify && options.io_pattern.writes(),
+            seed: options.seed.unwrap_or_else(random::seed),
+            data: options.data.into(),
+            max_transfer: mdts.unwrap_or(u64::MAX).min(MAX_TRANSFER),
+            namespace,
+            cores,
+            parts,
+            crowded,
+        };
+        job.check_memory(options)?;
+        Ok(job)
+    }
+
+    /// Commands that a worker has in flight if all of its I/Os are.
+    pub fn queue_depth(&self) -> usize {
+        let commands = u64::from(self.depth).saturating_mul(self.io_size.div_ceil(self.max_transfer));
+        commands.min(MAX_COMMANDS) as usize
+    }
+
+    /// Bytes from the beginning of one I/O's data to the next one's.
+    pub fn stride(&self) -> u64 {
+        self.io_size.next_multiple_of(PAGE)
+    }
+
+    /// Bytes of data memory of a worker.
+    pub fn worker_bytes(&self) -> u64 {
+        self.stride().saturating_mul(self.depth.into())
+    }
+
+    /// Bytes of data memory of all workers.
+    pub fn data_bytes(&self) -> u64 {
+        self.worker_bytes().saturating_mul(self.cores.len() as u64)
+    }
+
+    fn check_memory(&self, options: &Options) -> Result<()> {
+        let units = self.parts.iter().map(|part| part.units).sum();
+        let ledger = if self.verify { Ledger::bytes(units) } else { 0 };
+        if ledger > LEDGER_BYTES {
+            let (needed, most) = (Bytes(ledger), Bytes(LEDGER_BYTES));
+            let most_units = LEDGER_BYTES / Ledger::bytes(1);
+            let range = Bytes(most_units.saturating_mul(self.io_size));
+            return Err(Error::Unsuitable(format!(
+                "--verify keeps a generation for each of {units} I/Os, {needed}, and {most} is the most; \
+                 restrict it to {range} with --range, or make I/Os larger with -o"
+            )));
+        }
+        let (needed, available) = (self.data_bytes(), available_memory());
+        if available.is_some_and(|available| needed > available) {
+            let available = Bytes(available.unwrap_or_default());
+            return Err(Error::Unsuitable(format!(
+                "-q {} and -o {} on {} cores need {} of data memory, and {available} are available; lower one of them",
+                options.io_depth,
+                self.io_size,
+                self.cores.len(),
+                Bytes(needed)
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn clamp(units: u64) -> u32 {
+    u32::try_from(units).unwrap_or(u32::MAX)
+}
+
+fn namespace(options: &Options, opened: &Opened) -> Result<Namespace> {
+    let nsid = match options.nsid {
+        Some(nsid) => nsid,
+        None => *opened.controller.active_namespaces()?.first().ok_or_else(|| {
+            Error::Unsuitable(format!("{} has no active namespace; see kiovec identify", options.device))
+        })?,
+    };
+    Ok(opened.controller.namespace(nsid)?)
+}
+
+/// The range in units of an I/O.
+fn range(options: &Options, namespace: &Namespace, block_size: u32) -> Result<Part> {
+    let (size, block_size) = (options.io_size, u64::from(block_size));
+    if size % block_size != 0 {
+        return Err(Error::Unsuitable(format!(
+            "-o {size}: an odd I/O size, namespace {} has blocks of {block_size} bytes; use a multiple of that",
+            namespace.nsid()
+        )));
+    }
+    let capacity = namespace.blocks();
+    let range = match &options.range {
+        Some(range) => range.resolve(block_size, capacity)?,
+        None => 0..capacity,
+    };
+    let (blocks, len) = (size / block_size, range.end - range.start);
+    if blocks > len {
+        let range = len.saturating_mul(block_size);
+        return Err(Error::Unsuitable(format!(
+            "-o {size}: an I/O is larger than the range, which has {range} bytes; use smaller I/Os"
+        )));
+    }
+    Ok(Part { first: range.start, units: len / blocks, blocks })
+}
+
+/// Random I/Os go everywhere; sequential and verified ones need a part for each worker alone.
+fn parts(options: &Options, whole: Part, workers: u64) -> Result<Vec<Part>> {
+    if options.io_pattern.is_random() && !options.verify {
+        return Ok(vec![whole; workers as usize]);
+    }
+    if whole.units < workers {
+        return Err(Error::Unsuitable(format!(
+            "-c: the range has room for {} I/Os of that size, too few for {workers} cores; use fewer cores",
+            whole.units
+        )));
+    }
+    Ok(whole.split(workers))
+}
+
+/// Memory that can be had without swapping, free hugepages included.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    let huge = value("HugePages_Free").unwrap_or(0).saturating_mul(value("Hugepagesize").unwrap_or(0));
+    Some(value("MemAvailable")?.saturating_add(huge).saturating_mul(1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_equal_and_follow_one_another() {
+        let whole = Part { first: 10, units: 11, blocks: 4 };
+        let parts = whole.split(3);
+        assert_eq!(parts.iter().map(|part| part.first).collect::<Vec<_>>(), [10, 22, 34]);
+        assert!(parts.iter().all(|part| (part.units, part.blocks) == (3, 4)));
+        assert_eq!(parts[1].unit_at(parts[1].lba_of(2)), 2);
+    }
+
+    #[test]
+    fn there_is_memory_available() {
+        assert!(available_memory().unwrap() > 1 << 20);
+    }
+}

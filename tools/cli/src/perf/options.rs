@@ -1,0 +1,267 @@
+//! The options of `kiovec perf`, with the letters that SPDK's perf gave them, and the checks that
+//! need no device.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use hugepage_setup::parse_bytes;
+use kiovec::DataForm;
+use kiovec_emulator::Media;
+
+use super::cores::Cores;
+use super::range::RangeOption;
+use crate::device::{Device, FORMS};
+use crate::output::{self, Format};
+use crate::{Error, Result};
+
+/// A month: longer than any stress test, and no clock overflows.
+const MAX_SECONDS: f64 = 31.0 * 86_400.0;
+/// The read share of mixed workloads without -M, as in fio.
+const READ_SHARE: u8 = 50;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    #[arg(default_value = "emulated", help = format!("The device: {FORMS}"))]
+    pub device: Device,
+
+    /// I/Os in flight on each core, 1 to 4096.
+    #[arg(short = 'q', long, value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub io_depth: u32,
+
+    /// Bytes of each I/O: 4096, 4k, 1M.
+    #[arg(short = 'o', long, value_name = "BYTES", default_value = "4096", value_parser = parse_bytes)]
+    pub io_size: u64,
+
+    /// What the I/Os are.
+    #[arg(short = 'w', long, value_enum, default_value_t = Pattern::Randread)]
+    pub io_pattern: Pattern,
+
+    /// Percentage of reads in rw and randrw; 50 without this.
+    #[arg(short = 'M', long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub rwmixread: Option<u8>,
+
+    /// Seconds to measure.
+    #[arg(short = 't', long, value_name = "SECONDS", default_value = "5", value_parser = duration)]
+    pub time: Duration,
+
+    /// Seconds to run before the measurement begins.
+    #[arg(short = 'a', long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub warmup_time: Duration,
+
+    /// Cores to run on, one thread and one queue pair each: 0,2 or 0-3 or 0x5 (a mask); without
+    /// this, one.
+    #[arg(short = 'c', long, value_name = "LIST", visible_alias = "core-mask")]
+    pub cores: Option<Cores>,
+
+    /// Show the histogram of latencies.
+    #[arg(short = 'L', long)]
+    pub latency_histogram: bool,
+
+    /// The namespace; without this, the first active one.
+    #[arg(long, value_name = "NSID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub nsid: Option<u32>,
+
+    /// The part of the namespace to use: START:LEN, or START-END with END not included. Plain
+    /// numbers are LBAs, numbers with a suffix (1G) are bytes.
+    #[arg(long, value_name = "RANGE")]
+    pub range: Option<RangeOption>,
+
+    /// Write blocks that say which LBA and which generation they are, and check every block read.
+    /// Read workloads write the range first; write workloads read it back at the end.
+    #[arg(long)]
+    pub verify: bool,
+
+    /// The seed of the random LBAs and of the data; without this, another one for each run.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// How data pointers are made.
+    #[arg(long, value_enum, default_value_t = Data::Auto)]
+    pub data: Data,
+
+    /// Write to a device that is no emulated one: what is on it is lost.
+    #[arg(long)]
+    pub yes_destroy_data: bool,
+
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    output_format: Format,
+
+    /// The same as --output-format json.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The workloads of SPDK's perf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Pattern {
+    /// Sequential reads.
+    Read,
+    /// Sequential writes.
+    Write,
+    /// Reads of random LBAs.
+    Randread,
+    /// Writes of random LBAs.
+    Randwrite,
+    /// Reads and writes, sequential.
+    Rw,
+    /// Reads and writes of random LBAs.
+    Randrw,
+}
+
+impl Pattern {
+    pub fn is_random(self) -> bool {
+        matches!(self, Pattern::Randread | Pattern::Randwrite | Pattern::Randrw)
+    }
+
+    pub fn is_mixed(self) -> bool {
+        matches!(self, Pattern::Rw | Pattern::Randrw)
+    }
+
+    pub fn writes(self) -> bool {
+        !matches!(self, Pattern::Read | Pattern::Randread)
+    }
+
+    /// The name as it is given.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Data {
+    /// SGLs where the controller has them, else PRPs.
+    Auto,
+    /// Physical Region Pages.
+    Prp,
+    /// Scatter Gather Lists.
+    Sgl,
+}
+
+impl From<Data> for DataForm {
+    fn from(data: Data) -> DataForm {
+        match data {
+            Data::Auto => DataForm::Auto,
+            Data::Prp => DataForm::Prp,
+            Data::Sgl => DataForm::Sgl,
+        }
+    }
+}
+
+impl Options {
+    /// Whatever can be refused before a device is touched.
+    pub fn check(&self) -> Result<()> {
+        let pattern = self.io_pattern;
+        if self.rwmixread.is_some() && !pattern.is_mixed() {
+            let what =
+                format!("-M is the read share of rw and randrw, and the workload is {}", pattern.name());
+            return Err(Error::Usage(what + "; leave it out, or choose -w randrw"));
+        }
+        if self.io_size == 0 {
+            return Err(Error::Usage("-o 0: an I/O has at least one block; try -o 4k".into()));
+        }
+        match &self.device {
+            Device::Emulated(config) if self.verify && config.media == Media::Null => {
+                let what = format!("{} has null media, which keeps no data to verify", self.device);
+                Err(Error::Usage(what + "; use media=ram, as in emulated:media=ram"))
+            }
+            Device::Pci(_) if self.destroys_data() && !self.yes_destroy_data => {
+                let why = if pattern.writes() { "" } else { " with --verify, which fills the range first," };
+                let what = format!("-w {}{why} overwrites data on {}", pattern.name(), self.device);
+                Err(Error::Usage(what + "; if that may be lost, add --yes-destroy-data"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn destroys_data(&self) -> bool {
+        self.io_pattern.writes() || self.verify
+    }
+
+    pub fn read_share(&self) -> u8 {
+        match self.io_pattern {
+            Pattern::Read | Pattern::Randread => 100,
+            Pattern::Write | Pattern::Randwrite => 0,
+            Pattern::Rw | Pattern::Randrw => self.rwmixread.unwrap_or(READ_SHARE),
+        }
+    }
+
+    pub fn format(&self) -> Format {
+        output::format(self.output_format, self.json)
+    }
+}
+
+#[cfg(test)]
+impl Options {
+    /// The options of a command line that clap accepts.
+    pub fn from_line(line: &str) -> Options {
+        use clap::FromArgMatches;
+        let command = Options::augment_args(clap::Command::new("perf"));
+        let matches = command.get_matches_from(["perf"].into_iter().chain(line.split_whitespace()));
+        Options::from_arg_matches(&matches).unwrap()
+    }
+}
+
+/// Seconds, with a fraction or without: 5, 0.5.
+fn seconds(text: &str) -> std::result::Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=MAX_SECONDS).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        Ok(_) => Err(format!("not within 0 to {MAX_SECONDS} seconds")),
+        Err(_) => Err("not a number of seconds, such as 5 or 0.5".into()),
+    }
+}
+
+/// Seconds, at least a little.
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    match seconds(text)? {
+        time if time < Duration::from_millis(1) => Err("a measurement takes at least 0.001 seconds".into()),
+        time => Ok(time),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str) -> Result<()> {
+        Options::from_line(line).check()
+    }
+
+    #[test]
+    fn nothing_is_good_enough() {
+        check("").unwrap();
+    }
+
+    #[test]
+    fn writing_to_hardware_needs_consent() {
+        for line in ["-w write", "-w randrw -M 100", "-w randread --verify", "-w write --range 0:1"] {
+            let error = check(&format!("01:00.0 {line}")).unwrap_err().to_string();
+            assert!(error.contains("0000:01:00.0; if that may be lost, add --yes-destroy-data"), "{error}");
+            check(&format!("01:00.0 --yes-destroy-data {line}")).unwrap();
+            check(&format!("emulated:media=ram {line}")).unwrap();
+        }
+        check("01:00.0 -w randread").unwrap();
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for (line, what) in [
+            ("-w read -M 70", "-M"),
+            ("-o 0", "at least one block"),
+            ("--verify", "null media"),
+            ("emulated:media=null --verify", "media=ram"),
+        ] {
+            assert!(check(line).unwrap_err().to_string().contains(what), "{line}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(seconds("0"), Ok(Duration::ZERO));
+        for bad in ["0", "-1", "nan", "inf", "1e300", "5s", ""] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! What a run has found: a table in the manner of SPDK's perf, or JSON.
+
+use std::fmt::Write;
+
+use hdrhistogram::Histogram;
+use hugepage_setup::Bytes;
+use kiovec::{Failure, Operation};
+use serde_json::{Value, json};
+
+use super::cores;
+use super::job::Job;
+use super::latency::Latency;
+use super::options::Options;
+use super::supervisor::Outcome;
+use super::verify::Checks;
+use super::worker::Tally;
+use crate::device::Opened;
+use crate::output;
+
+/// Quantiles that are reported: name in JSON, name for people, value.
+const QUANTILES: [(&str, &str, f64); 5] = [
+    ("p50", "50%", 0.5),
+    ("p90", "90%", 0.9),
+    ("p99", "99%", 0.99),
+    ("p99_9", "99.9%", 0.999),
+    ("p99_99", "99.99%", 0.9999),
+];
+
+pub struct Report<'a> {
+    options: &'a Options,
+    job: &'a Job,
+    /// What the data memory stands on.
+    pages: String,
+    workers: Vec<Tally>,
+    interrupted: bool,
+    latency: Latency,
+    histogram: Histogram<u64>,
+    checks: Option<Checks>,
+}
+
+impl<'a> Report<'a> {
+    pub fn new(options: &'a Options, job: &'a Job, opened: &Opened, outcome: Outcome) -> Report<'a> {
+        let workers = outcome.tallies;
+        let mut latency = Latency::default();
+        workers.iter().for_each(|worker| latency.add(&worker.latency));
+        let pages = opened.space.pages().map_or_else(String::new, |pages| pages.to_string());
+        Report {
+            options,
+            job,
+            pages,
+            interrupted: outcome.interrupted,
+            histogram: latency.histogram(),
+            latency,
+            checks: checks(&workers),
+            workers,
+        }
+    }
+
+    /// What was wrong, if anything was.
+    pub fn failure(&self) -> Option<String> {
+        let device = &self.options.device;
+        if let Some(Checks { mismatches: mismatches @ 1.., first: Some(first), .. }) = &self.checks {
+            let nsid = self.job.namespace.nsid();
+            return Some(format!(
+                "{device}, namespace {nsid}: {mismatches} blocks are not as written; the first: {first}"
+            ));
+        }
+        if let Some((operation, failure)) = self.first_error() {
+            let (errors, name) = (self.sum(|worker| worker.errors), lower(operation));
+            return Some(format!("{device}: {errors} I/Os failed; the first: {name}: {failure}"));
+        }
+        match self.sum(|worker| worker.faults) {
+            0 => None,
+            faults => Some(format!(
+                "{device}: {faults} completions answer no command in flight; do not trust this device's data"
+            )),
+        }
+    }
+
+    fn first_error(&self) -> Option<(Operation, Failure)> {
+        self.workers.iter().find_map(|worker| worker.first_error)
+    }
+
+    fn sum(&self, of: impl Fn(&Tally) -> u64) -> u64 {
+        self.workers.iter().map(of).sum()
+    }
+
+    fn ios(&self) -> u64 {
+        self.latency.count()
+    }
+
+    /// Each worker by its own clock.
+    fn iops(&self) -> f64 {
+        self.workers.iter().map(iops).sum()
+    }
+
+    fn mib(&self, iops: f64) -> f64 {
+        iops * self.job.io_size as f64 / (1 << 20) as f64
+    }
+
+    fn seconds(&self) -> f64 {
+        self.workers.iter().map(|worker| worker.seconds).fold(0.0, f64::max)
+    }
+
+    fn per_io(&self, of: impl Fn(&Tally) -> u64) -> f64 {
+        self.sum(of) as f64 / (self.ios() as f64).max(1.0)
+    }
+
+    // ---- for people ----
+
+    pub fn text(&self) -> String {
+        let mut text = self.heading();
+        text += &output::table(&self.rows(), &[1, 2, 3, 4, 5]);
+        text += &self.quantiles();
+        if self.options.latency_histogram {
+            text += &self.cells();
+        }
+        text += &self.counts();
+        text
+    }
+
+    fn heading(&self) -> String {
+        let Job { namespace, block_size, io_size, depth, seed, .. } = self.job;
+        let pattern = self.options.io_pattern;
+        let share = match pattern.is_mixed() {
+            true => format!(" ({} % reads)", self.options.read_share()),
+            false => String::new(),
+        };
+        let bytes = Bytes(namespace.blocks().saturating_mul((*block_size).into()));
+        let (cores, seconds) = (cores::ranges(&self.job.cores), self.seconds());
+        let core = if self.job.cores.len() == 1 { "core" } else { "cores" };
+        let cut = if self.interrupted { ", interrupted" } else { "" };
+        format!(
+            "{}, namespace {}: {bytes} in blocks of {block_size} bytes\n\
+             {}{share}, {io_size} bytes, depth {depth}, {core} {cores}, {seconds:.2} s{cut}, seed {seed}, {}\n\n",
+            self.options.device,
+            namespace.nsid(),
+            pattern.name(),
+            self.pages
+        )
+    }
+
+    fn rows(&self) -> Vec<Vec<String>> {
+        let row = |name: String, iops: f64, latency: &Latency| {
+            let least = latency.cells().next().map_or(0, |(from, ..)| from);
+            let columns = [latency.mean(), least as f64, latency.max() as f64].map(micros);
+            let rates = [format!("{iops:.1}"), format!("{:.2}", self.mib(iops))];
+            [name].into_iter().chain(rates).chain(columns).collect()
+        };
+        let head = ["", "IOPS", "MiB/s", "average us", "min us", "max us"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        if self.workers.len() > 1 {
+            let workers = self.workers.iter();
+            rows.extend(
+                workers.map(|worker| row(format!("core {}", worker.core), iops(worker), &worker.latency)),
+            );
+        }
+        rows.push(row("total".into(), self.iops(), &self.latency));
+        rows
+    }
+
+    fn quantiles(&self) -> String {
+        let mut text = "\nlatency in us:".to_owned();
+        for (_, name, quantile) in QUANTILES {
+            let _ = write!(text, "  {name} {}", micros(self.quantile(quantile)));
+        }
+        let _ = writeln!(text, "  max {}", micros(self.latency.max() as f64));
+        text
+    }
+
+    fn quantile(&self, quantile: f64) -> f64 {
+        // The last cell's middle may lie beyond the greatest value there was.
+        self.histogram.value_at_quantile(quantile).min(self.latency.max()) as f64
+    }
+
+    /// Four lines an octave are as fine as anybody reads.
+    fn cells(&self) -> String {
+        let mut rows = vec![["from us", "to us", "share", "cumulative", "I/Os"].map(str::to_owned).to_vec()];
+        let total = (self.ios() as f64).max(1.0);
+        let mut below = 0;
+        for (from, to, count) in coarse(self.latency.cells()) {
+            below += count;
+            let percent = |count: u64| format!("{:.4}%", count as f64 * 100.0 / total);
+            let bounds = [micros(from as f64), micros(to as f64)];
+            let shares = [percent(count), percent(below), count.to_string()];
+            rows.push(bounds.into_iter().chain(shares).collect());
+        }
+        format!("\n{}", output::table(&rows, &[0, 1, 2, 3, 4]))
+    }
+
+    fn counts(&self) -> String {
+        let mut text = format!(
+            "\nper I/O: {:.3} polls, {:.3} commands, {:.3} SQ doorbells, {:.3} CQ doorbells\n\
+             I/Os: {} ({} writes), {} errors\n",
+            self.per_io(|worker| worker.polls),
+            self.per_io(|worker| worker.commands),
+            self.per_io(|worker| worker.sq_doorbells),
+            self.per_io(|worker| worker.cq_doorbells),
+            self.ios(),
+            self.sum(|worker| worker.writes),
+            self.sum(|worker| worker.errors),
+        );
+        if let Some(Checks { checked, unchecked, mismatches, .. }) = &self.checks {
+            let _ = writeln!(
+                text,
+                "verified: {checked} blocks read and checked, {mismatches} wrong, {unchecked} unchecked"
+            );
+            if self.job.read_back && self.interrupted {
+                text += "not read back: interrupted\n";
+            }
+        }
+        text
+    }
+
+    // ---- for programs ----
+
+    pub fn json(&self) -> Value {
+        let mut document = json!({
+            "device": self.options.device.to_string(),
+            "nsid": self.job.namespace.nsid(),
+            "block_size": self.job.block_size,
+            "workload": self.options.io_pattern.name(),
+            "read_percent": self.options.read_share(),
+            "io_size": self.job.io_size,
+            "queue_depth": self.job.depth,
+            "command_depth": self.workers.iter().map(|worker| worker.queue_depth).min(),
+            "range": self.range(),
+            "seed": self.job.seed,
+            "pages": self.pages,
+            "interrupted": self.interrupted,
+            "seconds": self.seconds(),
+            "ios": self.ios(),
+            "reads": self.ios() - self.sum(|worker| worker.writes),
+            "writes": self.sum(|worker| worker.writes),
+            "errors": self.sum(|worker| worker.errors),
+            "first_error": self.first_error().map(|(op, failure)| format!("{}: {failure}", lower(op))),
+            "faults": self.sum(|worker| worker.faults),
+            "iops": self.iops(),
+            "mib_per_second": self.mib(self.iops()),
+            "latency_ns": self.latencies(),
+            "polls_per_io": self.per_io(|worker| worker.polls),
+            "commands_per_io": self.per_io(|worker| worker.commands),
+            "sq_doorbells_per_io": self.per_io(|worker| worker.sq_doorbells),
+            "cq_doorbells_per_io": self.per_io(|worker| worker.cq_doorbells),
+            "verify": self.checks.as_ref().map(|checks| self.verified(checks)),
+            "workers": self.workers.iter().map(|worker| self.worker(worker)).collect::<Vec<_>>(),
+        });
+        if self.options.latency_histogram {
+            let cell = |(from, to, count)| json!({ "from_ns": from, "to_ns": to, "ios": count });
+            document["histogram"] = self.latency.cells().map(cell).collect();
+        }
+        document
+    }
+
+    fn range(&self) -> Value {
+        let first = self.job.parts.first().map_or(0, |part| part.first);
+        let end = self.job.parts.last().map_or(0, |part| part.lba_of(part.units));
+        json!({ "start": first, "end": end })
+    }
+
+    fn latencies(&self) -> Value {
+        let mut latencies = json!({
+            "mean": self.latency.mean(),
+            "min": self.latency.cells().next().map_or(0, |(from, ..)| from),
+            "max": self.latency.max(),
+        });
+        for (name, _, quantile) in QUANTILES {
+            latencies[name] = json!(self.quantile(quantile) as u64);
+        }
+        latencies
+    }
+
+    fn verified(&self, checks: &Checks) -> Value {
+        json!({
+            "checked_blocks": checks.checked,
+            "unchecked_blocks": checks.unchecked,
+            "mismatches": checks.mismatches,
+            "first_mismatch": checks.first.as_ref().map(ToString::to_string),
+            "read_back": self.job.read_back && !self.interrupted,
+        })
+    }
+
+    fn worker(&self, worker: &Tally) -> Value {
+        json!({
+            "core": worker.core,
+            "seconds": worker.seconds,
+            "ios": worker.latency.count(),
+            "iops": iops(worker),
+            "mib_per_second": self.mib(iops(worker)),
+            "mean_latency_ns": worker.latency.mean(),
+        })
+    }
+}
+
+fn iops(worker: &Tally) -> f64 {
+    if worker.seconds > 0.0 { worker.latency.count() as f64 / worker.seconds } else { 0.0 }
+}
+
+/// What all workers have checked.
+fn checks(workers: &[Tally]) -> Option<Checks> {
+    let mut sum: Option<Checks> = None;
+    for checks in workers.iter().filter_map(|worker| worker.checks.as_ref()) {
+        let sum = sum.get_or_insert_default();
+        sum.checked += checks.checked;
+        sum.unchecked += checks.unchecked;
+        sum.mismatches += checks.mismatches;
+        sum.first = sum.first.take().or_else(|| checks.first.clone());
+    }
+    sum
+}
+
+/// Joins the cells that lie in the same quarter of an octave.
+fn coarse(cells: impl Iterator<Item = (u64, u64, u64)>) -> Vec<(u64, u64, u64)> {
+    let mut joined: Vec<(u64, u64, u64)> = Vec::new();
+    for (from, _, count) in cells {
+        let quarter = (from / 4).checked_ilog2().map_or(1, |octave| 1 << octave);
+        let (from, to) = (from / quarter * quarter, (from / quarter + 1).saturating_mul(quarter));
+        match joined.last_mut().filter(|last| last.0 == from) {
+            Some(last) => last.2 += count,
+            None => joined.push((from, to, count)),
+        }
+    }
+    joined
+}
+
+fn micros(nanos: f64) -> String {
+    format!("{:.2}", nanos / 1000.0)
+}
+
+fn lower(operation: Operation) -> &'static str {
+    if operation == Operation::Write { "write" } else { "read" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coarse_cells_keep_every_count() {
+        let cells = (0..2000).map(|nanos| (nanos, nanos + 1, 1));
+        let joined = coarse(cells);
+        assert_eq!(joined.iter().map(|cell| cell.2).sum::<u64>(), 2000);
+        assert!(joined.windows(2).all(|pair| pair[0].1 == pair[1].0));
+        assert!(joined.contains(&(1024, 1280, 256)), "{joined:?}");
+    }
+}

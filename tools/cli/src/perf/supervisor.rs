@@ -1,0 +1,252 @@
+//! The run as seen from beside: phases by the clock, progress, and what ends it before its time.
+//!
+//! Every wait of a worker ends here at the latest: when the controller has stopped, or has
+//! completed nothing for half a minute.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use kiovec::Controller;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::control::{Control, Phase};
+use super::job::Job;
+use super::options::Options;
+use super::progress::Progress;
+use super::worker::{self, Tally};
+use crate::{Error, Result};
+
+/// Between two looks at controller and workers.
+const TICK: Duration = Duration::from_millis(100);
+/// Between two looks while there is little to wait for.
+const SHORT_TICK: Duration = Duration::from_millis(5);
+/// A worker with I/O in flight that gets no completion for so long has a dead device.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub tallies: Vec<Tally>,
+    /// By the user, before its time.
+    pub interrupted: bool,
+}
+
+/// A flag that the first SIGINT or SIGTERM sets. The second one ends the process.
+pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal finds the flag unset.
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&flag))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&flag)))
+            .map_err(Error::os("installing a signal handler"))?;
+    }
+    Ok(flag)
+}
+
+/// Runs all workers from first to last.
+pub fn run(
+    job: &Job,
+    controller: &Arc<Controller>,
+    options: &Options,
+    interrupted: &AtomicBool,
+) -> Result<Outcome> {
+    let control = Control::new(job.cores.len());
+    let outcome = thread::scope(|scope| {
+        let mut workers = Vec::new();
+        for (index, core) in job.cores.iter().enumerate() {
+            let (control, core) = (&control, *core);
+            let body = move || worker::run(job, index, controller, control);
+            let spawned = thread::Builder::new().name(format!("kiovec-{core}")).spawn_scoped(scope, body);
+            match spawned {
+                Ok(worker) => workers.push(worker),
+                Err(error) => {
+                    control.advance(Phase::Abort);
+                    return Err(Error::os("starting a thread")(error));
+                }
+            }
+        }
+        let cause = Supervisor::new(job, controller, options, interrupted, &control).watch(&workers);
+        collect(workers, cause)
+    })?;
+    Ok(Outcome { tallies: outcome, interrupted: interrupted.load(Ordering::Relaxed) })
+}
+
+/// The results of all workers, or the reason why there are none.
+fn collect(workers: Vec<ScopedJoinHandle<'_, Result<Tally>>>, cause: Option<Error>) -> Result<Vec<Tally>> {
+    let mut results = Vec::new();
+    for worker in workers {
+        results.push(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+    }
+    match cause {
+        Some(cause) => Err(cause),
+        None => results.into_iter().collect(),
+    }
+}
+
+struct Supervisor<'a> {
+    control: &'a Control,
+    controller: &'a Controller,
+    interrupted: &'a AtomicBool,
+    warmup: Duration,
+    time: Duration,
+    progress: Progress,
+    stall: Stall,
+    /// When the phase began that ends by the clock.
+    since: Instant,
+}
+
+impl<'a> Supervisor<'a> {
+    fn new(
+        job: &Job,
+        controller: &'a Controller,
+        options: &Options,
+        interrupted: &'a AtomicBool,
+        control: &'a Control,
+    ) -> Supervisor<'a> {
+        Supervisor {
+            control,
+            controller,
+            interrupted,
+            warmup: options.warmup_time,
+            time: options.time,
+            progress: Progress::new(options.warmup_time + options.time, job.io_size),
+            stall: Stall::new(job.cores.len(), PATIENCE),
+            since: Instant::now(),
+        }
+    }
+
+    /// Takes the run through its phases, until no worker is left. Returns why it had to be ended.
+    fn watch(mut self, workers: &[ScopedJoinHandle<'_, Result<Tally>>]) -> Option<Error> {
+        let mut cause = None;
+        let mut looked = Instant::now();
+        loop {
+            let left = workers.iter().filter(|worker| !worker.is_finished()).count();
+            if left == 0 {
+                break;
+            }
+            // A worker leaves before the end only with an error, which `collect` finds.
+            if left < workers.len() && self.control.phase() < Phase::Finish {
+                self.control.advance(Phase::Abort);
+            }
+            if cause.is_none() && looked.elapsed() >= TICK {
+                looked = Instant::now();
+                cause = self.trouble();
+            }
+            if self.interrupted.load(Ordering::Relaxed) {
+                self.control.advance(Phase::Stop);
+            }
+            self.move_on();
+            thread::park_timeout(self.pause());
+        }
+        self.progress.finish();
+        cause
+    }
+
+    /// Looks after the controller and the workers, and gives up on them if that is all there is to do.
+    fn trouble(&mut self) -> Option<Error> {
+        self.progress.show(self.control);
+        let stalled = self.stall.look(self.control, Instant::now());
+        let dead = self.controller.check().err().map(Error::from);
+        let cause = dead.or_else(|| stalled.then(|| self.stalled()));
+        if cause.is_some() {
+            self.control.advance(Phase::Abort);
+        }
+        cause
+    }
+
+    fn stalled(&self) -> Error {
+        let device = self.controller.name();
+        let seconds = PATIENCE.as_secs();
+        Error::Failed(format!(
+            "{device}: no completion for {seconds} s with I/O in flight; reset it or power-cycle it, and see dmesg"
+        ))
+    }
+
+    /// Begins the next phase when it is time.
+    fn move_on(&mut self) {
+        let next = match self.control.phase() {
+            Phase::Prepare if self.control.all_ready() => Phase::WarmUp,
+            Phase::WarmUp if self.since.elapsed() >= self.warmup => Phase::Measure,
+            Phase::Measure if self.since.elapsed() >= self.time => Phase::Finish,
+            _ => return,
+        };
+        self.control.advance(next);
+        self.since = Instant::now();
+        self.progress.phase(next, self.control);
+    }
+
+    /// Until something may have to be done.
+    fn pause(&self) -> Duration {
+        let left = match self.control.phase() {
+            Phase::WarmUp => self.warmup.saturating_sub(self.since.elapsed()),
+            Phase::Measure => self.time.saturating_sub(self.since.elapsed()),
+            _ => SHORT_TICK,
+        };
+        left.min(TICK)
+    }
+}
+
+/// Finds workers that wait for completions in vain.
+struct Stall {
+    seen: Vec<(u64, Instant)>,
+    patience: Duration,
+}
+
+impl Stall {
+    fn new(workers: usize, patience: Duration) -> Stall {
+        Stall { seen: vec![(0, Instant::now()); workers], patience }
+    }
+
+    /// Whether a worker has had no completion for too long.
+    fn look(&mut self, control: &Control, now: Instant) -> bool {
+        for ((ios, since), gauge) in self.seen.iter_mut().zip(&control.gauges) {
+            if *ios != gauge.ios() || !gauge.is_busy() {
+                (*ios, *since) = (gauge.ios(), now);
+            }
+        }
+        self.seen.iter().any(|(_, since)| now.duration_since(*since) >= self.patience)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::perf::cores;
+
+    #[test]
+    fn a_device_that_is_gone_is_given_up_and_named() {
+        let options = Options::from_line("emulated:size=1M -t 600");
+        let mut opened = options.device.open().unwrap();
+        let job = Job::new(&options, &opened, cores::allowed().unwrap()[..1].to_vec(), true).unwrap();
+        let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
+        let emulator = opened.emulator.take();
+        let mut supervisor = Supervisor::new(&job, &opened.controller, &options, &interrupted, &control);
+        assert!(supervisor.trouble().is_none());
+        drop(emulator);
+        let error = supervisor.trouble().unwrap().to_string();
+        assert!(error.contains("emulated") && error.contains("gone"), "{error}");
+        assert_eq!(control.phase(), Phase::Abort);
+    }
+
+    #[test]
+    fn a_worker_is_stalled_only_while_it_waits() {
+        let control = Control::new(2);
+        let start = Instant::now();
+        let mut stall = Stall::new(2, Duration::from_secs(30));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!stall.look(&control, at(100)), "nobody waits");
+        control.gauges[0].set_busy(true);
+        control.gauges[1].set_busy(true);
+        assert!(!stall.look(&control, at(110)));
+        control.gauges[0].set_ios(1);
+        control.gauges[1].set_ios(1);
+        assert!(!stall.look(&control, at(120)));
+        control.gauges[0].set_ios(2);
+        assert!(!stall.look(&control, at(149)));
+        assert!(stall.look(&control, at(150)), "the second worker's last completion was 30 s ago");
+        control.gauges[1].set_busy(false);
+        assert!(!stall.look(&control, at(160)));
+    }
+}

@@ -1,0 +1,155 @@
+//! The verifying workload: which block is written or read next, and checking what was read.
+
+use kiovec::{IoContainer, Operation};
+
+use super::{Ledger, Mismatch, Pattern};
+use crate::perf::job::Part;
+use crate::perf::random::{Random, scale};
+use crate::perf::workload::{Mix, Workload};
+
+/// What the workload is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Writes every unit once, so that there is something to read.
+    Fill,
+    /// Does what it was asked to, for as long as it is asked to.
+    Run,
+    /// Reads every unit whose contents are known.
+    ReadBack,
+}
+
+/// What was verified, in blocks.
+#[derive(Debug, Clone, Default)]
+pub struct Checks {
+    /// Blocks that were read and compared.
+    pub checked: u64,
+    /// Blocks that were read, and of which nobody knew what they hold: a write had failed.
+    pub unchecked: u64,
+    /// Blocks that were not as expected.
+    pub mismatches: u64,
+    pub first: Option<Mismatch>,
+}
+
+/// Reads and writes of a part of a namespace in which each block is known.
+#[derive(Debug)]
+pub struct Verified {
+    stage: Stage,
+    part: Part,
+    mix: Mix,
+    block_size: usize,
+    pattern: Pattern,
+    ledger: Ledger,
+    random: Random,
+    next: u64,
+    pub checks: Checks,
+}
+
+impl Verified {
+    pub fn new(part: Part, mix: Mix, block_size: u32, seed: u64, random: Random) -> Verified {
+        Verified {
+            stage: Stage::Fill,
+            part,
+            mix,
+            block_size: block_size as usize,
+            // One seed for all workers: then data of another worker's part is recognised.
+            pattern: Pattern::new(seed, block_size as usize),
+            ledger: Ledger::new(part.units),
+            random,
+            next: 0,
+            checks: Checks::default(),
+        }
+    }
+
+    /// Begins a stage. Nothing is in flight.
+    pub fn begin(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.next = 0;
+    }
+
+    /// The next I/O's unit, taken, and what is done to it.
+    fn choose(&mut self) -> Option<(u64, Operation)> {
+        match self.stage {
+            Stage::Fill => {
+                let unit = self.advance(|_, _| true)?;
+                Some((unit, Operation::Write))
+            }
+            Stage::ReadBack => {
+                let unit = self.advance(|ledger, unit| ledger.expected(unit).is_some())?;
+                Some((unit, Operation::Read))
+            }
+            Stage::Run => self.choose_any(),
+        }
+    }
+
+    /// The next unit in order of which `wanted` holds, until all have had their turn.
+    fn advance(&mut self, wanted: impl Fn(&Ledger, u64) -> bool) -> Option<u64> {
+        let unit = (self.next..self.part.units).find(|unit| wanted(&self.ledger, *unit))?;
+        self.next = unit + 1;
+        self.ledger.take_near(unit)
+    }
+
+    fn choose_any(&mut self) -> Option<(u64, Operation)> {
+        let random = self.random.next();
+        let wanted = match self.mix.random {
+            true => scale(random, self.part.units),
+            false => self.next,
+        };
+        let unit = self.ledger.take_near(wanted)?;
+        self.next = if unit + 1 < self.part.units { unit + 1 } else { 0 };
+        // A mixed workload writes first: what nobody has written cannot be checked.
+        let known = self.ledger.expected(unit).is_some() || !self.mix.writes();
+        let operation = if known && self.mix.is_read(random) { Operation::Read } else { Operation::Write };
+        Some((unit, operation))
+    }
+
+    fn blocks_of(&self, io: &IoContainer) -> u64 {
+        io.memory().len() as u64 / self.block_size as u64
+    }
+
+    fn check(&mut self, unit: u64, io: &mut IoContainer) {
+        let Some(generation) = self.ledger.expected(unit) else {
+            self.checks.unchecked += self.blocks_of(io);
+            return;
+        };
+        let first = io.lba();
+        let blocks = io.data_mut().flat_map(|data| data.chunks_exact(self.block_size));
+        for (index, block) in blocks.enumerate() {
+            self.checks.checked += 1;
+            if let Err(mismatch) = self.pattern.check(first + index as u64, generation, block) {
+                self.checks.mismatches += 1;
+                self.checks.first.get_or_insert(mismatch);
+            }
+        }
+    }
+}
+
+impl Workload for Verified {
+    /// Filling and checking take longer than many an I/O.
+    const EXACT_TIMES: bool = true;
+    const MIXED: bool = true;
+
+    fn completed(&mut self, io: &mut IoContainer, success: bool) {
+        let unit = self.part.unit_at(io.lba());
+        match io.operation() {
+            Operation::Write if success => self.ledger.written(unit),
+            Operation::Read if success => self.check(unit, io),
+            _ => {}
+        }
+        self.ledger.release(unit);
+    }
+
+    fn next(&mut self, io: &mut IoContainer) -> bool {
+        let Some((unit, operation)) = self.choose() else { return false };
+        let lba = self.part.lba_of(unit);
+        io.set_lba(lba);
+        io.set_operation(operation);
+        if operation == Operation::Write {
+            let generation = self.ledger.begin_write(unit);
+            let blocks = io.data_mut().flat_map(|data| data.chunks_exact_mut(self.block_size));
+            blocks.enumerate().for_each(|(i, block)| self.pattern.fill(lba + i as u64, generation, block));
+        } else {
+            io.data_mut().for_each(Pattern::poison);
+        }
+        true
+    }
+}

@@ -1,0 +1,344 @@
+//! A worker: one thread on one core, with a poller, a queue pair and requests of its own.
+//!
+//! Everything is allocated before the first I/O. A container stays where it is from then on: each
+//! completion makes it the next request.
+
+use std::sync::Arc;
+
+use kiovec::memory::MemoryChain;
+use kiovec::pci::Clock;
+use kiovec::{
+    Controller, Done, Failure, IoContainer, Operation, Poller, QueueId, QueueOptions, QueueStats, Refusal,
+    Target,
+};
+
+use super::control::{Control, Gauge, Phase};
+use super::cores;
+use super::job::Job;
+use super::latency::Latency;
+use super::random::{Random, mix};
+use super::verify::{Checks, Stage, Verified};
+use super::workload::{Plain, Workload};
+use crate::Result;
+
+/// What a worker has found.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub core: usize,
+    /// From the beginning of the measurement to its end, by this worker's own clock.
+    pub seconds: f64,
+    pub latency: Latency,
+    /// Of the I/Os measured, so many were writes.
+    pub writes: u64,
+    pub polls: u64,
+    pub commands: u64,
+    pub sq_doorbells: u64,
+    pub cq_doorbells: u64,
+    /// Completions that answer nothing, from first to last.
+    pub faults: u64,
+    /// I/Os that failed, from first to last.
+    pub errors: u64,
+    pub first_error: Option<(Operation, Failure)>,
+    pub checks: Option<Checks>,
+    /// Commands that the queue pair can hold.
+    pub queue_depth: usize,
+}
+
+/// A worker's device and requests.
+pub struct Worker<'a> {
+    poller: Poller,
+    queue: QueueId,
+    target: Target,
+    lane: Lane,
+    control: &'a Control,
+    gauge: &'a Gauge,
+    /// Polls that find nothing let another thread run.
+    crowded: bool,
+}
+
+/// What is counted, and the containers that are not in flight.
+struct Lane {
+    clock: Clock,
+    /// The time of this poll; 0 before anybody asked.
+    now: u64,
+    /// When each request was submitted, by its tag.
+    started: Box<[u64]>,
+    idle: Vec<IoContainer>,
+    latency: Latency,
+    /// Counted only where there are reads too.
+    writes: u64,
+    errors: u64,
+    first_error: Option<(Operation, Failure)>,
+    refused: Option<Refusal>,
+}
+
+/// Counters at one moment.
+struct Reading {
+    nanos: u64,
+    polls: u64,
+    stats: QueueStats,
+}
+
+/// Runs a worker from first to last.
+pub fn run(job: &Job, index: usize, controller: &Arc<Controller>, control: &Control) -> Result<Tally> {
+    let mut worker = Worker::new(job, index, controller, control)?;
+    let random = Random::new(mix(job.seed).wrapping_add(index as u64));
+    let (part, mix) = (job.parts[index], job.mix);
+    let mut tally = match (job.verify, mix.random, mix.is_pure()) {
+        (true, ..) => {
+            let mut work = Verified::new(part, mix, job.block_size, job.seed, random);
+            worker.verify(&mut work, job)?
+        }
+        (false, true, true) => worker.measure(&mut Plain::<true, false>::new(part, mix, random))?,
+        (false, true, false) => worker.measure(&mut Plain::<true, true>::new(part, mix, random))?,
+        (false, false, true) => worker.measure(&mut Plain::<false, false>::new(part, mix, random))?,
+        (false, false, false) => worker.measure(&mut Plain::<false, true>::new(part, mix, random))?,
+    };
+    tally.core = job.cores[index];
+    if !job.verify && mix.is_pure() && mix.writes() {
+        tally.writes = tally.latency.count();
+    }
+    Ok(tally)
+}
+
+impl<'a> Worker<'a> {
+    pub fn new(
+        job: &Job,
+        index: usize,
+        controller: &Arc<Controller>,
+        control: &'a Control,
+    ) -> Result<Worker<'a>> {
+        // Before anything is allocated, so that memory is close to the core.
+        cores::pin(job.cores[index])?;
+        let mut poller = Poller::new(job.depth);
+        let options = QueueOptions::default().depth(job.queue_depth()).data(job.data);
+        let queue = poller.add_queue(controller, options)?;
+        let target = poller.add_namespace(queue, &job.namespace)?;
+        let lane = Lane::new(containers(job, controller)?);
+        let gauge = &control.gauges[index];
+        Ok(Worker { poller, queue, target, lane, control, gauge, crowded: job.crowded })
+    }
+
+    /// Warms up, measures, and ends.
+    pub fn measure<W: Workload>(&mut self, work: &mut W) -> Result<Tally> {
+        self.gauge.set_ready();
+        while self.control.phase() == Phase::Prepare {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+        self.start(work)?;
+        self.poll_until(Phase::Measure, work)?;
+        self.lane.begin();
+        let begin = self.reading();
+        self.poll_until(Phase::Finish, work)?;
+        let end = self.reading();
+        let (latency, writes) = (std::mem::take(&mut self.lane.latency), self.lane.writes);
+        self.drain(work)?;
+        Ok(Tally {
+            seconds: (end.nanos - begin.nanos) as f64 / 1e9,
+            latency,
+            writes,
+            polls: end.polls - begin.polls,
+            commands: end.stats.commands - begin.stats.commands,
+            sq_doorbells: end.stats.sq_doorbells - begin.stats.sq_doorbells,
+            cq_doorbells: end.stats.cq_doorbells - begin.stats.cq_doorbells,
+            ..self.tally()
+        })
+    }
+
+    /// Fills if needed, measures, reads back if needed.
+    pub fn verify(&mut self, work: &mut Verified, job: &Job) -> Result<Tally> {
+        if job.fill {
+            self.pass(work, Stage::Fill)?;
+        }
+        work.begin(Stage::Run);
+        let measured = self.measure(work)?;
+        if job.read_back && self.control.phase() == Phase::Finish {
+            self.pass(work, Stage::ReadBack)?;
+        }
+        let Tally { errors, first_error, faults, .. } = self.tally();
+        Ok(Tally { checks: Some(work.checks.clone()), errors, first_error, faults, ..measured })
+    }
+
+    /// Once through all units.
+    pub fn pass(&mut self, work: &mut Verified, stage: Stage) -> Result<()> {
+        work.begin(stage);
+        self.start(work)?;
+        self.poll_until(Phase::Stop, work)?;
+        self.drain(work)
+    }
+
+    /// Puts as many requests in flight as there are containers, if the workload has as many.
+    fn start<W: Workload>(&mut self, work: &mut W) -> Result<()> {
+        self.gauge.set_busy(true);
+        self.lane.now = 0;
+        while let Some(mut io) = self.lane.idle.pop() {
+            if !work.next(&mut io) {
+                self.lane.idle.push(io);
+                break;
+            }
+            self.lane.started[io.get_tag() as usize] = self.lane.now::<W>();
+            self.poller.submit(self.target, io).map_err(kiovec::Error::from)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps requests in flight until a phase begins, or the workload has no more.
+    fn poll_until<W: Workload>(&mut self, phase: Phase, work: &mut W) -> Result<()> {
+        while self.control.phase() < phase && self.poller.outstanding() > 0 {
+            self.lane.now = 0;
+            let lane = &mut self.lane;
+            let count = self.poller.poll(|done| lane.turn_around(work, done));
+            self.after_poll(count)?;
+        }
+        Ok(())
+    }
+
+    /// Lets end what is in flight. After an abort, nothing is waited for, and nobody asks for the
+    /// result.
+    fn drain<W: Workload>(&mut self, work: &mut W) -> Result<()> {
+        while self.control.phase() < Phase::Abort && self.poller.outstanding() > 0 {
+            let lane = &mut self.lane;
+            let count = self.poller.poll(|done| lane.retire(work, done));
+            self.after_poll(count)?;
+        }
+        self.gauge.set_busy(false);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn after_poll(&mut self, count: usize) -> Result<()> {
+        if count > 0 {
+            self.gauge.set_ios(self.gauge.ios() + count as u64);
+        } else if self.crowded {
+            std::thread::yield_now();
+        }
+        match &self.lane.refused {
+            None => Ok(()),
+            Some(refusal) => Err(kiovec::Error::InvalidInput(refusal.to_string()).into()),
+        }
+    }
+
+    fn reading(&self) -> Reading {
+        Reading {
+            nanos: self.lane.clock.nanos(),
+            polls: self.poller.polls(),
+            stats: self.poller.stats(self.queue),
+        }
+    }
+
+    /// What holds for all of the run.
+    fn tally(&self) -> Tally {
+        Tally {
+            faults: self.poller.stats(self.queue).faults,
+            errors: self.lane.errors,
+            first_error: self.lane.first_error,
+            queue_depth: self.poller.depth(self.queue),
+            ..Tally::default()
+        }
+    }
+}
+
+impl Lane {
+    fn new(idle: Vec<IoContainer>) -> Lane {
+        Lane {
+            clock: Clock::Monotonic,
+            now: 0,
+            started: vec![0; idle.len()].into_boxed_slice(),
+            idle,
+            latency: Latency::default(),
+            writes: 0,
+            errors: 0,
+            first_error: None,
+            refused: None,
+        }
+    }
+
+    /// Forgets what was counted while warming up.
+    fn begin(&mut self) {
+        self.latency = Latency::default();
+        self.writes = 0;
+    }
+
+    /// The time: read once for a poll, unless the workload wants it exactly.
+    #[inline(always)]
+    fn now<W: Workload>(&mut self) -> u64 {
+        if W::EXACT_TIMES || self.now == 0 {
+            self.look_at_clock();
+        }
+        self.now
+    }
+
+    #[cold]
+    fn look_at_clock(&mut self) {
+        self.now = self.clock.nanos();
+    }
+
+    /// A completion becomes the next request.
+    #[inline(always)]
+    fn turn_around<W: Workload>(&mut self, work: &mut W, mut done: Done<'_>) {
+        let now = self.now::<W>();
+        let result = done.result();
+        let io = done.io_mut();
+        let tag = io.get_tag() as usize;
+        self.latency.record(now.saturating_sub(self.started[tag]));
+        if W::MIXED {
+            self.writes += u64::from(io.operation() == Operation::Write);
+        }
+        if let Err(failure) = result {
+            self.failed(io.operation(), failure);
+        }
+        work.completed(io, result.is_ok());
+        if !work.next(io) {
+            self.idle.push(done.take());
+            return;
+        }
+        self.started[tag] = if W::EXACT_TIMES { self.clock.nanos() } else { now };
+        if let Err(rejected) = done.resubmit() {
+            self.refused = Some(rejected.reason);
+        }
+    }
+
+    /// A completion is the last of its container, for now.
+    fn retire<W: Workload>(&mut self, work: &mut W, done: Done<'_>) {
+        let result = done.result();
+        let mut io = done.take();
+        if let Err(failure) = result {
+            self.failed(io.operation(), failure);
+        }
+        work.completed(&mut io, result.is_ok());
+        self.idle.push(io);
+    }
+
+    #[cold]
+    fn failed(&mut self, operation: Operation, failure: Failure) {
+        self.errors += 1;
+        self.first_error.get_or_insert((operation, failure));
+    }
+}
+
+/// All containers of a worker, with their memory and their tags.
+fn containers(job: &Job, controller: &Controller) -> Result<Vec<IoContainer>> {
+    let mut rest = controller.space().allocate(job.worker_bytes() as usize)?;
+    let mut random = Random::new(job.seed);
+    // Neither zeros nor all alike: some devices store those without storing anything.
+    let words = rest.segments_mut().iter_mut().flat_map(|segment| segment.as_mut_slice().chunks_exact_mut(8));
+    words.for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
+    let mut take = |tag: u64| {
+        let (slot, others) = std::mem::take(&mut rest).split_at(job.stride() as usize);
+        rest = others;
+        let (memory, _) = slot.split_at(job.io_size as usize);
+        container(job, memory).tag(tag)
+    };
+    Ok((0..u64::from(job.depth)).map(&mut take).collect())
+}
+
+fn container(job: &Job, memory: MemoryChain) -> IoContainer {
+    // The workload decides where it goes, and, if there is anything to decide, what it does.
+    match job.mix.writes() {
+        true => IoContainer::write(job.parts[0].first, memory),
+        false => IoContainer::read(job.parts[0].first, memory),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! Whatever cannot be done is said in one line, and nothing else is printed.
+
+use std::time::{Duration, Instant};
+
+use super::{kiovec, stderr};
+
+/// Runs a command that must fail, and returns its exit code.
+fn refused(line: &str, words: &[&str]) -> i32 {
+    let output = kiovec(line);
+    let error = stderr(&output);
+    assert!(output.stdout.is_empty(), "kiovec {line} printed something");
+    assert!(error.starts_with("kiovec: ") && error.lines().count() == 1, "kiovec {line}: {error:?}");
+    for word in words {
+        assert!(error.contains(word), "kiovec {line}: {word:?} is not in {error:?}");
+    }
+    output.status.code().expect("an exit code")
+}
+
+#[test]
+fn wrong_usage() {
+    for (line, words) in [
+        ("perf -q 0", &["'0'", "--io-depth", "1..=4096"][..]),
+        ("perf -q 4097", &["4097", "1..=4096"]),
+        ("perf -t 0", &["--time", "at least 0.001 seconds"]),
+        ("perf -t soon", &["--time", "not a number of seconds"]),
+        ("perf -a -1", &["'-1'"]),
+        ("perf -M 101 -w rw", &["101", "0..=100"]),
+        ("perf -M 50", &["-M", "randread", "-w randrw"]),
+        ("perf -M 50 -w write", &["-M", "write"]),
+        ("perf -w scribble", &["scribble", "randwrite"]),
+        ("perf -o 0", &["-o 0", "at least one block"]),
+        ("perf -o many", &["many", "not a size"]),
+        ("perf -c 1,1", &["core 1 is named twice"]),
+        ("perf -c none", &["none", "0-3"]),
+        ("perf --range 7", &["START:LEN", "START-END"]),
+        ("perf --nsid 0", &["--nsid"]),
+        ("perf --data cbor", &["prp", "sgl"]),
+        ("perf --seed x", &["--seed"]),
+        ("perf --verify", &["null media", "media=ram"]),
+        ("perf emulated:media=null --verify -w write", &["null media", "media=ram"]),
+        ("perf --depth 3", &["--depth"]),
+        ("perf emulated emulated", &["unexpected argument 'emulated'"]),
+        ("identify", &["DEVICE"]),
+        ("identify /dev/nvme0n1", &["/dev/nvme0n1", "0000:01:00.0", "emulated["]),
+        ("identify 0000:01:00.8", &["0000:01:00.8", "emulated["]),
+        ("identify emulated:block=513", &["block=513", "512 to 65536"]),
+        ("identify emulated:flavour=vanilla", &["flavour", "media"]),
+        ("list -o xml", &["xml", "json"]),
+        ("sing", &["sing"]),
+    ] {
+        assert_eq!(refused(line, words), 2, "kiovec {line}");
+    }
+}
+
+#[test]
+fn writing_to_hardware_without_consent() {
+    // Refused before the device is looked for: this one does not exist.
+    for line in ["-w write", "-w randrw", "-w read --verify", "-w randwrite --range 0:1"] {
+        let code = refused(&format!("perf ffff:ff:1f.7 {line}"), &["ffff:ff:1f.7", "--yes-destroy-data"]);
+        assert_eq!(code, 2, "{line}");
+    }
+}
+
+#[test]
+fn what_does_not_go_with_the_device() {
+    for (line, words) in [
+        ("perf -o 1000", &["-o 1000", "odd I/O size", "4096"][..]),
+        ("perf emulated:block=512 -o 513", &["odd I/O size", "512"]),
+        ("perf emulated:size=1M -o 2M", &["-o 2097152", "larger than the range"]),
+        ("perf --range 0:3 -o 16k", &["larger than the range"]),
+        ("perf --range 0:262145", &["--range 0:262145", "262144"]),
+        ("perf --range 512B:4k", &["4096-byte blocks"]),
+        ("perf --nsid 2", &["no active namespace 2", "active: 1"]),
+        ("identify emulated --nsid 9", &["no active namespace 9"]),
+        ("perf -c 1023", &["no core 1023", "it may use"]),
+        ("perf --data sgl", &["SGL", "PRP"]),
+        ("perf -q 4096 -o 1G", &["data memory", "lower"]),
+        ("perf emulated:size=1T,block=512,media=ram --verify -o 512", &["--range", "256 MiB"]),
+        ("perf emulated:mpsmin=1", &["emulated:mpsmin=1", "8 KiB"]),
+    ] {
+        assert_eq!(refused(line, words), 1, "kiovec {line}");
+    }
+}
+
+#[test]
+fn a_function_that_does_not_exist() {
+    for line in ["perf ffff:ff:1f.7", "identify ff:1f.7"] {
+        assert_eq!(refused(line, &["ff:1f.7", "kiovec list"]), 1, "kiovec {line}");
+    }
+}
+
+#[test]
+fn a_controller_that_never_gets_ready() {
+    for line in ["perf emulated:never_ready=on,to=1", "identify emulated:never_ready=on,to=1"] {
+        let began = Instant::now();
+        assert_eq!(refused(line, &["emulated:never_ready=on", "not ready after 500 ms"]), 1);
+        assert!(began.elapsed() < Duration::from_secs(30), "kiovec {line}: {:?}", began.elapsed());
+    }
+}
