@@ -144,7 +144,7 @@ fn lba(random: &mut u64) -> u64 {
 fn counted_poll_in_place(poller: &mut Poller, random: &mut u64) -> usize {
     poller.poll(|mut done| {
         check(&done);
-        done.io_mut().set_lba(lba(random));
+        done.set_lba(lba(random));
         done.resubmit().expect("accepted");
     })
 }

@@ -63,4 +63,4 @@ pub use controller::{Controller, Namespace};
 pub use error::{Error, Result};
 pub use poller::{DataForm, Done, Poller, QueueId, QueueOptions, Rejected, Target};
 pub use queue::{QueueStats, Refusal};
-pub use request::{Failure, IoContainer, Operation};
+pub use request::{Failure, InPlace, IoContainer, Operation};

@@ -1,4 +1,5 @@
 //! A steady state allocates nothing: a counting allocator proves it.
+#![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,7 +54,7 @@ fn a_steady_state_allocates_nothing() {
             left = left.saturating_sub(poller.poll(|mut done| {
                 done.result().unwrap();
                 let lba = (done.io().lba() * 7 + 3) % 200_000;
-                done.io_mut().set_lba(lba);
+                done.set_lba(lba);
                 done.resubmit().unwrap();
             }));
             emulator.step();

@@ -1,5 +1,6 @@
 //! Containers of any size and shape against a plain array: what is written is what is read, every
 //! request completes exactly once, and nothing is left over.
+#![allow(clippy::unwrap_used)]
 
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::{Controller, DataForm, IoContainer, Operation, Poller, QueueOptions};
@@ -223,4 +224,49 @@ fn a_large_request_on_a_shallow_queue_is_one_request() {
     assert_eq!(done, 1);
     // MDTS 1 is 8 KiB.
     assert_eq!(poller.stats(queue).commands, (128 << 20) / 8192);
+}
+
+#[test]
+fn a_container_goes_round_in_place() {
+    let emulator = Emulator::stepped(Config::parse("size=16M,block=512,media=ram").unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller = Poller::new(8);
+    let queue = poller.add_queue(&controller, QueueOptions::default().depth(4)).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    // More requests than slots, so that some wait; each writes, reads back, and moves on.
+    for tag in 0..8u64 {
+        let mut memory = space.allocate(4096).unwrap();
+        memory.fill(tag as u8);
+        poller.submit(disk, IoContainer::write(tag * 8, memory).tag(tag)).unwrap();
+    }
+    let mut rounds = [0u64; 8];
+    while poller.outstanding() > 0 {
+        poller.poll(|mut done| {
+            done.result().unwrap();
+            let mut io = done.in_place();
+            let tag = io.get_tag() as usize;
+            let pattern = tag as u8 ^ (rounds[tag] as u8) << 4;
+            match io.operation() {
+                Operation::Write => {
+                    io.data_mut().for_each(|data| data.fill(0xee));
+                    io.set_operation(Operation::Read);
+                }
+                _ => {
+                    assert!(io.data_mut().all(|data| data.iter().all(|byte| *byte == pattern)));
+                    rounds[tag] += 1;
+                    if rounds[tag] == 100 {
+                        return;
+                    }
+                    let pattern = tag as u8 ^ (rounds[tag] as u8) << 4;
+                    io.data_mut().for_each(|data| data.fill(pattern));
+                    io.set_operation(Operation::Write);
+                    io.set_lba((rounds[tag] * 8 + tag as u64) * 8);
+                }
+            }
+            done.resubmit().unwrap();
+        });
+        emulator.step();
+    }
+    assert_eq!(rounds, [100; 8]);
 }

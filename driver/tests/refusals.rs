@@ -1,4 +1,5 @@
 //! What cannot be done is refused, in words that say what to do, and everything is as it was.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 
@@ -181,6 +182,34 @@ fn a_panic_in_the_closure_leaves_the_poller_whole() {
     assert_eq!(bench.poller.outstanding(), 0);
     let memory = bench.memory(4096);
     assert_eq!(bench.run(IoContainer::read(0, memory)).0, Ok(()));
+}
+
+/// What is prepared for one container's memory and namespace must not serve another that is put in
+/// its place.
+#[test]
+fn a_container_put_in_anothers_place_goes_where_it_says() {
+    let mut bench = bench("namespaces=2", QueueOptions::default());
+    let mut memory = bench.memory(4096);
+    memory.fill(1);
+    bench.poller.submit(bench.disk, IoContainer::write(0, memory)).unwrap();
+    let mut other = bench.memory(4096);
+    other.fill(2);
+    let mut other = Some(IoContainer::write(1, other));
+    for _ in 0..10 {
+        bench.poller.poll(|mut done| {
+            done.result().unwrap();
+            if let Some(mut other) = other.take() {
+                std::mem::swap(done.io_mut(), &mut other);
+                done.resubmit().unwrap();
+            }
+        });
+        bench.emulator.step();
+    }
+    let memory = bench.memory(8192);
+    let (result, _, memory) = bench.run(IoContainer::read(0, memory));
+    result.unwrap();
+    let bytes = memory.to_vec();
+    assert_eq!((bytes[0], bytes[4096]), (1, 2));
 }
 
 #[test]

@@ -2,13 +2,13 @@
 
 use super::{Line, Rejected, Target};
 use crate::queue::{Finished, Queue};
-use crate::request::{Failure, IoContainer, NodeId, Tree};
+use crate::request::{Failure, InPlace, IoContainer, NodeId, Tree};
 
 /// A finished request. Submit it again, take its container, or just drop it: then its memory is
 /// freed.
 ///
 /// It is where it was while it was in flight; [`resubmit`](Done::resubmit) after
-/// [`set_lba`](IoContainer::set_lba) moves nothing, and is the cheapest way to keep a queue busy.
+/// [`set_lba`](Done::set_lba) moves nothing, and is the cheapest way to keep a queue busy.
 #[derive(Debug)]
 pub struct Done<'a> {
     queue: &'a mut Queue,
@@ -53,10 +53,25 @@ impl<'a> Done<'a> {
         &self.tree[self.node].io
     }
 
-    /// The container, to be changed before it is submitted again.
-    #[inline]
+    /// The container, to be changed in any way before it is submitted again, which then costs as much
+    /// as for a new one. [`in_place`](Done::in_place) has the changes that cost nothing.
     pub fn io_mut(&mut self) -> &mut IoContainer {
-        &mut self.tree[self.node].io
+        let node = &mut self.tree[self.node];
+        node.wire = None;
+        &mut node.io
+    }
+
+    /// The container, to be changed such that what was prepared for its commands stays in use.
+    #[inline(always)]
+    pub fn in_place(&mut self) -> InPlace<'_> {
+        let node = &mut self.tree[self.node];
+        InPlace { io: &mut node.io, wire: Some(&mut node.wire) }
+    }
+
+    /// Moves the container to another first block.
+    #[inline(always)]
+    pub fn set_lba(&mut self, lba: u64) {
+        self.in_place().set_lba(lba);
     }
 
     /// The target that it was submitted to.

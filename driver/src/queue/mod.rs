@@ -182,7 +182,7 @@ impl Queue {
     /// started again.
     #[inline(always)]
     pub(crate) fn restart(&mut self, node: &mut Node, id: NodeId, slot: usize) -> bool {
-        let Some(wire) = node.io.wire else { return false };
+        let Some(wire) = node.wire else { return false };
         let limits = &self.namespaces[usize::from(node.namespace)].limits;
         let fits = node.io.lba().checked_add(node.io.blocks()).is_some_and(|end| end <= limits.capacity);
         if self.gate != 0 || !fits || limits.boundary != 0 {
@@ -202,7 +202,7 @@ impl Queue {
             let (first, whole) = (node.cursor, blocks == node.io.extent());
             node.cursor += blocks;
             node.in_flight += 1;
-            node.io.wire = whole.then_some(wire);
+            node.wire = whole.then_some(wire);
             let piece = if whole { Piece::Whole } else { Piece::Part { first } };
             self.push(&node.io, wire, node.io.lba().wrapping_add(first), slot, id, piece);
         }

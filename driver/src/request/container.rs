@@ -4,7 +4,9 @@
 //! Knows what is asked for; must not know which queue carries it out.
 
 use std::fmt;
+use std::ops::Deref;
 
+use super::Wire;
 use crate::memory::MemoryChain;
 use crate::spec::{Command, io_opcode};
 
@@ -61,28 +63,8 @@ pub struct IoContainer {
     tag: u64,
     operation: Operation,
     fua: bool,
-    /// The wire form of the container, where one command carries all of it.
-    pub(crate) wire: Option<Wire>,
     /// Command dwords that only a raw command has.
     pub(crate) raw: RawWords,
-}
-
-/// The words of a submission queue entry that stay the same from one submission to the next.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Wire {
-    /// Dwords 0 and 1: opcode, flags, NSID; the CID is added for each submission.
-    pub(crate) head: u64,
-    /// PRP entries or an SGL descriptor.
-    pub(crate) dptr: [u64; 2],
-    /// Dwords 12 and 13.
-    pub(crate) tail: u64,
-}
-
-impl Wire {
-    /// The same command with another opcode (Base 2.0, section 3.3.3.1, dword 0 bits 7:0).
-    fn with_opcode(self, opcode: u8) -> Wire {
-        Wire { head: self.head & !0xff | u64::from(opcode), ..self }
-    }
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +135,6 @@ impl IoContainer {
     #[must_use]
     pub fn fua(mut self, fua: bool) -> IoContainer {
         self.fua = fua;
-        self.wire = None;
         self
     }
 
@@ -162,20 +143,8 @@ impl IoContainer {
         self.operation
     }
 
-    /// Changes what is asked for: a finished write becomes the read that checks it. Between read
-    /// and write this is cheap: their commands differ in the opcode alone.
-    #[inline]
+    /// Changes what is asked for: a finished write becomes the read that checks it.
     pub fn set_operation(&mut self, operation: Operation) {
-        self.wire = match (self.wire, self.operation, operation) {
-            (Some(wire), Operation::Read | Operation::Write, Operation::Read | Operation::Write) => {
-                Some(wire.with_opcode(if operation == Operation::Read {
-                    io_opcode::READ
-                } else {
-                    io_opcode::WRITE
-                }))
-            }
-            _ => None,
-        };
         self.operation = operation;
     }
 
@@ -185,7 +154,7 @@ impl IoContainer {
         self.lba
     }
 
-    /// Moves the request to another first block. The cheapest way to use a container again.
+    /// Moves the request to another first block.
     #[inline]
     pub fn set_lba(&mut self, lba: u64) {
         self.lba = lba;
@@ -220,10 +189,8 @@ impl IoContainer {
         &self.memory
     }
 
-    /// The memory, to change its shape or its contents. To change contents alone, which is
-    /// cheaper, there is [`data_mut`](IoContainer::data_mut).
+    /// The memory, to change its shape or its contents.
     pub fn memory_mut(&mut self) -> &mut MemoryChain {
-        self.wire = None;
         &mut self.memory
     }
 
@@ -234,13 +201,18 @@ impl IoContainer {
 
     /// Puts other memory in, and returns what was there.
     pub fn replace_memory(&mut self, memory: MemoryChain) -> MemoryChain {
-        self.wire = None;
         std::mem::replace(&mut self.memory, memory)
     }
 
     /// The memory, when the request itself is not needed any more.
     pub fn into_memory(self) -> MemoryChain {
         self.memory
+    }
+
+    /// The container as something to be used again, to be handled like one that
+    /// [`Done::in_place`](crate::Done::in_place) gives.
+    pub fn in_place(&mut self) -> InPlace<'_> {
+        InPlace { io: self, wire: None }
     }
 
     /// What the cursor counts to: blocks, or one for a request that concerns none.
@@ -251,6 +223,58 @@ impl IoContainer {
 
     pub(crate) fn set_blocks(&mut self, blocks: u64) {
         self.blocks = blocks;
+    }
+}
+
+/// A container, and those changes to it that leave what was prepared for its commands in use.
+#[derive(Debug)]
+pub struct InPlace<'a> {
+    pub(crate) io: &'a mut IoContainer,
+    pub(crate) wire: Option<&'a mut Option<Wire>>,
+}
+
+impl InPlace<'_> {
+    /// Moves the request to another first block.
+    #[inline(always)]
+    pub fn set_lba(&mut self, lba: u64) {
+        self.io.lba = lba;
+    }
+
+    /// Changes the caller's number.
+    #[inline(always)]
+    pub fn set_tag(&mut self, tag: u64) {
+        self.io.tag = tag;
+    }
+
+    /// Changes what is asked for. Free between read and write, whose commands differ in the opcode
+    /// alone.
+    #[inline(always)]
+    pub fn set_operation(&mut self, operation: Operation) {
+        let moves = |operation| matches!(operation, Operation::Read | Operation::Write);
+        if let Some(wire) = self.wire.as_deref_mut() {
+            match (wire.as_mut(), operation.opcode()) {
+                (Some(wire), Some(opcode)) if moves(operation) && moves(self.io.operation) => {
+                    wire.head = wire.head & !0xff | u64::from(opcode);
+                }
+                _ => *wire = None,
+            }
+        }
+        self.io.operation = operation;
+    }
+
+    /// The contents of the memory, segment by segment.
+    #[inline(always)]
+    pub fn data_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.io.data_mut()
+    }
+}
+
+impl Deref for InPlace<'_> {
+    type Target = IoContainer;
+
+    #[inline(always)]
+    fn deref(&self) -> &IoContainer {
+        self.io
     }
 }
 

@@ -6,7 +6,6 @@
 mod container;
 mod tree;
 
-pub(crate) use container::Wire;
-pub use container::{IoContainer, Operation};
+pub use container::{InPlace, IoContainer, Operation};
 pub use tree::Failure;
-pub(crate) use tree::{Node, NodeId, Tree};
+pub(crate) use tree::{Node, NodeId, Tree, Wire};

@@ -21,10 +21,25 @@ impl NodeId {
     }
 }
 
+/// The words of a submission queue entry that stay the same from one submission to the next.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wire {
+    /// Dwords 0 and 1: opcode, flags, NSID; the CID is added for each submission.
+    pub(crate) head: u64,
+    /// PRP entries or an SGL descriptor.
+    pub(crate) dptr: [u64; 2],
+    /// Dwords 12 and 13.
+    pub(crate) tail: u64,
+}
+
 /// A container in the tree.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) io: IoContainer,
+    /// The wire form of the container, where one command carries all of it and nothing but the LBA
+    /// changed since. It belongs to the node, not to the container: it names the node's slot, queue
+    /// and namespace.
+    pub(crate) wire: Option<Wire>,
     /// Which of the queue's namespaces it goes to.
     pub(crate) namespace: u16,
     /// Blocks that commands were made for, from the container's first block on.
@@ -69,6 +84,7 @@ impl Node {
 
     /// Ready to be issued from its beginning, once more.
     pub(crate) fn rewind(&mut self) {
+        self.wire = None;
         self.cursor = 0;
         self.failure = None;
         self.next = NodeId::NONE;
@@ -87,6 +103,7 @@ impl Tree {
     pub(crate) fn new(capacity: u32) -> Tree {
         let vacant = || Node {
             io: IoContainer::default(),
+            wire: None,
             namespace: 0,
             cursor: 0,
             in_flight: 0,
