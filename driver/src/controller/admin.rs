@@ -8,14 +8,16 @@ use std::sync::atomic::Ordering;
 use crate::memory::{Access, DmaSpace, SharedArray};
 use crate::pci::{DoorbellPage, Function};
 use crate::queue::{CompletionRing, SubmissionRing};
-use crate::spec::registers::{cq_head_doorbell, sq_tail_doorbell};
-use crate::spec::{Command, Completion, admin_opcode};
+use crate::spec::registers::{CSTS, cq_head_doorbell, sq_tail_doorbell};
+use crate::spec::{Command, Completion, Csts, admin_opcode};
 use crate::{Error, Result};
 
 /// Entries of both admin queues: AERs and aborts of later, and one command.
 const ENTRIES: u32 = 32;
 /// What hosts commonly grant an admin command; Format and the like need a longer one.
 pub(super) const TIMEOUT_MILLIS: u64 = 60_000;
+/// How long a command takes before the controller's status is looked at meanwhile.
+const PATIENCE_NANOS: u64 = 1_000_000;
 
 pub(super) struct AdminQueue {
     function: Arc<dyn Function>,
@@ -43,28 +45,42 @@ impl AdminQueue {
         (self.cq.iova(), self.cq.len())
     }
 
-    /// Carries out a command; its CID is chosen here. `None` if no completion came in time: whatever
-    /// memory the command refers to belongs to the controller then.
-    pub(super) fn execute(&mut self, command: &Command, millis: u64) -> Option<Completion> {
+    /// Carries out a command; its CID is chosen here. If this fails, whatever memory the command
+    /// refers to belongs to the controller.
+    pub(super) fn execute(&mut self, command: &Command, millis: u64) -> Result<Completion> {
         // FFFFh is never used.
         self.cid = if self.cid == 0xfffe { 0 } else { self.cid + 1 };
         let command = Command { cid: self.cid, ..*command };
         self.sq.push(zerocopy::transmute!(command));
         self.sq.ring();
         let clock = self.function.clock();
-        let end = clock.nanos() + millis * 1_000_000;
+        let start = clock.nanos();
         loop {
-            let late = clock.nanos() > end;
+            let waited = clock.nanos() - start;
             while let Some(completion) = self.next() {
                 // Anything else answers a command that was given up; its memory is kept for good.
                 if completion.cid == self.cid {
-                    return Some(completion);
+                    return Ok(completion);
                 }
             }
-            if late {
-                return None;
+            if waited > PATIENCE_NANOS {
+                self.check()?;
+            }
+            if waited > millis * 1_000_000 {
+                let device = self.function.name().into();
+                return Err(Error::Timeout { device, command: name(&command), millis });
             }
             self.function.pause();
+        }
+    }
+
+    /// A controller that has stopped, or is gone, answers nothing any more.
+    fn check(&self) -> Result<()> {
+        let device = || self.function.name().into();
+        match self.function.read32(CSTS)? {
+            u32::MAX => Err(Error::Gone { device: device() }),
+            csts if Csts::from_bits(csts).cfs() => Err(Error::Fatal { device: device() }),
+            _ => Ok(()),
         }
     }
 

@@ -314,11 +314,10 @@ impl Commands<'_> {
             command = command.with_prps(dptr[0], dptr[1]);
         }
         match self.admin.execute(&command, millis) {
-            Some(completion) => Ok((completion, memory)),
-            None => {
+            Ok(completion) => Ok((completion, memory)),
+            Err(error) => {
                 std::mem::forget(memory);
-                let device = self.function.name().into();
-                Err(Error::Timeout { device, command: admin::name(&command), millis })
+                Err(error)
             }
         }
     }

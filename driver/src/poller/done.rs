@@ -80,7 +80,7 @@ impl<'a> Done<'a> {
     }
 
     /// Submits the container again, where it is, to the same target.
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::result_large_err)]
     pub fn resubmit(mut self) -> Result<(), Rejected> {
         let id = self.node;

@@ -335,6 +335,42 @@ fn lower(operation: Operation) -> &'static str {
 mod tests {
     use super::*;
 
+    /// The failure that a report names for what its only worker has found.
+    fn failure(tally: Tally) -> Option<String> {
+        let options = Options::from_line("emulated:size=1M");
+        let opened = options.device.open().unwrap();
+        let job = Job::new(&options, &opened, vec![0], true).unwrap();
+        let outcome = Outcome { tallies: vec![tally], interrupted: false };
+        let report = Report::new(&options, &job, &opened, outcome);
+        assert!(report.text().contains("I/Os: 0 (0 writes)"));
+        assert_eq!(report.json()["first_error"].is_null(), report.first_error().is_none());
+        report.failure()
+    }
+
+    #[test]
+    fn the_first_error_is_named() {
+        assert_eq!(failure(Tally::default()), None);
+        let status = kiovec::spec::Status::new(kiovec::spec::status::SCT_MEDIA, 0x81);
+        let first_error = Some((Operation::Read, Failure { lba: 800, status }));
+        let text = failure(Tally { errors: 3, first_error, ..Tally::default() }).unwrap();
+        assert!(text.starts_with("emulated:size=1M: 3 I/Os failed; the first: read: "), "{text}");
+        assert!(text.contains("LBA 800") && text.lines().count() == 1, "{text}");
+    }
+
+    #[test]
+    fn wrong_data_and_stray_completions_are_failures() {
+        let pattern = crate::perf::verify::Pattern::new(1, 512);
+        let first = pattern.check(77, 1, &[0; 512]).err();
+        let checks = Some(Checks { checked: 9, unchecked: 0, mismatches: 2, first });
+        let text = failure(Tally { checks, ..Tally::default() }).unwrap();
+        assert!(
+            text.contains("namespace 1: 2 blocks are not as written; the first: LBA 77, byte 0"),
+            "{text}"
+        );
+        let text = failure(Tally { faults: 4, ..Tally::default() }).unwrap();
+        assert!(text.contains("4 completions answer no command"), "{text}");
+    }
+
     #[test]
     fn coarse_cells_keep_every_count() {
         let cells = (0..2000).map(|nanos| (nanos, nanos + 1, 1));

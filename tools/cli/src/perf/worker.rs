@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use kiovec::memory::MemoryChain;
 use kiovec::pci::Clock;
 use kiovec::{
     Controller, Done, Failure, IoContainer, Operation, Poller, QueueId, QueueOptions, QueueStats, Refusal,
@@ -18,7 +17,7 @@ use super::job::Job;
 use super::latency::Latency;
 use super::random::{Random, mix};
 use super::verify::{Checks, Stage, Verified};
-use super::workload::{Plain, Workload};
+use super::workload::{Plain, Request, Workload};
 use crate::Result;
 
 /// What a worker has found.
@@ -125,7 +124,9 @@ impl<'a> Worker<'a> {
         while self.control.phase() == Phase::Prepare {
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
-        self.start(work)?;
+        if self.control.phase() < Phase::Finish {
+            self.start(work)?;
+        }
         self.poll_until(Phase::Measure, work)?;
         self.lane.begin();
         let begin = self.reading();
@@ -172,10 +173,13 @@ impl<'a> Worker<'a> {
         self.gauge.set_busy(true);
         self.lane.now = 0;
         while let Some(mut io) = self.lane.idle.pop() {
-            if !work.next(&mut io) {
+            let Some(request) = work.next() else {
                 self.lane.idle.push(io);
                 break;
-            }
+            };
+            io.set_lba(request.lba);
+            io.set_operation(request.operation);
+            work.prepare(request, io.data_mut());
             self.lane.started[io.get_tag() as usize] = self.lane.now::<W>();
             self.poller.submit(self.target, io).map_err(kiovec::Error::from)?;
         }
@@ -278,21 +282,30 @@ impl Lane {
     fn turn_around<W: Workload>(&mut self, work: &mut W, mut done: Done<'_>) {
         let now = self.now::<W>();
         let result = done.result();
-        let io = done.io_mut();
-        let tag = io.get_tag() as usize;
-        self.latency.record(now.saturating_sub(self.started[tag]));
+        let mut io = done.in_place();
+        let (finished, tag) = (request(&io), io.get_tag() as usize);
+        // The next request begins now, unless preparing it takes long.
+        let started = std::mem::replace(&mut self.started[tag], now);
+        self.latency.record(now - started);
         if W::MIXED {
-            self.writes += u64::from(io.operation() == Operation::Write);
+            self.writes += u64::from(finished.operation == Operation::Write);
         }
         if let Err(failure) = result {
-            self.failed(io.operation(), failure);
+            self.failed(finished.operation, failure);
         }
-        work.completed(io, result.is_ok());
-        if !work.next(io) {
+        work.completed(finished, io.data_mut(), result.is_ok());
+        let Some(next) = work.next() else {
             self.idle.push(done.take());
             return;
+        };
+        io.set_lba(next.lba);
+        if W::MIXED {
+            io.set_operation(next.operation);
         }
-        self.started[tag] = if W::EXACT_TIMES { self.clock.nanos() } else { now };
+        work.prepare(next, io.data_mut());
+        if W::EXACT_TIMES {
+            self.started[tag] = self.clock.nanos();
+        }
         if let Err(rejected) = done.resubmit() {
             self.refused = Some(rejected.reason);
         }
@@ -302,10 +315,11 @@ impl Lane {
     fn retire<W: Workload>(&mut self, work: &mut W, done: Done<'_>) {
         let result = done.result();
         let mut io = done.take();
+        let finished = request(&io);
         if let Err(failure) = result {
-            self.failed(io.operation(), failure);
+            self.failed(finished.operation, failure);
         }
-        work.completed(&mut io, result.is_ok());
+        work.completed(finished, io.data_mut(), result.is_ok());
         self.idle.push(io);
     }
 
@@ -314,6 +328,11 @@ impl Lane {
         self.errors += 1;
         self.first_error.get_or_insert((operation, failure));
     }
+}
+
+#[inline(always)]
+fn request(io: &IoContainer) -> Request {
+    Request { operation: io.operation(), lba: io.lba() }
 }
 
 /// All containers of a worker, with their memory and their tags.
@@ -327,17 +346,10 @@ fn containers(job: &Job, controller: &Controller) -> Result<Vec<IoContainer>> {
         let (slot, others) = std::mem::take(&mut rest).split_at(job.stride() as usize);
         rest = others;
         let (memory, _) = slot.split_at(job.io_size as usize);
-        container(job, memory).tag(tag)
+        // The workload decides what it does, and where.
+        IoContainer::read(0, memory).tag(tag)
     };
     Ok((0..u64::from(job.depth)).map(&mut take).collect())
-}
-
-fn container(job: &Job, memory: MemoryChain) -> IoContainer {
-    // The workload decides where it goes, and, if there is anything to decide, what it does.
-    match job.mix.writes() {
-        true => IoContainer::write(job.parts[0].first, memory),
-        false => IoContainer::read(job.parts[0].first, memory),
-    }
 }
 
 #[cfg(test)]

@@ -1,22 +1,34 @@
 //! What the requests of a run are, one after the other.
 
-use kiovec::{IoContainer, Operation};
+use kiovec::Operation;
 
 use super::job::Part;
 use super::random::{Random, scale};
 
-/// Decides what a container is submitted as next.
+/// One request: what is done, and from which block on. How many blocks is the same for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    pub operation: Operation,
+    pub lba: u64,
+}
+
+/// Decides which request comes next.
 pub trait Workload {
     /// Whether deciding takes so long that the clock has to be read for each request.
     const EXACT_TIMES: bool;
     /// Whether there are both reads and writes, so that they have to be counted.
     const MIXED: bool;
 
-    /// The container completed.
-    fn completed(&mut self, io: &mut IoContainer, success: bool);
+    /// A request completed, with `data` in its memory.
+    #[inline(always)]
+    fn completed<'d>(&mut self, _: Request, _: impl Iterator<Item = &'d mut [u8]>, _success: bool) {}
 
-    /// Makes the container the next request, or returns false if there is none.
-    fn next(&mut self, io: &mut IoContainer) -> bool;
+    /// The next request, if there is one.
+    fn next(&mut self) -> Option<Request>;
+
+    /// Makes a request's memory ready for it.
+    #[inline(always)]
+    fn prepare<'d>(&mut self, _: Request, _: impl Iterator<Item = &'d mut [u8]>) {}
 }
 
 /// Which requests a workload is made of.
@@ -78,18 +90,12 @@ impl<const RANDOM: bool, const MIXED: bool> Workload for Plain<RANDOM, MIXED> {
     const MIXED: bool = MIXED;
 
     #[inline(always)]
-    fn completed(&mut self, _io: &mut IoContainer, _success: bool) {}
-
-    #[inline(always)]
-    fn next(&mut self, io: &mut IoContainer) -> bool {
+    fn next(&mut self) -> Option<Request> {
         let random = if RANDOM || MIXED { self.random.next() } else { 0 };
         let unit = if RANDOM { scale(random, self.part.units) } else { self.step() };
-        io.set_lba(self.part.lba_of(unit));
-        if MIXED {
-            let operation = if self.mix.is_read(random) { Operation::Read } else { Operation::Write };
-            io.set_operation(operation);
-        }
-        true
+        let read = if MIXED { self.mix.is_read(random) } else { !self.mix.writes() };
+        let operation = if read { Operation::Read } else { Operation::Write };
+        Some(Request { operation, lba: self.part.lba_of(unit) })
     }
 }
 
@@ -99,19 +105,14 @@ mod tests {
 
     const PART: Part = Part { first: 100, units: 10, blocks: 8 };
 
-    fn requests<W: Workload>(mut workload: W, n: usize) -> Vec<(Operation, u64)> {
-        let mut io = IoContainer::read(0, kiovec::memory::MemoryChain::new());
-        let mut request = || {
-            assert!(workload.next(&mut io));
-            (io.operation(), io.lba())
-        };
-        (0..n).map(|_| request()).collect()
+    fn requests(mut workload: impl Workload, n: usize) -> Vec<Request> {
+        (0..n).map(|_| workload.next().unwrap()).collect()
     }
 
     #[test]
     fn sequential_requests_follow_one_another_and_begin_again() {
         let workload = Plain::<false, false>::new(PART, Mix::new(false, 100), Random::new(1));
-        let lbas: Vec<u64> = requests(workload, 12).iter().map(|request| request.1).collect();
+        let lbas: Vec<u64> = requests(workload, 12).iter().map(|request| request.lba).collect();
         assert_eq!(lbas[..3], [100, 108, 116]);
         assert_eq!(lbas[9..], [172, 100, 108]);
     }
@@ -119,7 +120,7 @@ mod tests {
     #[test]
     fn random_requests_are_aligned_and_reach_everything() {
         let workload = Plain::<true, false>::new(PART, Mix::new(true, 100), Random::new(1));
-        let lbas: Vec<u64> = requests(workload, 1000).iter().map(|request| request.1).collect();
+        let lbas: Vec<u64> = requests(workload, 1000).iter().map(|request| request.lba).collect();
         assert!(lbas.iter().all(|lba| (100..180).contains(lba) && (lba - 100) % 8 == 0));
         assert!((0..10).all(|unit| lbas.contains(&(100 + 8 * unit))));
     }
@@ -128,7 +129,7 @@ mod tests {
     fn the_read_share_is_what_was_asked_for() {
         for (percent, reads) in [(0, 0..=0), (30, 2700..=3300), (100, 10_000..=10_000)] {
             let workload = Plain::<true, true>::new(PART, Mix::new(true, percent), Random::new(1));
-            let got = requests(workload, 10_000).iter().filter(|r| r.0 == Operation::Read).count();
+            let got = requests(workload, 10_000).iter().filter(|r| r.operation == Operation::Read).count();
             assert!(reads.contains(&got), "{percent} %: {got} of 10000");
         }
     }

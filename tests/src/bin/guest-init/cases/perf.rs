@@ -101,7 +101,7 @@ pub fn no_hugepages(_: &'static Machine) -> Verdict {
 /// A run that is interrupted reports what it has done so far.
 pub fn interrupted_run_reports(_: &'static Machine) -> Verdict {
     is_bound()?;
-    let run = perf("-w randread -q 8 -o 4096 -t 60 --json");
+    let run = perf("-w randread -q 8 -o 4096 -t 60 -a 0 --json");
     let text = run.to_string();
     let mut child = run.start()?;
     let busy = wait_until_busy(&mut child);

@@ -1,11 +1,11 @@
 //! The verifying workload: which block is written or read next, and checking what was read.
 
-use kiovec::{IoContainer, Operation};
+use kiovec::Operation;
 
 use super::{Ledger, Mismatch, Pattern};
 use crate::perf::job::Part;
 use crate::perf::random::{Random, scale};
-use crate::perf::workload::{Mix, Workload};
+use crate::perf::workload::{Mix, Request, Workload};
 
 /// What the workload is about to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,20 +102,16 @@ impl Verified {
         Some((unit, operation))
     }
 
-    fn blocks_of(&self, io: &IoContainer) -> u64 {
-        io.memory().len() as u64 / self.block_size as u64
-    }
-
-    fn check(&mut self, unit: u64, io: &mut IoContainer) {
-        let Some(generation) = self.ledger.expected(unit) else {
-            self.checks.unchecked += self.blocks_of(io);
-            return;
-        };
-        let first = io.lba();
-        let blocks = io.data_mut().flat_map(|data| data.chunks_exact(self.block_size));
-        for (index, block) in blocks.enumerate() {
+    fn check<'d>(&mut self, first: u64, data: impl Iterator<Item = &'d mut [u8]>) {
+        let expected = self.ledger.expected(self.part.unit_at(first));
+        let blocks = data.flat_map(|data| data.chunks_exact(self.block_size));
+        for (lba, block) in (first..).zip(blocks) {
+            let Some(generation) = expected else {
+                self.checks.unchecked += 1;
+                continue;
+            };
             self.checks.checked += 1;
-            if let Err(mismatch) = self.pattern.check(first + index as u64, generation, block) {
+            if let Err(mismatch) = self.pattern.check(lba, generation, block) {
                 self.checks.mismatches += 1;
                 self.checks.first.get_or_insert(mismatch);
             }
@@ -128,28 +124,28 @@ impl Workload for Verified {
     const EXACT_TIMES: bool = true;
     const MIXED: bool = true;
 
-    fn completed(&mut self, io: &mut IoContainer, success: bool) {
-        let unit = self.part.unit_at(io.lba());
-        match io.operation() {
+    fn completed<'d>(&mut self, request: Request, data: impl Iterator<Item = &'d mut [u8]>, success: bool) {
+        let unit = self.part.unit_at(request.lba);
+        match request.operation {
             Operation::Write if success => self.ledger.written(unit),
-            Operation::Read if success => self.check(unit, io),
+            Operation::Read if success => self.check(request.lba, data),
             _ => {}
         }
         self.ledger.release(unit);
     }
 
-    fn next(&mut self, io: &mut IoContainer) -> bool {
-        let Some((unit, operation)) = self.choose() else { return false };
-        let lba = self.part.lba_of(unit);
-        io.set_lba(lba);
-        io.set_operation(operation);
-        if operation == Operation::Write {
-            let generation = self.ledger.begin_write(unit);
-            let blocks = io.data_mut().flat_map(|data| data.chunks_exact_mut(self.block_size));
-            blocks.enumerate().for_each(|(i, block)| self.pattern.fill(lba + i as u64, generation, block));
-        } else {
-            io.data_mut().for_each(Pattern::poison);
+    fn next(&mut self) -> Option<Request> {
+        let (unit, operation) = self.choose()?;
+        Some(Request { operation, lba: self.part.lba_of(unit) })
+    }
+
+    fn prepare<'d>(&mut self, request: Request, data: impl Iterator<Item = &'d mut [u8]>) {
+        if request.operation == Operation::Read {
+            data.for_each(Pattern::poison);
+            return;
         }
-        true
+        let generation = self.ledger.begin_write(self.part.unit_at(request.lba));
+        let blocks = data.flat_map(|data| data.chunks_exact_mut(self.block_size));
+        (request.lba..).zip(blocks).for_each(|(lba, block)| self.pattern.fill(lba, generation, block));
     }
 }

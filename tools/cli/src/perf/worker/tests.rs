@@ -1,6 +1,8 @@
 //! A worker on an emulated controller, with somebody else who writes the same namespace: all the
 //! ways in which data can be wrong.
 
+use kiovec::memory::MemoryChain;
+
 use super::*;
 use crate::device::Opened;
 use crate::perf::Options;
