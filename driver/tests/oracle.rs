@@ -19,6 +19,8 @@ struct Setup {
     data: DataForm,
     depth: usize,
     max_transfer: u64,
+    /// CAP.MQES: queues of this many entries and one.
+    mqes: u16,
 }
 
 #[derive(Debug, Clone)]
@@ -50,13 +52,15 @@ fn setup() -> impl Strategy<Value = Setup> {
         prop_oneof![Just(DataForm::Prp), Just(DataForm::Sgl)],
         1..6usize,
         prop_oneof![Just(2u64 << 20), Just(8 << 20), Just(64 << 10)],
+        prop_oneof![Just(1u16), Just(2), Just(4), Just(255)],
     )
-        .prop_map(|(block, mdts, data, depth, max_transfer)| Setup {
+        .prop_map(|(block, mdts, data, depth, max_transfer, mqes)| Setup {
             block,
             mdts,
             data,
             depth,
             max_transfer,
+            mqes,
         })
 }
 
@@ -112,8 +116,9 @@ fn memory(space: &DmaSpace, len: usize, shape: &Shape, block: usize) -> MemoryCh
 }
 
 fn run(setup: &Setup, rounds: &[Vec<Request>]) -> Result<(), TestCaseError> {
-    let Setup { block, mdts, data, depth, max_transfer } = setup.clone();
-    let text = format!("size={},block={block},media=ram,mdts={mdts},sgl=on", LANE * LANES * block as u64);
+    let Setup { block, mdts, data, depth, max_transfer, mqes } = setup.clone();
+    let size = LANE * LANES * block as u64;
+    let text = format!("size={size},block={block},media=ram,mdts={mdts},sgl=on,mqes={mqes}");
     let emulator = Emulator::stepped(Config::parse(&text).unwrap()).unwrap();
     let space = DmaSpace::new().unwrap();
     let controller = Controller::open(emulator.function(), &space).unwrap();
@@ -190,6 +195,9 @@ fn run(setup: &Setup, rounds: &[Vec<Request>]) -> Result<(), TestCaseError> {
         }
     }
     prop_assert_eq!(poller.stats(queue).faults, 0);
+    let counters = emulator.counters();
+    prop_assert_eq!(counters.bad_doorbells, 0);
+    prop_assert_eq!(counters.full_queues, 0, "completions had to wait for room");
     Ok(())
 }
 

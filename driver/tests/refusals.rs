@@ -28,9 +28,10 @@ fn bench(settings: &str, options: QueueOptions) -> Bench {
     Bench { poller, disk, space, controller, emulator }
 }
 
-fn open(settings: &str) -> Result<Arc<Controller>, Error> {
+fn open(settings: &str) -> Result<(Emulator, Arc<Controller>), Error> {
     let emulator = Emulator::stepped(Config::parse(settings).unwrap()).unwrap();
-    Controller::open(emulator.function(), &DmaSpace::new().unwrap())
+    let controller = Controller::open(emulator.function(), &DmaSpace::new().unwrap())?;
+    Ok((emulator, controller))
 }
 
 impl Bench {
@@ -137,9 +138,9 @@ fn what_the_controller_refuses_comes_back_with_its_status() {
 
 #[test]
 fn controllers_that_cannot_be_driven() {
-    let error = open("never_ready=on,to=4").unwrap_err();
+    let error = open("never_ready=on,to=4").map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::NotReady { millis: 2000, .. }), "{error}");
-    let error = open("mpsmin=1").unwrap_err();
+    let error = open("mpsmin=1").map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     assert!(error.to_string().contains("8 KiB"), "{error}");
 }
@@ -160,6 +161,11 @@ fn namespaces_queues_and_depths_that_do_not_exist() {
     bench.poller.add_queue(&bench.controller, QueueOptions::default()).unwrap();
     let error = bench.poller.add_queue(&bench.controller, QueueOptions::default()).unwrap_err();
     assert!(error.to_string().contains("no more I/O queue pairs"), "{error}");
+    // The namespace of one controller through the queue of another.
+    let (_emulator, other) = open("").unwrap();
+    let queue = bench.poller.add_queue(&other, QueueOptions::default()).unwrap();
+    let error = bench.poller.add_namespace(queue, &bench.controller.namespace(1).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("another controller"), "{error}");
     // Dropping a poller gives its queue pairs back.
     bench.poller = Poller::new(1);
     for _ in 0..2 {

@@ -10,6 +10,7 @@ mod quirks;
 mod registers;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zerocopy::FromBytes;
@@ -50,6 +51,7 @@ const VERSION_2_0: u32 = 0x0002_0000;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Controller {
+    id: u64,
     registers: Registers,
     admin: Mutex<AdminQueue>,
     identity: Box<identify::Controller>,
@@ -104,7 +106,9 @@ impl Controller {
         let pairs = commands.number_of_queues()?;
         let doorbells = function.doorbells(2 * (u64::from(pairs) + 1) * doorbell_stride(dstrd))?;
         std::mem::forget(undo);
+        static IDS: AtomicU64 = AtomicU64::new(1);
         Ok(Arc::new(Controller {
+            id: IDS.fetch_add(1, Ordering::Relaxed),
             registers,
             admin: Mutex::new(admin),
             identity,
@@ -116,6 +120,11 @@ impl Controller {
             function,
             _attachment: attachment,
         }))
+    }
+
+    /// Whether a namespace was identified by this controller.
+    pub(crate) fn owns(&self, namespace: &Namespace) -> bool {
+        namespace.controller == self.id
     }
 
     /// The name it was opened by.
@@ -201,7 +210,7 @@ impl Controller {
             Err(Error::Command { .. }) => Vec::new(),
             Err(error) => return Err(error),
         };
-        Ok(Namespace { nsid, identity, descriptors })
+        Ok(Namespace { controller: self.id, nsid, identity, descriptors })
     }
 
     /// An admin command of the caller's own making: CID and data pointer are filled in. `memory`,

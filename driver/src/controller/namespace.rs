@@ -5,6 +5,8 @@ use crate::spec::identify::{self, FLBAS_EXTENDED, NamespaceDescriptor};
 /// An active namespace of a controller.
 #[derive(Debug, Clone)]
 pub struct Namespace {
+    /// Identifies the controller among all of this process.
+    pub(super) controller: u64,
     pub(super) nsid: u32,
     pub(super) identity: Box<identify::Namespace>,
     pub(super) descriptors: Vec<NamespaceDescriptor>,

@@ -168,6 +168,10 @@ impl Poller {
     /// Makes a namespace of the queue's controller a target.
     pub fn add_namespace(&mut self, queue: QueueId, namespace: &Namespace) -> Result<Target> {
         let line = self.line(queue.0);
+        if !line.controller.owns(namespace) {
+            let what = format!("namespace {} belongs to another controller than the queue", namespace.nsid());
+            return Err(Error::InvalidInput(what));
+        }
         let block_size = namespace.usable().map_err(|what| line.unsupported(what))?;
         let controller = &line.controller;
         let limits = Limits::new(

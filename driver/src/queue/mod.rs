@@ -83,7 +83,6 @@ pub(crate) struct Queue {
     max_transfer: u64,
     space: u64,
     faults: u64,
-    idle_polls: u32,
 }
 
 /// Nodes that wait for slots, in order, linked through the nodes themselves.
@@ -100,9 +99,6 @@ pub(crate) struct Finished {
     /// The slot, still taken, if the node went down whole.
     pub(crate) slot: Option<usize>,
 }
-
-/// Idle polls after which the controller is told what was consumed: it may be waiting for room.
-const IDLE_POLLS: u32 = 4;
 
 impl Queue {
     pub(crate) fn new(
@@ -133,7 +129,6 @@ impl Queue {
             max_transfer,
             space,
             faults: 0,
-            idle_polls: 0,
         }
     }
 
@@ -407,15 +402,12 @@ impl Queue {
         if self.gate != 0 {
             self.issue_waiting(tree);
         }
-        self.sq.ring();
-        if idle {
-            self.idle_polls += 1;
-            if self.idle_polls == IDLE_POLLS {
-                self.cq.ring();
-            }
+        if self.sq.is_rung() {
+            self.cq.make_room_when_idle(idle);
         } else {
-            self.idle_polls = 0;
+            // First room for what the new commands will complete with, then the commands.
             self.cq.make_room(self.slots.taken() as u32);
+            self.sq.ring();
         }
     }
 }

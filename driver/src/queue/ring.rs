@@ -44,15 +44,19 @@ impl SubmissionRing {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Tells the controller of all entries since the last time, if there are any.
+    /// Whether the controller knows of all entries.
+    #[inline(always)]
+    pub(crate) fn is_rung(&self) -> bool {
+        self.tail == self.rung
+    }
+
+    /// Tells the controller of all entries since the last time.
     #[inline(always)]
     pub(crate) fn ring(&mut self) {
-        if self.tail != self.rung {
-            self.commands += u64::from(self.tail.wrapping_sub(self.rung));
-            self.rung = self.tail;
-            self.doorbells += 1;
-            self.doorbell.ring(self.tail & self.mask);
-        }
+        self.commands += u64::from(self.tail.wrapping_sub(self.rung));
+        self.rung = self.tail;
+        self.doorbells += 1;
+        self.doorbell.ring(self.tail & self.mask);
     }
 
     pub(crate) fn iova(&self) -> u64 {
@@ -64,6 +68,8 @@ impl SubmissionRing {
     }
 }
 
+/// Idle polls after which the controller is told what was consumed.
+const IDLE_POLLS: u32 = 16;
 /// The Phase Tag within the high word of a completion.
 const PHASE: u64 = 1 << 48;
 
@@ -78,6 +84,7 @@ pub(crate) struct CompletionRing {
     /// What the phase bit of a new entry is, in its place in the high word.
     phase: u64,
     doorbell: Doorbell,
+    idle_polls: u32,
     /// How often the doorbell was rung.
     pub(crate) doorbells: u64,
 }
@@ -87,7 +94,16 @@ impl CompletionRing {
     pub(crate) fn new(entries: SharedArray<2>, doorbell: Doorbell) -> CompletionRing {
         assert!(entries.len().is_power_of_two() && entries.len() <= 1 << 16);
         let mask = entries.len() as u32 - 1;
-        CompletionRing { entries, mask, head: 0, rung: 0, phase: PHASE, doorbell, doorbells: 0 }
+        CompletionRing {
+            entries,
+            mask,
+            head: 0,
+            rung: 0,
+            phase: PHASE,
+            doorbell,
+            idle_polls: 0,
+            doorbells: 0,
+        }
     }
 
     /// The high word of the entry at the head, with its phase bit turned into "is not new": in a
@@ -135,6 +151,17 @@ impl CompletionRing {
     #[inline(always)]
     pub(crate) fn make_room(&mut self, outstanding: u32) {
         if self.unacknowledged() + outstanding >= self.mask {
+            self.ring();
+        }
+    }
+
+    /// After a few idle polls in a row: a broken controller may be waiting for room that it need not
+    /// wait for.
+    #[inline(always)]
+    pub(crate) fn make_room_when_idle(&mut self, idle: bool) {
+        self.idle_polls = if idle { self.idle_polls + 1 } else { 0 };
+        if self.idle_polls == IDLE_POLLS {
+            self.idle_polls = 0;
             self.ring();
         }
     }
