@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use kiovec::memory::{DmaSpace, MemoryChain};
-use kiovec::{Controller, DataForm, IoContainer, Operation, Poller, QueueOptions};
+use kiovec::{Controller, DataForm, Done, IoContainer, Operation, Poller, QueueId, QueueOptions, Target};
 use kiovec_emulator::{Config, Emulator};
 use proptest::prelude::*;
 
@@ -236,12 +236,7 @@ fn a_large_request_on_a_shallow_queue_is_one_request() {
 
 #[test]
 fn a_container_goes_round_in_place() {
-    let emulator = Emulator::stepped(Config::parse("size=16M,block=512,media=ram").unwrap()).unwrap();
-    let space = DmaSpace::new().unwrap();
-    let controller = Controller::open(emulator.function(), &space).unwrap();
-    let mut poller = Poller::new(8);
-    let queue = poller.add_queue(&controller, QueueOptions::default().depth(4)).unwrap();
-    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    let (emulator, space, mut poller, disk, _) = disk("size=16M,block=512,media=ram");
     // More requests than slots, so that some wait; each writes, reads back, and moves on.
     for tag in 0..8u64 {
         let mut memory = space.allocate(4096).unwrap();
@@ -249,32 +244,91 @@ fn a_container_goes_round_in_place() {
         poller.submit(disk, IoContainer::write(tag * 8, memory).tag(tag)).unwrap();
     }
     let mut rounds = [0u64; 8];
-    while poller.outstanding() > 0 {
-        poller.poll(|mut done| {
-            done.result().unwrap();
-            let mut io = done.in_place();
-            let tag = io.get_tag() as usize;
-            let pattern = tag as u8 ^ (rounds[tag] as u8) << 4;
-            match io.operation() {
-                Operation::Write => {
-                    io.data_mut().for_each(|data| data.fill(0xee));
-                    io.set_operation(Operation::Read);
-                }
-                _ => {
-                    assert!(io.data_mut().all(|data| data.iter().all(|byte| *byte == pattern)));
-                    rounds[tag] += 1;
-                    if rounds[tag] == 100 {
-                        return;
-                    }
-                    let pattern = tag as u8 ^ (rounds[tag] as u8) << 4;
-                    io.data_mut().for_each(|data| data.fill(pattern));
-                    io.set_operation(Operation::Write);
-                    io.set_lba((rounds[tag] * 8 + tag as u64) * 8);
-                }
+    run_until_idle(&emulator, &mut poller, |mut done| {
+        let mut io = done.in_place();
+        let tag = io.get_tag() as usize;
+        let pattern = tag as u8 ^ (rounds[tag] as u8) << 4;
+        match io.operation() {
+            Operation::Write => {
+                io.data_mut().for_each(|data| data.fill(0xee));
+                io.set_operation(Operation::Read);
             }
+            _ => {
+                assert!(io.data_mut().all(|data| data.iter().all(|byte| *byte == pattern)));
+                rounds[tag] += 1;
+                if rounds[tag] == 100 {
+                    return;
+                }
+                let pattern = tag as u8 ^ (rounds[tag] as u8) << 4;
+                io.data_mut().for_each(|data| data.fill(pattern));
+                io.set_operation(Operation::Write);
+                io.set_lba((rounds[tag] * 8 + tag as u64) * 8);
+            }
+        }
+        done.resubmit().unwrap();
+    });
+    assert_eq!(rounds, [100; 8]);
+}
+
+/// A deallocate that is used again for other blocks deallocates those.
+#[test]
+fn a_deallocate_goes_round_in_place() {
+    let (emulator, space, mut poller, disk, _) = disk("size=1M,block=4096,media=ram");
+    let mut memory = space.allocate(16 * 4096).unwrap();
+    memory.fill(7);
+    poller.submit(disk, IoContainer::write(0, memory)).unwrap();
+    run_until_idle(&emulator, &mut poller, |_| {});
+    poller.submit(disk, IoContainer::deallocate(0, 2)).unwrap();
+    run_until_idle(&emulator, &mut poller, |mut done| {
+        if done.io().lba() < 8 {
+            let lba = done.io().lba() + 4;
+            done.set_lba(lba);
             done.resubmit().unwrap();
+        }
+    });
+    poller.submit(disk, IoContainer::read(0, space.allocate(16 * 4096).unwrap())).unwrap();
+    run_until_idle(&emulator, &mut poller, |done| {
+        for (lba, block) in done.take().into_memory().to_vec().chunks(4096).enumerate() {
+            let expected = if lba < 12 && lba % 4 < 2 { 0 } else { 7 };
+            assert!(block.iter().all(|byte| *byte == expected), "block {lba}");
+        }
+    });
+}
+
+#[test]
+fn commands_end_at_the_optimal_boundary() {
+    let (emulator, space, mut poller, disk, queue) = disk("size=1M,block=4096,media=ram,noiob=8");
+    poller.submit(disk, IoContainer::read(4, space.allocate(16 * 4096).unwrap())).unwrap();
+    run_until_idle(&emulator, &mut poller, |_| {});
+    assert_eq!(poller.stats(queue).commands, 3);
+    // In place: within a boundary, across one, and within one again.
+    poller.submit(disk, IoContainer::read(0, space.allocate(8 * 4096).unwrap())).unwrap();
+    let mut lbas = vec![32, 20, 16];
+    run_until_idle(&emulator, &mut poller, |mut done| {
+        if let Some(lba) = lbas.pop() {
+            done.set_lba(lba);
+            done.resubmit().unwrap();
+        }
+    });
+    assert_eq!(poller.stats(queue).commands, 3 + 1 + 1 + 2 + 1);
+}
+
+fn disk(settings: &str) -> (Emulator, DmaSpace, Poller, Target, QueueId) {
+    let emulator = Emulator::stepped(Config::parse(settings).unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller = Poller::new(8);
+    let queue = poller.add_queue(&controller, QueueOptions::default().depth(4)).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    (emulator, space, poller, disk, queue)
+}
+
+fn run_until_idle(emulator: &Emulator, poller: &mut Poller, mut f: impl FnMut(Done<'_>)) {
+    while poller.outstanding() > 0 {
+        poller.poll(|done| {
+            done.result().unwrap();
+            f(done);
         });
         emulator.step();
     }
-    assert_eq!(rounds, [100; 8]);
 }

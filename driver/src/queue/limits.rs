@@ -61,4 +61,10 @@ impl Limits {
         }
         most.min(self.boundary - lba % self.boundary)
     }
+
+    /// Whether a boundary lies within these blocks.
+    #[inline(always)]
+    pub(crate) fn crosses_boundary(&self, lba: u64, blocks: u64) -> bool {
+        self.boundary != 0 && lba % self.boundary + blocks > self.boundary
+    }
 }

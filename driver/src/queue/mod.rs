@@ -180,7 +180,7 @@ impl Queue {
         let Some(wire) = node.wire else { return false };
         let limits = &self.namespaces[usize::from(node.namespace)].limits;
         let fits = node.io.lba().checked_add(node.io.blocks()).is_some_and(|end| end <= limits.capacity);
-        if self.gate != 0 || !fits || limits.boundary != 0 {
+        if self.gate != 0 || !fits || limits.crosses_boundary(node.io.lba(), node.io.blocks()) {
             return false;
         }
         node.in_flight = 1;
@@ -197,7 +197,9 @@ impl Queue {
             let (first, whole) = (node.cursor, blocks == node.io.extent());
             node.cursor += blocks;
             node.in_flight += 1;
-            node.wire = whole.then_some(wire);
+            // The range of a deallocate is in memory, where a change of the LBA would not reach it.
+            let lasting = whole && node.io.operation() != Operation::Deallocate;
+            node.wire = lasting.then_some(wire);
             let piece = if whole { Piece::Whole } else { Piece::Part { first } };
             self.push(&node.io, wire, node.io.lba().wrapping_add(first), slot, id, piece);
         }
