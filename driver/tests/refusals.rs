@@ -1,9 +1,12 @@
 //! What cannot be done is refused, in words that say what to do, and everything is as it was.
 #![allow(clippy::unwrap_used)]
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use kiovec::memory::{DmaSpace, MemoryChain};
+use kiovec::memory::{DmaSpace, Domain, Mapping, MemoryChain, RawCommands};
+use kiovec::pci::{Clock, DoorbellPage, Function};
 use kiovec::spec::{Command, Status, io_opcode};
 use kiovec::{Controller, DataForm, Error, IoContainer, Poller, QueueOptions, Refusal, Target};
 use kiovec_emulator::{Config, Emulator};
@@ -59,6 +62,11 @@ impl Bench {
     }
 }
 
+fn trust() -> RawCommands {
+    // SAFETY: the commands of these tests transfer no more than the memory they are given.
+    unsafe { RawCommands::trust() }
+}
+
 #[test]
 fn containers_that_do_not_fit_the_namespace() {
     let mut bench = bench("oncs=0", QueueOptions::default());
@@ -99,7 +107,7 @@ fn memory_that_the_controller_cannot_reach_or_be_told_of() {
     let mut raw = bench("mdts=1", QueueOptions::default().data(DataForm::Prp));
     let command = Command { opcode: io_opcode::READ, ..Command::default() };
     let memory = raw.memory(16384);
-    assert!(matches!(raw.refused(IoContainer::raw(&command, memory)), Refusal::Shape { .. }));
+    assert!(matches!(raw.refused(IoContainer::raw(&command, memory, trust())), Refusal::Shape { .. }));
 }
 
 #[test]
@@ -125,11 +133,11 @@ fn a_full_tree_returns_the_container_and_works_on() {
 fn what_the_controller_refuses_comes_back_with_its_status() {
     let mut bench = bench("", QueueOptions::default());
     let command = Command { opcode: 0x7d, ..Command::default() };
-    let (result, ..) = bench.run(IoContainer::raw(&command, MemoryChain::new()));
+    let (result, ..) = bench.run(IoContainer::raw(&command, MemoryChain::new(), trust()));
     assert_eq!(result.unwrap_err().status.code(), Status::INVALID_OPCODE.code());
     let command = Command { cdw10: 1000, ..Command::read(1, 1000, 0) };
     let memory = bench.memory(4096);
-    let (result, _, memory) = bench.run(IoContainer::raw(&command, memory));
+    let (result, _, memory) = bench.run(IoContainer::raw(&command, memory, trust()));
     assert_eq!(result.unwrap_err().status.code(), Status::LBA_OUT_OF_RANGE.code());
     // And the queue works on.
     let (result, ..) = bench.run(IoContainer::read(0, memory));
@@ -174,6 +182,133 @@ fn namespaces_queues_and_depths_that_do_not_exist() {
     let error =
         bench.poller.add_queue(&bench.controller, QueueOptions::default().data(DataForm::Sgl)).unwrap_err();
     assert!(error.to_string().contains("no SGLs"), "{error}");
+}
+
+#[test]
+fn a_target_of_another_poller() {
+    let (mut one, other) = (bench("", QueueOptions::default()), bench("", QueueOptions::default()));
+    let memory = one.memory(4096);
+    let rejected = one.poller.submit(other.disk, IoContainer::write(0, memory)).unwrap_err();
+    assert_eq!(rejected.reason, Refusal::ForeignTarget);
+}
+
+#[test]
+fn admin_commands_of_ones_own() {
+    let bench = bench("", QueueOptions::default());
+    let identify = Command { dptr: [0x1000, 0], ..Command::identify(kiovec::spec::Cns::CONTROLLER, 0, 0) };
+    let (completion, memory) =
+        bench.controller.admin(&identify, bench.memory(4096), u64::MAX, trust()).unwrap();
+    assert!(completion.status().is_success());
+    let serial = &memory.to_vec()[4..16];
+    assert_eq!(serial, b"EMULATED0001");
+    // Without memory there is no address in the command, whatever the caller put there.
+    let (completion, _) = bench.controller.admin(&identify, MemoryChain::new(), 1000, trust()).unwrap();
+    assert!(!completion.status().is_success());
+    let foreign = DmaSpace::new().unwrap().allocate(4096).unwrap();
+    assert!(bench.controller.admin(&identify, foreign, 1000, trust()).is_err());
+}
+
+/// Unmapping needs the function's IOMMU, so it comes before the function is closed.
+#[test]
+fn memory_is_unmapped_before_the_function_is_closed() {
+    let emulator = Emulator::stepped(Config::default()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let open = Arc::new(AtomicBool::new(true));
+    let domain = Arc::new(Watched { inner: emulator.function().domain(), open: Arc::clone(&open) });
+    let function = Arc::new(Closing { inner: emulator.function(), domain, open });
+    let before = space.allocate(4096).unwrap().segments()[0].iova();
+    drop(Controller::open(function, &space).unwrap());
+    // Nothing had to be retired.
+    assert_eq!(space.allocate(4096).unwrap().segments()[0].iova(), before);
+}
+
+/// A function after whose end nothing can be unmapped, as with VFIO.
+struct Closing {
+    inner: Arc<dyn Function>,
+    domain: Arc<dyn Domain>,
+    open: Arc<AtomicBool>,
+}
+
+struct Watched {
+    inner: Arc<dyn Domain>,
+    open: Arc<AtomicBool>,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.open.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Domain for Watched {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn iova_ranges(&self) -> Vec<RangeInclusive<u64>> {
+        self.inner.iova_ranges()
+    }
+
+    fn map(&self, mapping: &Mapping<'_>) -> Result<(), Error> {
+        self.inner.map(mapping)
+    }
+
+    fn unmap(&self, iova: u64, len: u64) -> Result<(), Error> {
+        match self.open.load(Ordering::Relaxed) {
+            true => self.inner.unmap(iova, len),
+            false => Err(Error::InvalidInput("the IOMMU is gone".into())),
+        }
+    }
+}
+
+impl Function for Closing {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn domain(&self) -> Arc<dyn Domain> {
+        Arc::clone(&self.domain)
+    }
+
+    fn config_read(&self, offset: u16, data: &mut [u8]) -> Result<(), Error> {
+        self.inner.config_read(offset, data)
+    }
+
+    fn config_write(&self, offset: u16, data: &[u8]) -> Result<(), Error> {
+        self.inner.config_write(offset, data)
+    }
+
+    fn read32(&self, offset: u64) -> Result<u32, Error> {
+        self.inner.read32(offset)
+    }
+
+    fn read64(&self, offset: u64) -> Result<u64, Error> {
+        self.inner.read64(offset)
+    }
+
+    fn write32(&self, offset: u64, value: u32) -> Result<(), Error> {
+        self.inner.write32(offset, value)
+    }
+
+    fn write64(&self, offset: u64, value: u64) -> Result<(), Error> {
+        self.inner.write64(offset, value)
+    }
+
+    fn doorbells(&self, len: u64) -> Result<DoorbellPage, Error> {
+        self.inner.doorbells(len)
+    }
+
+    fn reset(&self) -> Result<(), Error> {
+        self.inner.reset()
+    }
+
+    fn clock(&self) -> Clock {
+        self.inner.clock()
+    }
+
+    fn pause(&self) {
+        self.inner.pause();
+    }
 }
 
 #[test]

@@ -37,6 +37,11 @@ impl AdminQueue {
         Ok(AdminQueue { function, sq, cq, cid: 0 })
     }
 
+    /// The function's name.
+    pub(super) fn name(&self) -> &str {
+        self.function.name()
+    }
+
     pub(super) fn sq(&self) -> (u64, u32) {
         (self.sq.iova(), self.sq.len())
     }
@@ -57,16 +62,19 @@ impl AdminQueue {
         let start = clock.nanos();
         loop {
             let waited = clock.nanos() - start;
-            while let Some(completion) = self.next() {
-                // Anything else answers a command that was given up; its memory is kept for good.
-                if completion.cid == self.cid {
-                    return Ok(completion);
+            // As many as the ring holds: a controller that keeps posting must not keep us here.
+            for _ in 0..ENTRIES {
+                match self.next() {
+                    Some(completion) if completion.cid == self.cid => return Ok(completion),
+                    // It answers a command that was given up, whose memory is kept for good.
+                    Some(_) => {}
+                    None => break,
                 }
             }
             if waited > PATIENCE_NANOS {
                 self.check()?;
             }
-            if waited > millis * 1_000_000 {
+            if waited > millis.saturating_mul(1_000_000) {
                 let device = self.function.name().into();
                 return Err(Error::Timeout { device, command: name(&command), millis });
             }

@@ -10,6 +10,7 @@ mod quirks;
 mod registers;
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,7 +19,7 @@ use zerocopy::FromBytes;
 use self::admin::AdminQueue;
 use self::quirks::Quirks;
 use self::registers::Registers;
-use crate::memory::{Access, Attachment, DmaSpace, MemoryChain};
+use crate::memory::{Access, Attachment, DmaSpace, MemoryChain, RawCommands};
 use crate::pci::{DoorbellPage, Function};
 use crate::queue::{CompletionRing, SubmissionRing, contiguous_prps};
 use crate::spec::identify::{self, ActiveNamespaces, NamespaceDescriptors, NvmController};
@@ -60,9 +61,9 @@ pub struct Controller {
     qids: Mutex<Vec<u16>>,
     quirks: Quirks,
     space: DmaSpace,
-    function: Arc<dyn Function>,
-    // Last: unmaps the memory when nothing of the controller is left that uses it.
+    // Before the function: unmapping needs the IOMMU, which may go with the last function behind it.
     _attachment: Attachment,
+    function: Arc<dyn Function>,
 }
 
 /// The rings of an I/O queue pair that a controller has created.
@@ -74,12 +75,18 @@ pub(crate) struct QueuePair {
 }
 
 /// What stands when bring-up fails half-way: undone on drop, so that the device is left as it was.
-struct Enabling<'a>(&'a Registers, &'a dyn Function);
+struct Enabling<'a> {
+    registers: &'a Registers,
+    function: &'a dyn Function,
+    space: &'a DmaSpace,
+}
 
 impl Drop for Enabling<'_> {
     fn drop(&mut self) {
-        let _ = self.0.clear_enable();
-        let _ = self.1.set_bus_master(false);
+        let disabled = self.registers.clear_enable();
+        if self.function.set_bus_master(false).is_err() && disabled.is_err() {
+            self.space.retire();
+        }
     }
 }
 
@@ -93,11 +100,14 @@ impl Controller {
         let dstrd = registers.cap.dstrd();
         let admin_doorbells = function.doorbells(2 * doorbell_stride(dstrd))?;
         registers.disable()?;
-        let undo = Enabling(&registers, &*function);
         let mut admin = AdminQueue::new(Arc::clone(&function), space, &admin_doorbells, dstrd)?;
+        // After the admin queue, so that it is dropped before: first the controller stops, then its
+        // rings go.
+        let undo = Enabling { registers: &registers, function: &*function, space };
         function.set_bus_master(true)?;
         registers.enable(admin.sq(), admin.cq())?;
-        let mut commands = Commands { admin: &mut admin, function: &*function, space };
+        let table = prp_table(space, quirks);
+        let mut commands = Commands { admin: &mut admin, space, table };
         let identity = commands.identify(Cns::CONTROLLER, 0, 0)?;
         let nvm = match registers.version.into_bits() >= VERSION_2_0 {
             true => commands.identify(Cns::COMMAND_SET_CONTROLLER, 0, 0).ok(),
@@ -223,8 +233,11 @@ impl Controller {
         command: &Command,
         memory: MemoryChain,
         millis: u64,
+        _trust: RawCommands,
     ) -> Result<(Completion, MemoryChain)> {
-        self.commands(|commands| commands.execute(command, memory, millis))
+        // An address of the caller's would go past every check.
+        let command = command.with_prps(0, 0);
+        self.commands(|commands| commands.execute(&command, memory, millis))
     }
 
     /// Creates an I/O queue pair, with entries as powers of two.
@@ -233,7 +246,11 @@ impl Controller {
             device: self.name().into(),
             what: "it has no more I/O queue pairs; use fewer threads".into(),
         })?;
-        self.create_rings(qid, sq_entries, cq_entries).inspect_err(|_| self.qids().push(qid))
+        // A command that was not answered may have been carried out: then the QID is not free.
+        self.create_rings(qid, sq_entries, cq_entries).inspect_err(|error| match error {
+            Error::Timeout { .. } | Error::Gone { .. } | Error::Fatal { .. } => {}
+            _ => self.qids().push(qid),
+        })
     }
 
     fn create_rings(&self, qid: u16, sq_entries: u32, cq_entries: u32) -> Result<QueuePair> {
@@ -267,7 +284,7 @@ impl Controller {
     }
 
     pub(crate) fn prp_table(&self) -> Option<u64> {
-        (!self.has_quirk(Quirk::AlignedLists)).then(|| self.space.prp_table())
+        prp_table(&self.space, self.quirks)
     }
 
     fn identify<T: FromBytes>(&self, cns: Cns, nsid: u32) -> Result<Box<T>> {
@@ -282,7 +299,7 @@ impl Controller {
 
     fn commands<T>(&self, f: impl FnOnce(&mut Commands<'_>) -> T) -> T {
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
-        f(&mut Commands { admin: &mut admin, function: &*self.function, space: &self.space })
+        f(&mut Commands { admin: &mut admin, space: &self.space, table: self.prp_table() })
     }
 
     fn qids(&self) -> MutexGuard<'_, Vec<u16>> {
@@ -304,8 +321,9 @@ impl Drop for Controller {
 /// The admin queue in use.
 struct Commands<'a> {
     admin: &'a mut AdminQueue,
-    function: &'a dyn Function,
     space: &'a DmaSpace,
+    /// The table that lists contiguous memory, unless the controller wants lists of its own.
+    table: Option<u64>,
 }
 
 impl Commands<'_> {
@@ -317,18 +335,23 @@ impl Commands<'_> {
     ) -> Result<(Completion, MemoryChain)> {
         let mut command = *command;
         if !memory.is_empty() {
-            let dptr = contiguous_prps(&memory, self.space.prp_table()).ok_or_else(|| {
-                Error::InvalidInput("the memory of an admin command must be contiguous, within 2 MiB".into())
-            })?;
-            command = command.with_prps(dptr[0], dptr[1]);
+            let [prp1, prp2] = self.prps(&memory)?;
+            command = command.with_prps(prp1, prp2);
         }
-        match self.admin.execute(&command, millis) {
-            Ok(completion) => Ok((completion, memory)),
-            Err(error) => {
-                std::mem::forget(memory);
-                Err(error)
-            }
+        // Not dropped by an error or an unwinding: then it is the controller's.
+        let memory = ManuallyDrop::new(memory);
+        let completion = self.admin.execute(&command, millis)?;
+        Ok((completion, ManuallyDrop::into_inner(memory)))
+    }
+
+    fn prps(&self, memory: &MemoryChain) -> Result<[u64; 2]> {
+        if memory.segments().iter().any(|segment| segment.space() != self.space.id()) {
+            let what = "the memory of an admin command belongs to another DmaSpace than the controller";
+            return Err(Error::InvalidInput(what.into()));
         }
+        contiguous_prps(memory, self.table).ok_or_else(|| {
+            Error::InvalidInput("the memory of an admin command must be contiguous, within 2 MiB".into())
+        })
     }
 
     fn succeed(&mut self, command: &Command, memory: MemoryChain) -> Result<(Completion, MemoryChain)> {
@@ -336,7 +359,7 @@ impl Commands<'_> {
         match completion.status() {
             status if status.is_success() => Ok((completion, memory)),
             status => {
-                let device = self.function.name().into();
+                let device = self.admin.name().into();
                 Err(Error::Command { device, command: admin::name(command), status })
             }
         }
@@ -359,6 +382,10 @@ impl Commands<'_> {
         let granted = NumberOfQueues::decode(completion.dw0);
         Ok(granted.submission.min(granted.completion).min(QUEUE_PAIRS) as u16)
     }
+}
+
+fn prp_table(space: &DmaSpace, quirks: Quirks) -> Option<u64> {
+    (!quirks.has(Quirk::AlignedLists)).then(|| space.prp_table())
 }
 
 /// The quirks that go with the function's IDs (configuration space, offsets 0 and 2).

@@ -1,5 +1,6 @@
 //! Namespaces as Identify describes them.
 
+use crate::spec::command::CSI_NVM;
 use crate::spec::identify::{self, FLBAS_EXTENDED, NamespaceDescriptor};
 
 /// An active namespace of a controller.
@@ -52,6 +53,13 @@ impl Namespace {
                 self.identity.format().lbads()
             ));
         };
+        let other = self.descriptors.iter().find_map(|descriptor| match descriptor {
+            NamespaceDescriptor::Csi(csi) if *csi != CSI_NVM => Some(*csi),
+            _ => None,
+        });
+        if let Some(csi) = other {
+            return Err(format!("namespace {} has command set {csi}; only NVM (0) is supported", self.nsid));
+        }
         if self.metadata_size() > 0 {
             let place = if self.identity.flbas & FLBAS_EXTENDED != 0 { "interleaved" } else { "separate" };
             return Err(format!(

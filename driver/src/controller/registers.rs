@@ -135,7 +135,7 @@ impl Registers {
 
     fn wait(&self, what: &'static str, millis: u64, reached: impl Fn(Csts) -> bool) -> Result<()> {
         let clock = self.function.clock();
-        let end = clock.nanos() + millis * 1_000_000;
+        let end = clock.nanos().saturating_add(millis.saturating_mul(1_000_000));
         loop {
             // The time is read first: a thread that was held up must look once more before it
             // gives up.

@@ -80,11 +80,6 @@ impl Drop for Segment {
     }
 }
 
-// SAFETY: a segment owns its memory exclusively; the region behind it is Send + Sync.
-unsafe impl Send for Segment {}
-// SAFETY: shared references to a segment only read.
-unsafe impl Sync for Segment {}
-
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Segment({:#x}, {} bytes)", self.iova, self.len)
@@ -134,8 +129,13 @@ impl MemoryChain {
         }
     }
 
-    /// The segments, in order, for writing.
-    pub fn segments_mut(&mut self) -> &mut [Segment] {
+    /// The contents, segment by segment, for writing.
+    pub fn data_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.segments_mut().iter_mut().map(Segment::as_mut_slice)
+    }
+
+    /// Not public: segments exchanged from outside would leave `len` untrue.
+    fn segments_mut(&mut self) -> &mut [Segment] {
         match &mut self.segments {
             Segments::None => &mut [],
             Segments::One(segment) => std::slice::from_mut(segment),

@@ -8,6 +8,8 @@ use std::ptr::{NonNull, null_mut};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+const PROTECTION: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+
 /// A shared, writable mapping. Accessed through raw pointers only: others write it too.
 #[derive(Debug)]
 pub(crate) struct Map {
@@ -16,37 +18,43 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// Maps `len` bytes of a file from `offset` on, at an address that is a multiple of `align` (a
+    /// Maps `len` bytes of a file from `offset` on, where the kernel likes: for hugetlbfs, that is a
+    /// multiple of the page size.
+    pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Map> {
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let base = unsafe { rustix::mm::mmap(null_mut(), len, PROTECTION, MapFlags::SHARED, file, offset)? };
+        Map::of(base, len)
+    }
+
+    /// Maps `len` bytes of a file of ordinary pages, at an address that is a multiple of `align` (a
     /// power of two).
-    pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, len: usize, align: usize) -> io::Result<Map> {
+    pub(crate) fn aligned(file: BorrowedFd<'_>, len: usize, align: usize) -> io::Result<Map> {
         assert!(align.is_power_of_two() && len > 0);
-        let page = rustix::param::page_size();
         // Reserve more than is wanted, place the mapping inside, and give the rest back.
-        let reserved = len.next_multiple_of(page) + if align > page { align } else { 0 };
+        let reserved = len.next_multiple_of(rustix::param::page_size()) + align;
         // SAFETY: a new anonymous mapping at an address that the kernel chooses.
         let start = unsafe {
             rustix::mm::mmap_anonymous(null_mut(), reserved, ProtFlags::empty(), MapFlags::PRIVATE)?
         };
         let skip = start.addr().next_multiple_of(align) - start.addr();
         let base = start.wrapping_byte_add(skip);
-        let release = |at: *mut core::ffi::c_void, len: usize| {
+        // SAFETY: replaces a part of the reservation made above.
+        let mapped =
+            unsafe { rustix::mm::mmap(base, len, PROTECTION, MapFlags::SHARED | MapFlags::FIXED, file, 0) };
+        // A call that failed may have taken the reservation away already, and another thread may have
+        // mapped something there since: the middle is not touched any more.
+        let used = skip + len.next_multiple_of(rustix::param::page_size());
+        for (at, len) in [(start, skip), (start.wrapping_byte_add(used), reserved - used)] {
             if len > 0 {
                 // SAFETY: part of the reservation made above, which nothing else refers to.
                 let _ = unsafe { rustix::mm::munmap(at, len) };
             }
-        };
-        // SAFETY: replaces a part of the reservation made above.
-        let mapped = unsafe {
-            let flags = MapFlags::SHARED | MapFlags::FIXED;
-            rustix::mm::mmap(base, len, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset)
-        };
-        if let Err(error) = mapped {
-            release(start, reserved);
-            return Err(error.into());
         }
-        let used = skip + len.next_multiple_of(page);
-        release(start, skip);
-        release(start.wrapping_byte_add(used), reserved - used);
+        mapped?;
+        Map::of(base, len)
+    }
+
+    fn of(base: *mut core::ffi::c_void, len: usize) -> io::Result<Map> {
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Map { base, len })
     }

@@ -35,7 +35,7 @@ impl PrpTable {
         let len = Self::len_for(end);
         let file = memfd_create("kiovec-prp", MemfdFlags::CLOEXEC)?;
         ftruncate(&file, len)?;
-        let map = Map::new(file.as_fd(), 0, len as usize, PAGE_SIZE as usize)?;
+        let map = Map::new(file.as_fd(), 0, len as usize)?;
         Ok(PrpTable { file, map, iova })
     }
 

@@ -55,33 +55,27 @@ impl Backing {
     pub(super) fn new(len: u64) -> io::Result<Backing> {
         assert!(len > 0 && len.is_multiple_of(GRID));
         if len.is_multiple_of(1 << 30)
-            && let Ok(backing) = Backing::hugetlb(len, MemfdFlags::HUGE_1GB, 1 << 30, Pages::Huge1G)
+            && let Ok(backing) = Backing::hugetlb(len, MemfdFlags::HUGE_1GB, Pages::Huge1G)
         {
             return Ok(backing);
         }
-        Backing::hugetlb(len, MemfdFlags::HUGE_2MB, GRID, Pages::Huge2M).or_else(|_| Backing::shmem(len))
+        Backing::hugetlb(len, MemfdFlags::HUGE_2MB, Pages::Huge2M).or_else(|_| Backing::shmem(len))
     }
 
-    fn hugetlb(len: u64, size: MemfdFlags, align: u64, pages: Pages) -> io::Result<Backing> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | size;
-        let (file, map) = Backing::map(len, flags, align)?;
+    fn hugetlb(len: u64, size: MemfdFlags, pages: Pages) -> io::Result<Backing> {
+        let file = file(len, MemfdFlags::HUGETLB | size)?;
+        let map = Map::new(file.as_fd(), 0, len as usize)?;
         // mmap reserved the pages; this can still fail where a cgroup limits them.
         map.populate(0, map.len())?;
         Ok(Backing { file, map, pages })
     }
 
     fn shmem(len: u64) -> io::Result<Backing> {
-        let (file, map) = Backing::map(len, MemfdFlags::CLOEXEC, GRID)?;
+        let file = file(len, MemfdFlags::empty())?;
+        let map = Map::aligned(file.as_fd(), len as usize, GRID as usize)?;
         map.populate(0, map.len())?;
         let pages = if map.collapse().is_ok() { Pages::Collapsed2M } else { Pages::Small4K };
         Ok(Backing { file, map, pages })
-    }
-
-    fn map(len: u64, flags: MemfdFlags, align: u64) -> io::Result<(OwnedFd, Map)> {
-        let file = memfd_create("kiovec", flags)?;
-        ftruncate(&file, len)?;
-        let map = Map::new(file.as_fd(), 0, len as usize, align as usize)?;
-        Ok((file, map))
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -92,6 +86,12 @@ impl Backing {
     pub(super) fn iova_align(&self) -> u64 {
         if self.pages == Pages::Huge1G { 1 << 30 } else { GRID }
     }
+}
+
+fn file(len: u64, flags: MemfdFlags) -> io::Result<OwnedFd> {
+    let file = memfd_create("kiovec", MemfdFlags::CLOEXEC | flags)?;
+    ftruncate(&file, len)?;
+    Ok(file)
 }
 
 /// Memory that is the same for every device of a space.
@@ -140,7 +140,7 @@ impl Region {
 
     /// Takes `len` bytes at an address that is a multiple of `align`; `align` is at most 2 MiB.
     pub(super) fn take(&self, len: u64, align: u64) -> Option<u64> {
-        if self.retired.load(Ordering::Relaxed) {
+        if self.is_retired() {
             return None;
         }
         let offset = self.free.lock().unwrap_or_else(PoisonError::into_inner).take(len, align)?;
@@ -158,6 +158,10 @@ impl Region {
     pub(super) fn give(&self, iova: u64, len: u64) {
         let offset = iova - self.iova;
         self.free.lock().unwrap_or_else(PoisonError::into_inner).give(offset..offset + len);
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
     }
 
     pub(super) fn retire(&self) {

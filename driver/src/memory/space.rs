@@ -6,7 +6,7 @@ use std::any::Any;
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::PAGE_SIZE;
 use super::chain::{MemoryChain, Segment};
@@ -51,6 +51,7 @@ struct State {
     iovas: FreeRanges,
     regions: Vec<Arc<Region>>,
     domains: Vec<Attached>,
+    known: Vec<Weak<dyn Domain>>,
 }
 
 struct Attached {
@@ -66,7 +67,7 @@ impl DmaSpace {
         let mut iovas = FreeRanges::new(WINDOW);
         iovas.exclude(PRP_TABLE..PRP_TABLE + PrpTable::len_for(WINDOW.end));
         iovas.exclude(MSI_WINDOW);
-        let state = Mutex::new(State { iovas, regions: Vec::new(), domains: Vec::new() });
+        let state = Mutex::new(State { iovas, regions: Vec::new(), domains: Vec::new(), known: Vec::new() });
         let id = IDS.fetch_add(1, Ordering::Relaxed);
         Ok(DmaSpace { inner: Arc::new(Inner { id, table, state }) })
     }
@@ -121,10 +122,17 @@ impl DmaSpace {
     /// returned guard is dropped.
     pub fn attach(&self, domain: Arc<dyn Domain>) -> Result<Attachment> {
         let mut state = self.state();
+        let ranges = domain.iova_ranges();
+        self.check_table(&domain, &ranges)?;
+        for region in &state.regions {
+            check_range(&domain, &ranges, region.iova(), "a region of this space")?;
+        }
         match state.domains.iter_mut().find(|attached| Arc::ptr_eq(&attached.domain, &domain)) {
             Some(attached) => attached.users += 1,
             None => self.map_all(&mut state, &domain)?,
         }
+        // A further device behind a domain may have made its ranges narrower.
+        exclude_gaps(&mut state.iovas, &ranges);
         Ok(Attachment { space: self.clone(), domain })
     }
 
@@ -134,27 +142,27 @@ impl DmaSpace {
         self.state().regions.iter().for_each(retire);
     }
 
-    /// The attached domain of a given type, if there is one.
+    /// Lets [`domain_of_type`](DmaSpace::domain_of_type) find a domain as long as it lives, attached
+    /// or not.
+    pub(crate) fn remember(&self, domain: &Arc<dyn Domain>) {
+        let mut state = self.state();
+        state.known.retain(|known| known.strong_count() > 0);
+        state.known.push(Arc::downgrade(domain));
+    }
+
+    /// The domain of a given type that was remembered, if it still lives.
     pub(crate) fn domain_of_type<T: Domain>(&self) -> Option<Arc<T>> {
-        let state = self.state();
-        let domain = state.domains.iter().map(|d| &d.domain).find(|d| (&***d as &dyn Any).is::<T>())?;
-        // SAFETY: the value behind the pointer is a T, as `is` just said, and the strong count that
-        // clone took goes over to the new Arc.
-        Some(unsafe { Arc::from_raw(Arc::into_raw(Arc::clone(domain)).cast::<T>()) })
+        let domains = self.state().known.iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+        domains.into_iter().find_map(|domain| (domain as Arc<dyn Any + Send + Sync>).downcast::<T>().ok())
     }
 
     fn map_all(&self, state: &mut State, domain: &Arc<dyn Domain>) -> Result<()> {
-        let ranges = domain.iova_ranges();
-        for region in &state.regions {
-            self.check_reach(domain, &ranges, &region.iova())?;
-        }
         for (done, region) in state.regions.iter().enumerate() {
             if let Err(error) = self.map_region(domain, region) {
                 state.regions[..done].iter().for_each(|region| self.unmap_region(domain, region));
                 return Err(error);
             }
         }
-        exclude_gaps(&mut state.iovas, &ranges);
         state.domains.push(Attached { domain: Arc::clone(domain), users: 1 });
         Ok(())
     }
@@ -183,7 +191,10 @@ impl DmaSpace {
         match mapped {
             Ok(()) => state.regions.push(Arc::clone(&region)),
             Err(error) => {
-                state.iovas.give(region.iova());
+                // What could not be unmapped again keeps its address, so that nothing else gets it.
+                if !region.is_retired() {
+                    state.iovas.give(region.iova());
+                }
                 return Err(error);
             }
         }
@@ -205,34 +216,35 @@ impl DmaSpace {
         }
     }
 
-    fn check_reach(
-        &self,
-        domain: &Arc<dyn Domain>,
-        ranges: &[RangeInclusive<u64>],
-        region: &Range<u64>,
-    ) -> Result<()> {
-        let table = self.inner.table.mapping(region);
-        for (start, end, what) in [
-            (region.start, region.end - 1, "a region of this space"),
-            (table.iova, table.iova + table.len - 1, "its PRP table"),
-        ] {
-            if !ranges.iter().any(|range| *range.start() <= start && end <= *range.end()) {
-                let ranges = ranges.iter().map(|r| format!("{:#x}-{:#x}", r.start(), r.end()));
-                return Err(Error::IovaExcluded {
-                    device: domain.name(),
-                    start,
-                    end,
-                    what: what.into(),
-                    ranges: ranges.collect::<Vec<_>>().join(", "),
-                });
-            }
-        }
-        Ok(())
+    /// The table's place is the same for all, so it must be in reach even without memory.
+    fn check_table(&self, domain: &Arc<dyn Domain>, ranges: &[RangeInclusive<u64>]) -> Result<()> {
+        let start = self.inner.table.iova();
+        check_range(
+            domain,
+            ranges,
+            start..start + PrpTable::len_for(WINDOW.end),
+            "the PRP table of this space",
+        )
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn check_range(
+    domain: &Arc<dyn Domain>,
+    ranges: &[RangeInclusive<u64>],
+    wanted: Range<u64>,
+    what: &str,
+) -> Result<()> {
+    let (start, end) = (wanted.start, wanted.end - 1);
+    if ranges.iter().any(|range| *range.start() <= start && end <= *range.end()) {
+        return Ok(());
+    }
+    let list = ranges.iter().map(|r| format!("{:#x}-{:#x}", r.start(), r.end())).collect::<Vec<_>>();
+    let ranges = if list.is_empty() { "unknown".into() } else { list.join(", ") };
+    Err(Error::IovaExcluded { device: domain.name(), start, end, what: what.into(), ranges })
 }
 
 /// A device may still reach what could not be unmapped: that memory is never used again.

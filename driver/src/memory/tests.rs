@@ -10,7 +10,9 @@ use super::*;
 use crate::{Error, Result};
 
 struct Books {
-    ranges: Vec<RangeInclusive<u64>>,
+    ranges: Mutex<Vec<RangeInclusive<u64>>>,
+    /// Unmapping fails.
+    stuck: Mutex<bool>,
     /// How many more mappings succeed.
     allowed: Mutex<usize>,
     mapped: Mutex<BTreeMap<u64, (u64, usize, Access)>>,
@@ -18,7 +20,13 @@ struct Books {
 
 impl Books {
     fn new(ranges: Vec<RangeInclusive<u64>>) -> Arc<Books> {
-        Arc::new(Books { ranges, allowed: Mutex::new(usize::MAX), mapped: Mutex::default() })
+        let ranges = Mutex::new(ranges);
+        Arc::new(Books {
+            ranges,
+            stuck: Mutex::default(),
+            allowed: Mutex::new(usize::MAX),
+            mapped: Mutex::default(),
+        })
     }
 
     fn all() -> Arc<Books> {
@@ -42,7 +50,7 @@ impl Domain for Books {
     }
 
     fn iova_ranges(&self) -> Vec<RangeInclusive<u64>> {
-        self.ranges.clone()
+        self.ranges.lock().unwrap().clone()
     }
 
     fn map(&self, mapping: &Mapping<'_>) -> Result<()> {
@@ -61,6 +69,9 @@ impl Domain for Books {
     }
 
     fn unmap(&self, iova: u64, len: u64) -> Result<()> {
+        if *self.stuck.lock().unwrap() {
+            return Err(Error::InvalidInput("stuck".into()));
+        }
         let (was, ..) = self.mapped.lock().unwrap().remove(&iova).expect("unmapped what was not mapped");
         assert_eq!(was, len);
         Ok(())
@@ -135,6 +146,46 @@ fn a_failed_mapping_is_undone_everywhere() {
 }
 
 #[test]
+fn a_domain_that_cannot_reach_the_table_is_refused_even_without_memory() {
+    let space = DmaSpace::new().unwrap();
+    for ranges in [vec![1 << 32..=(1 << 40) - 1], vec![]] {
+        let error = space.attach(Books::new(ranges)).unwrap_err();
+        assert!(error.to_string().contains("PRP table"), "{error}");
+    }
+    // And leaves no trace.
+    let _attached = space.attach(Books::all()).unwrap();
+    assert!(space.allocate(4096).unwrap().segments()[0].iova() < 1 << 32);
+}
+
+#[test]
+fn ranges_that_get_narrower_with_a_further_device_are_kept_to() {
+    let space = DmaSpace::new().unwrap();
+    let books = Books::all();
+    let _first = space.attach(books.clone()).unwrap();
+    *books.ranges.lock().unwrap() = vec![0x2000_0000..=0x3fff_ffff, 1 << 33..=(1 << 38) - 1];
+    let second = space.attach(books.clone()).unwrap();
+    assert!(space.allocate(4096).unwrap().segments()[0].iova() >= 1 << 33);
+    drop(second);
+    *books.ranges.lock().unwrap() = vec![0..=0x3fff_ffff];
+    assert!(space.attach(books).is_err(), "it cannot reach what is there");
+}
+
+#[test]
+fn an_address_that_could_not_be_unmapped_is_not_used_again() {
+    let space = DmaSpace::new().unwrap();
+    let (first, second) = (Books::all(), Books::all());
+    let _first = space.attach(first.clone()).unwrap();
+    let _second = space.attach(second.clone()).unwrap();
+    // The second refuses, and the first cannot be undone.
+    *second.allowed.lock().unwrap() = 0;
+    *first.stuck.lock().unwrap() = true;
+    assert!(space.allocate(4096).is_err());
+    *second.allowed.lock().unwrap() = usize::MAX;
+    // Books asserts that nothing is mapped over what is still there.
+    assert!(space.allocate(4096).is_ok());
+}
+
+#[test]
 fn memory_comes_back_when_dropped() {
     let space = DmaSpace::new().unwrap();
     let iova = space.allocate(1 << 20).unwrap().segments()[0].iova();
@@ -160,8 +211,10 @@ fn the_domain_of_a_type_is_found() {
     let space = DmaSpace::new().unwrap();
     assert!(space.domain_of_type::<Books>().is_none());
     let books = Books::all();
-    let _attached = space.attach(books.clone()).unwrap();
+    space.remember(&(books.clone() as Arc<dyn Domain>));
     assert!(Arc::ptr_eq(&space.domain_of_type::<Books>().unwrap(), &books));
+    drop(books);
+    assert!(space.domain_of_type::<Books>().is_none());
 }
 
 #[test]

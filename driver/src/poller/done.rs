@@ -1,7 +1,7 @@
 //! A finished request, in the hands of the caller's closure.
 
 use super::{Line, Rejected, Target};
-use crate::queue::{Finished, Queue};
+use crate::queue::{Finished, Queue, Refusal};
 use crate::request::{Failure, InPlace, IoContainer, NodeId, Tree};
 
 /// A finished request. Submit it again, take its container, or just drop it: then its memory is
@@ -76,7 +76,8 @@ impl<'a> Done<'a> {
 
     /// The target that it was submitted to.
     pub fn target(&self) -> Target {
-        Target { queue: self.here, namespace: self.tree[self.node].namespace }
+        let namespace = self.tree[self.node].namespace;
+        Target { poller: self.tree.id(), queue: self.here, namespace }
     }
 
     /// Submits the container again, where it is, to the same target.
@@ -118,6 +119,9 @@ impl<'a> Done<'a> {
     /// Submits another container, to any target of the poller, and goes on with this one.
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
+        if target.poller != self.tree.id() {
+            return Err(Rejected { io, reason: Refusal::ForeignTarget });
+        }
         let queue = match target.queue == self.here {
             true => &mut *self.queue,
             false => {

@@ -79,11 +79,15 @@ pub enum DataForm {
 
 /// Names a queue pair of a poller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QueueId(u16);
+pub struct QueueId {
+    poller: u32,
+    index: u16,
+}
 
 /// Where requests go: a namespace, through a queue pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
+    poller: u32,
     queue: u16,
     namespace: u16,
 }
@@ -162,12 +166,15 @@ impl Poller {
         }
         let line = Line::new(controller, options)?;
         self.queues.push(Some(Box::new(line)));
-        Ok(QueueId(self.queues.len() as u16 - 1))
+        Ok(QueueId { poller: self.tree.id(), index: self.queues.len() as u16 - 1 })
     }
 
     /// Makes a namespace of the queue's controller a target.
     pub fn add_namespace(&mut self, queue: QueueId, namespace: &Namespace) -> Result<Target> {
-        let line = self.line(queue.0);
+        if queue.poller != self.tree.id() {
+            return Err(Error::InvalidInput("the queue belongs to another poller".into()));
+        }
+        let line = self.line(queue.index);
         if !line.controller.owns(namespace) {
             let what = format!("namespace {} belongs to another controller than the queue", namespace.nsid());
             return Err(Error::InvalidInput(what));
@@ -186,7 +193,7 @@ impl Poller {
             return Err(line.unsupported(what));
         }
         let namespace = line.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits });
-        Ok(Target { queue: queue.0, namespace })
+        Ok(Target { poller: queue.poller, queue: queue.index, namespace })
     }
 
     /// Hands a container over. The controller learns of it at the next [`poll`](Poller::poll), with
@@ -194,6 +201,9 @@ impl Poller {
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, target: Target, io: IoContainer) -> std::result::Result<(), Rejected> {
         let Poller { queues, tree, .. } = self;
+        if target.poller != tree.id() {
+            return Err(Rejected { io, reason: Refusal::ForeignTarget });
+        }
         let line = queues[usize::from(target.queue)].as_mut().expect("a queue is out only during poll");
         submit(&mut line.queue, tree, target.namespace, io)
     }
@@ -220,15 +230,20 @@ impl Poller {
         self.turns
     }
 
-    /// The counters of a queue pair.
+    /// The counters of a queue pair; zeros for one of another poller.
     pub fn stats(&self, queue: QueueId) -> QueueStats {
-        self.queues[usize::from(queue.0)].as_ref().map(|line| line.queue.stats()).unwrap_or_default()
+        self.find(queue).map(|line| line.queue.stats()).unwrap_or_default()
     }
 
     /// Commands that a queue pair has in flight at most: what was asked for, or what the
-    /// controller's queues can hold.
+    /// controller's queues can hold. 0 for a queue pair of another poller.
     pub fn depth(&self, queue: QueueId) -> usize {
-        self.queues[usize::from(queue.0)].as_ref().map_or(0, |line| line.queue.depth())
+        self.find(queue).map_or(0, |line| line.queue.depth())
+    }
+
+    fn find(&self, queue: QueueId) -> Option<&Line> {
+        let here = (queue.poller == self.tree.id()).then_some(usize::from(queue.index))?;
+        self.queues.get(here)?.as_deref()
     }
 
     fn line(&mut self, queue: u16) -> &mut Line {
@@ -277,8 +292,9 @@ impl<'a> Turn<'a> {
         let Poller { queues, tree, .. } = &mut *self.poller;
         let mut count = 0;
         let mut idle = true;
-        // Bounded: what the closure submits is not rung before the loop ends.
-        loop {
+        // What the closure submits is not rung before the loop ends, so an honest controller has no
+        // more completions than this, and another one must not keep us here.
+        for _ in 0..queue.most_completions() {
             match queue.next(tree) {
                 Ok(finished) => {
                     count += 1;

@@ -14,6 +14,9 @@ pub enum Refusal {
     /// The poller's tree is full: poll, and submit again.
     #[error("as many requests are under way as the poller has room for; poll, and submit again")]
     Full,
+    /// A target of another poller.
+    #[error("the target belongs to another poller")]
+    ForeignTarget,
     /// Beyond the end of the namespace.
     #[error("LBA {lba} + {blocks} blocks is beyond the end of the namespace, {capacity} blocks")]
     OutOfRange {

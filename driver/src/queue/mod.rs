@@ -155,6 +155,11 @@ impl Queue {
         }
     }
 
+    /// Completions that an honest controller can have for one poll, at most.
+    pub(crate) fn most_completions(&self) -> u32 {
+        self.cq.len()
+    }
+
     pub(crate) fn max_transfer(&self) -> u64 {
         self.max_transfer
     }
@@ -418,8 +423,8 @@ impl Queue {
 const SGL: u16 = (PSDT_SGL_MPTR_CONTIGUOUS as u16) << 8;
 
 /// The PRPs of an admin command's memory: contiguous, and within what the table lists.
-pub(crate) fn contiguous_prps(chain: &MemoryChain, table: u64) -> Option<[u64; 2]> {
+pub(crate) fn contiguous_prps(chain: &MemoryChain, table: Option<u64>) -> Option<[u64; 2]> {
     let len = chain.len() as u64;
     let run = Runs::new(chain, 0, len).next().filter(|run: &Run| run.len == len)?;
-    prp::contiguous(run, Some(table))
+    prp::contiguous(run, table)
 }

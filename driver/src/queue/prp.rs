@@ -84,7 +84,7 @@ pub(super) fn scattered(
 /// List pages that a transfer of `bytes` may need, whatever its alignment.
 pub(super) fn list_pages(bytes: u64) -> usize {
     // PRP1 takes the first page; an unaligned transfer touches one page more than its length.
-    (bytes / PAGE).div_ceil(PER_PAGE as u64 - 1).max(1) as usize
+    (bytes.saturating_sub(1) / PAGE).div_ceil(PER_PAGE as u64 - 1).max(1) as usize
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use super::Wire;
-use crate::memory::MemoryChain;
+use crate::memory::{MemoryChain, RawCommands};
 use crate::spec::{Command, io_opcode};
 
 /// What a container asks for.
@@ -110,7 +110,7 @@ impl IoContainer {
     /// An I/O command of the caller's own making: opcode, FUSE and dwords 2, 3 and 10 to 15 are
     /// taken as they are; CID, NSID, PSDT and the data pointer are filled in. The memory, which
     /// may be empty, must fit one command.
-    pub fn raw(command: &Command, memory: MemoryChain) -> IoContainer {
+    pub fn raw(command: &Command, memory: MemoryChain, _trust: RawCommands) -> IoContainer {
         let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
         let mut io = IoContainer::new(Operation::Raw, command.slba(), 0, memory);
         io.raw = RawWords {
@@ -144,7 +144,12 @@ impl IoContainer {
     }
 
     /// Changes what is asked for: a finished write becomes the read that checks it.
+    ///
+    /// # Panics
+    /// If it is to become `Raw`: only [`raw`](IoContainer::raw) makes such.
     pub fn set_operation(&mut self, operation: Operation) {
+        assert!(operation != Operation::Raw, "a raw command is made by IoContainer::raw");
+        self.raw = RawWords::default();
         self.operation = operation;
     }
 
@@ -196,7 +201,7 @@ impl IoContainer {
 
     /// The contents of the memory, segment by segment.
     pub fn data_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        self.memory.segments_mut().iter_mut().map(|segment| segment.as_mut_slice())
+        self.memory.data_mut()
     }
 
     /// Puts other memory in, and returns what was there.
@@ -259,7 +264,9 @@ impl InPlace<'_> {
                 _ => *wire = None,
             }
         }
-        self.io.operation = operation;
+        if self.io.operation != operation {
+            self.io.set_operation(operation);
+        }
     }
 
     /// The contents of the memory, segment by segment.

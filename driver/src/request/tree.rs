@@ -4,6 +4,7 @@
 //! Pure logic. Knows cursors and counts; must not know queues, slots or commands.
 
 use std::ops::{Index, IndexMut};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::IoContainer;
 use crate::spec::Status;
@@ -94,6 +95,8 @@ impl Node {
 /// All nodes of a poller. Allocated once.
 #[derive(Debug)]
 pub(crate) struct Tree {
+    /// Identifies the tree, and so its poller, among all of this process.
+    id: u32,
     nodes: Box<[Node]>,
     vacant: Vec<NodeId>,
 }
@@ -110,7 +113,9 @@ impl Tree {
             failure: None,
             next: NodeId::NONE,
         };
+        static IDS: AtomicU32 = AtomicU32::new(1);
         Tree {
+            id: IDS.fetch_add(1, Ordering::Relaxed),
             nodes: std::iter::repeat_with(vacant).take(capacity as usize).collect(),
             vacant: (0..capacity).rev().map(NodeId).collect(),
         }
@@ -134,6 +139,10 @@ impl Tree {
         let io = std::mem::take(&mut node.io);
         self.vacant.push(id);
         io
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.id
     }
 
     /// Nodes that are in the tree.

@@ -55,14 +55,14 @@ impl Container {
             return Ok(group);
         }
         let group = Arc::new(Group { number, file: open_group(place, number)? });
-        ioctl::set_container(&group.file, &self.file)
-            .map_err(Error::os(format!("{}: joining a VFIO container", place.device)))?;
-        if groups.is_empty() {
-            ioctl::set_type1v2(&self.file).map_err(|source| match source.raw_os_error() {
-                Some(libc::EPERM) => Error::NoInterruptRemapping { device: place.device.clone() },
-                _ => Error::os(format!("{}: setting up the IOMMU", place.device))(source),
-            })?;
-        }
+        // The first group sets the IOMMU up with a call of its own, later ones on joining.
+        let joined = ioctl::set_container(&group.file, &self.file);
+        let set_up =
+            if groups.is_empty() { joined.and_then(|()| ioctl::set_type1v2(&self.file)) } else { joined };
+        set_up.map_err(|source| match source.raw_os_error() {
+            Some(libc::EPERM) => Error::NoInterruptRemapping { device: place.device.clone() },
+            _ => Error::os(format!("{}: setting up the IOMMU", place.device))(source),
+        })?;
         groups.push(Arc::downgrade(&group));
         Ok(group)
     }

@@ -38,8 +38,7 @@ pub struct Vfio {
 }
 
 impl Vfio {
-    /// Opens a function. Controllers of one space share one container, so the container of a
-    /// controller that is attached to `space` already is used where there is one.
+    /// Opens a function. Functions that are opened for one space share one container.
     ///
     /// Errors say which of the things is missing that VFIO needs: the function, an IOMMU, vfio-pci,
     /// a viable group, permission, interrupt remapping.
@@ -48,7 +47,11 @@ impl Vfio {
         let number = place.vfio_group()?;
         let container = match space.domain_of_type::<Container>() {
             Some(container) => container,
-            None => Arc::new(Container::open(&place)?),
+            None => {
+                let container = Arc::new(Container::open(&place)?);
+                space.remember(&(Arc::clone(&container) as Arc<dyn Domain>));
+                container
+            }
         };
         let group = container.group(&place, number)?;
         let name = place.device;
@@ -110,8 +113,7 @@ fn map_bar0(device: &File, name: &str) -> Result<Map> {
             format!("only {len:#x} bytes of BAR0 can be mapped, and the doorbells begin at {DOORBELLS:#x}");
         return Err(Error::Unsupported { device: name.into(), what });
     }
-    Map::new(device.as_fd(), bar0.offset, len as usize, 4096)
-        .map_err(Error::os(format!("{name}: mapping BAR0")))
+    Map::new(device.as_fd(), bar0.offset, len as usize).map_err(Error::os(format!("{name}: mapping BAR0")))
 }
 
 impl Function for Vfio {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kiovec_tests::process;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::Value;
 
 use crate::{Verdict, ensure};
 
@@ -134,6 +135,11 @@ impl fmt::Display for Program {
 }
 
 impl Output {
+    /// Standard output, read as JSON.
+    pub fn json(&self) -> Result<Value, String> {
+        serde_json::from_str(&self.out).map_err(|e| format!("not JSON: {e}: {self}"))
+    }
+
     /// Standard output has all of these.
     pub fn out_has(&self, words: &[&str]) -> Verdict {
         has(&self.out, words, self)

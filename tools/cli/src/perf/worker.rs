@@ -340,7 +340,7 @@ fn containers(job: &Job, controller: &Controller) -> Result<Vec<IoContainer>> {
     let mut rest = controller.space().allocate(job.worker_bytes() as usize)?;
     let mut random = Random::new(job.seed);
     // Neither zeros nor all alike: some devices store those without storing anything.
-    let words = rest.segments_mut().iter_mut().flat_map(|segment| segment.as_mut_slice().chunks_exact_mut(8));
+    let words = rest.data_mut().flat_map(|data| data.chunks_exact_mut(8));
     words.for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
     let mut take = |tag: u64| {
         let (slot, others) = std::mem::take(&mut rest).split_at(job.stride() as usize);

@@ -21,7 +21,8 @@ impl Domain for Above {
     }
 
     fn iova_ranges(&self) -> Vec<RangeInclusive<u64>> {
-        vec![1 << 36..=(1 << 38) - 1]
+        // Every space has its PRP table below 1 GiB.
+        vec![512 << 20..=(1 << 30) - 1, 1 << 36..=(1 << 38) - 1]
     }
 
     fn map(&self, _: &Mapping<'_>) -> Result<()> {
@@ -46,7 +47,7 @@ impl Words {
     pub fn new(space: &DmaSpace, bytes: usize) -> Words {
         let mut memory = space.allocate(bytes).unwrap();
         memory.fill(0);
-        let base = memory.segments_mut()[0].as_mut_slice().as_mut_ptr().cast();
+        let base = memory.data_mut().next().expect("one segment").as_mut_ptr().cast();
         Words { memory, base }
     }
 

@@ -1,7 +1,6 @@
 //! `kiovec list` and `kiovec identify`: what they show, and what opening a device says when something is missing.
 
 use kiovec_tests::machine::{Controller, DISK, Machine, OTHER_TWIN, SCRATCH, TWIN};
-use serde_json::Value;
 
 use super::{setup, written_disks};
 use crate::program::{Output, Program, USER, program};
@@ -18,10 +17,6 @@ fn identify(controller: &Controller) -> Program {
 fn row<'a>(output: &'a Output, controller: &Controller) -> Result<&'a str, String> {
     let row = output.out.lines().find(|line| line.contains(&controller.bdf()));
     row.ok_or_else(|| format!("no row for {}: {output}", controller.bdf()))
-}
-
-fn json(output: &Output) -> Result<Value, String> {
-    serde_json::from_str(&output.out).map_err(|e| format!("not JSON: {e}: {output}"))
 }
 
 /// Every function is listed, with the driver it has.
@@ -41,8 +36,7 @@ fn list_shows(controllers: impl Iterator<Item = &'static Controller>, driver: &s
 /// All are listed as the kernel's, for people and as JSON.
 pub fn list_kernels(machine: &'static Machine) -> Verdict {
     list_shows(machine.controllers.iter().copied(), "nvme")?;
-    let parsed = json(&program("kiovec list --json").succeeds()?)?;
-    let text = parsed.to_string();
+    let text = program("kiovec list --json").succeeds()?.json()?.to_string();
     ensure!(
         machine.controllers.iter().all(|controller| text.contains(&controller.bdf())),
         "not all are in {text}"
@@ -61,8 +55,8 @@ pub fn identify_disks(machine: &'static Machine) -> Verdict {
         pci::rebind(disk, "vfio-pci")?;
         identify(disk).succeeds()?.out_has(&[MODEL, disk.serial, "512", "4096"])?;
         for form in ["--json", "-o json"] {
-            let parsed = json(&program(&format!("kiovec identify {} {form}", disk.bdf())).succeeds()?)?;
-            let text = parsed.to_string();
+            let output = program(&format!("kiovec identify {} {form}", disk.bdf())).succeeds()?;
+            let text = output.json()?.to_string();
             ensure!(text.contains(disk.serial) && text.contains(MODEL), "model or serial is not in {text}");
         }
     }

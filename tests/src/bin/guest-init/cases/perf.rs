@@ -30,7 +30,7 @@ fn sound(program: Program) -> Result<Output, String> {
 }
 
 fn sound_report(output: &Output) -> Verdict {
-    let report: Value = serde_json::from_str(&output.out).map_err(|e| format!("not JSON: {e}: {output}"))?;
+    let report = output.json()?;
     let number = |value: &Value| value.as_u64();
     ensure!(number(&report["ios"]).is_some_and(|ios| ios > 0), "no I/O: {output}");
     ensure!(number(&report["errors"]) == Some(0) && number(&report["faults"]) == Some(0), "errors: {output}");

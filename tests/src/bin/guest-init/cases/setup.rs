@@ -8,7 +8,6 @@ use std::path::Path;
 
 use kiovec_tests::machine::{Controller, DISK, Machine, SCRATCH, USED};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use serde_json::Value;
 
 use super::written_disks;
 use crate::device_mapper::Linear;
@@ -37,10 +36,9 @@ pub fn status(machine: &'static Machine) -> Verdict {
     for controller in machine.controllers {
         text.out_has(&[&controller.bdf(), "nvme", controller.serial])?;
     }
-    let json = program("hugepage-setup status --json").succeeds()?;
-    let parsed: Value = serde_json::from_str(&json.out).map_err(|e| format!("not JSON: {e}: {json}"))?;
-    let listed = parsed["functions"].as_array().map_or(0, Vec::len);
-    ensure!(listed == machine.controllers.len(), "{listed} functions in {json}");
+    let output = program("hugepage-setup status --json").succeeds()?;
+    let listed = output.json()?["functions"].as_array().map_or(0, Vec::len);
+    ensure!(listed == machine.controllers.len(), "{listed} functions in {output}");
     Ok(())
 }
 

@@ -143,16 +143,18 @@ fn a_run_finds_what_goes_wrong_while_it_runs() {
     let outcome = std::thread::scope(|scope| {
         let run = scope.spawn(|| run(&bench.job, 0, &bench.opened.controller, &bench.control));
         bench.control.advance(Phase::WarmUp);
-        while bench.control.ios() < 100 {
-            std::thread::yield_now();
-        }
+        let reach = |ios: u64| {
+            // A run that ended early would never get there.
+            while bench.control.ios() < ios && !run.is_finished() {
+                std::thread::yield_now();
+            }
+        };
+        reach(100);
         let data = bench.read(9);
         bench.write(2, &data);
         bench.control.advance(Phase::Measure);
         let ios = bench.control.ios();
-        while bench.control.ios() < ios + 1000 {
-            std::thread::yield_now();
-        }
+        reach(ios + 1000);
         bench.control.advance(Phase::Finish);
         run.join().unwrap()
     });
