@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod container;
+mod event;
 mod tree;
 
 pub use container::{InPlace, IoContainer, Operation};
