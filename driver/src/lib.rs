@@ -63,4 +63,6 @@ pub use controller::{Controller, Namespace};
 pub use error::{Error, Result};
 pub use poller::{DataForm, Done, Poller, QueueId, QueueOptions, Rejected, Target};
 pub use queue::{QueueStats, Refusal};
-pub use request::{Failure, InPlace, IoContainer, Operation};
+pub use request::{
+    BadEvent, Event, Failure, InPlace, IoContainer, Moment, Operation, State, Totals, Verdict,
+};

@@ -20,7 +20,7 @@ use self::admin::AdminQueue;
 use self::quirks::Quirks;
 use self::registers::Registers;
 use crate::memory::{Access, Attachment, DmaSpace, MemoryChain, RawCommands};
-use crate::pci::{DoorbellPage, Function};
+use crate::pci::{Clock, DoorbellPage, Function};
 use crate::queue::{CompletionRing, SubmissionRing, contiguous_prps};
 use crate::spec::identify::{self, ActiveNamespaces, NamespaceDescriptors, NvmController};
 use crate::spec::registers::doorbell_stride;
@@ -273,6 +273,16 @@ impl Controller {
         self.command(&Command::delete_io_cq(qid))?;
         self.qids().push(qid);
         Ok(())
+    }
+
+    /// The clock that time-outs run by.
+    pub(crate) fn clock(&self) -> Clock {
+        self.function.clock()
+    }
+
+    /// What a thread does that has nothing to do but wait for the controller.
+    pub(crate) fn pause(&self) {
+        self.function.pause();
     }
 
     /// Makes sure that the controller touches no memory: disabled, or reset, or off the bus.

@@ -1,8 +1,8 @@
 //! A finished request, in the hands of the caller's closure.
 
-use super::{Line, Rejected, Target};
+use super::{Core, Line, Rejected, Target};
 use crate::queue::{Finished, Queue, Refusal};
-use crate::request::{Failure, InPlace, IoContainer, NodeId, Tree};
+use crate::request::{Failure, InPlace, IoContainer, NodeId};
 
 /// A finished request. Submit it again, take its container, or just drop it: then its memory is
 /// freed.
@@ -12,7 +12,7 @@ use crate::request::{Failure, InPlace, IoContainer, NodeId, Tree};
 #[derive(Debug)]
 pub struct Done<'a> {
     queue: &'a mut Queue,
-    tree: &'a mut Tree,
+    core: &'a mut Core,
     others: &'a mut [Option<Box<Line>>],
     here: u16,
     node: NodeId,
@@ -23,19 +23,19 @@ impl<'a> Done<'a> {
     #[inline(always)]
     pub(super) fn new(
         queue: &'a mut Queue,
-        tree: &'a mut Tree,
+        core: &'a mut Core,
         others: &'a mut [Option<Box<Line>>],
         here: u16,
         finished: Finished,
     ) -> Done<'a> {
-        Done { queue, tree, others, here, node: finished.node, slot: finished.slot }
+        Done { queue, core, others, here, node: finished.node, slot: finished.slot }
     }
 
     /// Whether all of it succeeded; else the failure with the lowest LBA. A request that failed may
     /// have been carried out in part.
     #[inline]
     pub fn result(&self) -> Result<(), Failure> {
-        match self.tree[self.node].failure {
+        match self.core.tree[self.node].failure {
             None => Ok(()),
             Some(failure) => Err(failure),
         }
@@ -50,13 +50,13 @@ impl<'a> Done<'a> {
     /// The container.
     #[inline]
     pub fn io(&self) -> &IoContainer {
-        &self.tree[self.node].io
+        &self.core.tree[self.node].io
     }
 
     /// The container, to be changed in any way before it is submitted again, which then costs as much
     /// as for a new one. [`in_place`](Done::in_place) has the changes that cost nothing.
     pub fn io_mut(&mut self) -> &mut IoContainer {
-        let node = &mut self.tree[self.node];
+        let node = &mut self.core.tree[self.node];
         node.wire = None;
         &mut node.io
     }
@@ -64,7 +64,7 @@ impl<'a> Done<'a> {
     /// The container, to be changed such that what was prepared for its commands stays in use.
     #[inline(always)]
     pub fn in_place(&mut self) -> InPlace<'_> {
-        let node = &mut self.tree[self.node];
+        let node = &mut self.core.tree[self.node];
         InPlace { io: &mut node.io, wire: Some(&mut node.wire) }
     }
 
@@ -76,8 +76,8 @@ impl<'a> Done<'a> {
 
     /// The target that it was submitted to.
     pub fn target(&self) -> Target {
-        let namespace = self.tree[self.node].namespace;
-        Target { poller: self.tree.id(), queue: self.here, namespace }
+        let namespace = self.core.tree[self.node].namespace;
+        Target { poller: self.core.tree.id(), queue: self.here, namespace }
     }
 
     /// Submits the container again, where it is, to the same target.
@@ -86,7 +86,7 @@ impl<'a> Done<'a> {
     pub fn resubmit(mut self) -> Result<(), Rejected> {
         let id = self.node;
         if let Some(slot) = self.slot
-            && self.queue.restart(&mut self.tree[id], id, slot)
+            && self.queue.restart(&mut self.core.tree[id], id, slot)
         {
             std::mem::forget(self);
             return Ok(());
@@ -98,7 +98,7 @@ impl<'a> Done<'a> {
     #[cold]
     #[allow(clippy::result_large_err)]
     fn resubmit_changed(&mut self) -> Result<(), Rejected> {
-        let node = &mut self.tree[self.node];
+        let node = &mut self.core.tree[self.node];
         if let Err(reason) = self.queue.admit(&mut node.io, node.namespace) {
             return Err(Rejected { io: self.remove(), reason });
         }
@@ -106,7 +106,7 @@ impl<'a> Done<'a> {
         if let Some(slot) = self.slot.take() {
             self.queue.release(slot);
         }
-        self.queue.start(self.tree, std::mem::replace(&mut self.node, NodeId::NONE));
+        self.queue.start(&mut self.core.tree, std::mem::replace(&mut self.node, NodeId::NONE));
         Ok(())
     }
 
@@ -119,7 +119,7 @@ impl<'a> Done<'a> {
     /// Submits another container, to any target of the poller, and goes on with this one.
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
-        if target.poller != self.tree.id() {
+        if target.poller != self.core.tree.id() {
             return Err(Rejected { io, reason: Refusal::ForeignTarget });
         }
         let queue = match target.queue == self.here {
@@ -129,7 +129,7 @@ impl<'a> Done<'a> {
                 &mut line.expect("only the queue whose turn it is is out").queue
             }
         };
-        super::submit(queue, self.tree, target.namespace, io)
+        super::submit(queue, self.core, target.namespace, io)
     }
 
     #[inline(always)]
@@ -137,7 +137,7 @@ impl<'a> Done<'a> {
         if let Some(slot) = self.slot.take() {
             self.queue.release(slot);
         }
-        self.tree.remove(std::mem::replace(&mut self.node, NodeId::NONE))
+        self.core.tree.remove(std::mem::replace(&mut self.node, NodeId::NONE))
     }
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod done;
+mod event;
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ pub use self::done::Done;
 use crate::controller::{Controller, Namespace};
 use crate::memory::{Access, SharedArray};
 use crate::queue::{DataPointer, Limits, MAX_DEPTH, Queue, QueueStats, Reachable, Refusal};
-use crate::request::{IoContainer, Tree};
+use crate::request::{Events, IoContainer, NodeId, Tree};
 use crate::spec::identify::SglSupport;
 use crate::{Error, Result};
 
@@ -135,8 +136,15 @@ impl From<Rejected> for Error {
 /// ```
 pub struct Poller {
     queues: Vec<Option<Box<Line>>>,
-    tree: Tree,
+    core: Core,
     turns: u64,
+}
+
+/// What all queues of a poller share.
+#[derive(Debug)]
+struct Core {
+    tree: Tree,
+    events: Events,
 }
 
 /// A queue and the controller it belongs to.
@@ -150,7 +158,11 @@ struct Line {
 impl Poller {
     /// A poller with room for `requests` requests, on all its queues together, in flight or waiting.
     pub fn new(requests: u32) -> Poller {
-        Poller { queues: Vec::new(), tree: Tree::new(requests), turns: 0 }
+        Poller {
+            queues: Vec::new(),
+            core: Core { tree: Tree::new(requests), events: Events::default() },
+            turns: 0,
+        }
     }
 
     /// Creates an I/O queue pair on a controller.
@@ -166,12 +178,12 @@ impl Poller {
         }
         let line = Line::new(controller, options)?;
         self.queues.push(Some(Box::new(line)));
-        Ok(QueueId { poller: self.tree.id(), index: self.queues.len() as u16 - 1 })
+        Ok(QueueId { poller: self.core.tree.id(), index: self.queues.len() as u16 - 1 })
     }
 
     /// Makes a namespace of the queue's controller a target.
     pub fn add_namespace(&mut self, queue: QueueId, namespace: &Namespace) -> Result<Target> {
-        if queue.poller != self.tree.id() {
+        if queue.poller != self.core.tree.id() {
             return Err(Error::InvalidInput("the queue belongs to another poller".into()));
         }
         let line = self.line(queue.index);
@@ -200,12 +212,12 @@ impl Poller {
     /// everything else that was submitted by then. Once accepted it completes, whatever its size.
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, target: Target, io: IoContainer) -> std::result::Result<(), Rejected> {
-        let Poller { queues, tree, .. } = self;
-        if target.poller != tree.id() {
+        let Poller { queues, core, .. } = self;
+        if target.poller != core.tree.id() {
             return Err(Rejected { io, reason: Refusal::ForeignTarget });
         }
         let line = queues[usize::from(target.queue)].as_mut().expect("a queue is out only during poll");
-        submit(&mut line.queue, tree, target.namespace, io)
+        submit(&mut line.queue, core, target.namespace, io)
     }
 
     /// Tells controllers what was submitted, and gives `f` every request that completed since the
@@ -222,7 +234,7 @@ impl Poller {
 
     /// Requests in the tree: in flight or waiting.
     pub fn outstanding(&self) -> usize {
-        self.tree.len()
+        self.core.tree.len()
     }
 
     /// How often [`poll`](Poller::poll) was called.
@@ -242,7 +254,7 @@ impl Poller {
     }
 
     fn find(&self, queue: QueueId) -> Option<&Line> {
-        let here = (queue.poller == self.tree.id()).then_some(usize::from(queue.index))?;
+        let here = (queue.poller == self.core.tree.id()).then_some(usize::from(queue.index))?;
         self.queues.get(here)?.as_deref()
     }
 
@@ -254,19 +266,26 @@ impl Poller {
 #[allow(clippy::result_large_err)]
 fn submit(
     queue: &mut Queue,
-    tree: &mut Tree,
+    core: &mut Core,
+    namespace: u16,
+    io: IoContainer,
+) -> std::result::Result<(), Rejected> {
+    let id = enter(queue, core, namespace, io)?;
+    queue.start(&mut core.tree, id);
+    Ok(())
+}
+
+/// Puts a container into the tree, from where it can be started.
+#[allow(clippy::result_large_err)]
+fn enter(
+    queue: &mut Queue,
+    core: &mut Core,
     namespace: u16,
     mut io: IoContainer,
-) -> std::result::Result<(), Rejected> {
-    if let Err(reason) = queue.admit(&mut io, namespace) {
-        return Err(Rejected { io, reason });
-    }
-    match tree.insert(io, namespace) {
-        Ok(id) => {
-            queue.start(tree, id);
-            Ok(())
-        }
-        Err(io) => Err(Rejected { io, reason: Refusal::Full }),
+) -> std::result::Result<NodeId, Rejected> {
+    match queue.admit(&mut io, namespace) {
+        Ok(()) => core.tree.insert(io, namespace).map_err(|io| Rejected { io, reason: Refusal::Full }),
+        Err(reason) => Err(Rejected { io, reason }),
     }
 }
 
@@ -289,23 +308,25 @@ impl<'a> Turn<'a> {
     fn run(&mut self, f: &mut impl FnMut(Done<'_>)) -> usize {
         let Some(line) = &mut self.line else { return 0 };
         let queue = &mut line.queue;
-        let Poller { queues, tree, .. } = &mut *self.poller;
+        let Poller { queues, core, .. } = &mut *self.poller;
         let mut count = 0;
         let mut idle = true;
         // What the closure submits is not rung before the loop ends, so an honest controller has no
         // more completions than this, and another one must not keep us here.
         for _ in 0..queue.most_completions() {
-            match queue.next(tree) {
+            match queue.next(&mut core.tree) {
                 Ok(finished) => {
                     count += 1;
-                    f(Done::new(queue, tree, queues, self.index as u16, finished));
+                    if !core.settled(&finished) {
+                        f(Done::new(queue, core, queues, self.index as u16, finished));
+                    }
                 }
                 Err(true) => {}
                 Err(false) => break,
             }
             idle = false;
         }
-        queue.finish_poll(tree, idle);
+        queue.finish_poll(&mut core.tree, idle);
         count
     }
 }

@@ -205,7 +205,9 @@ impl Queue {
             // The range of a deallocate is in memory, where a change of the LBA would not reach it.
             let lasting = whole && node.io.operation() != Operation::Deallocate;
             node.wire = lasting.then_some(wire);
-            let piece = if whole { Piece::Whole } else { Piece::Part { first } };
+            // A completion that is an event takes the longer way, where pieces are counted.
+            let plain = whole && node.event.is_none();
+            let piece = if plain { Piece::Whole } else { Piece::Part { first } };
             self.push(&node.io, wire, node.io.lba().wrapping_add(first), slot, id, piece);
         }
         true

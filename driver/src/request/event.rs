@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::Failure;
+use super::{Failure, NodeId};
 
 /// Names an event. A handle to an event that was released names nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,6 +89,10 @@ struct Node {
     settled: bool,
     /// The owner has not released it.
     held: bool,
+    /// The owner wants to be told of its moments, under this number.
+    token: Option<u64>,
+    /// What a leaf stands for.
+    request: NodeId,
     in_use: bool,
     totals: Totals,
 }
@@ -109,13 +113,20 @@ pub(crate) struct Events {
     /// Moments that came and whose consequences above are not worked out yet.
     work: VecDeque<(u32, Moment)>,
     /// Moments that came, for whoever waits.
-    fired: Vec<(Event, Moment)>,
+    fired: VecDeque<(u64, Moment)>,
 }
 
 impl Events {
-    /// An event that stands for something outside: it is settled by [`settle`](Events::settle).
-    pub(crate) fn leaf(&mut self) -> Event {
-        self.insert(0, 1, 1)
+    /// An event that stands for a request: it is settled by [`settle`](Events::settle).
+    pub(crate) fn leaf(&mut self, request: NodeId) -> Event {
+        let leaf = self.insert(0, 1, 1);
+        self.nodes[leaf.index as usize].request = request;
+        leaf
+    }
+
+    /// The request that a leaf stands for.
+    pub(crate) fn request(&self, event: Event) -> Option<NodeId> {
+        self.get(event).map(|node| node.request).filter(|request| !request.is_none())
     }
 
     /// An event that succeeds when `wanted` of `children` did, and fails when that can no longer be.
@@ -175,25 +186,13 @@ impl Events {
         }
     }
 
-    /// The outcome of a leaf is certain, though it is still under way: its deadline passed, or it was
-    /// cancelled. A leaf is resolved once; later calls, and the result it settles with, change
-    /// nothing of that.
-    pub(crate) fn resolve(&mut self, leaf: Event, success: bool) {
-        if self.get(leaf).is_some_and(|node| node.children == 0 && node.verdict.is_none()) {
-            self.verdict(leaf.index, Verdict { success, decided_by: Some(leaf) });
-            self.run();
-        }
-    }
-
     /// A leaf has completed.
     pub(crate) fn settle(&mut self, leaf: Event, bytes: u64, failure: Option<Failure>) {
-        let Some(node) = self.get(leaf) else { return };
-        assert!(node.children == 0 && !node.settled, "a leaf settles once");
-        if node.verdict.is_none() {
-            self.verdict(leaf.index, Verdict { success: failure.is_none(), decided_by: Some(leaf) });
-        }
         let node = &mut self.nodes[leaf.index as usize];
+        assert!(node.in_use && node.generation == leaf.generation, "a leaf is there until it settles");
+        assert!(node.children == 0 && !node.settled, "a leaf settles once");
         node.totals = Totals { bytes, failed: u64::from(failure.is_some()), first: failure };
+        self.verdict(leaf.index, Verdict { success: failure.is_none(), decided_by: Some(leaf) });
         self.settled(leaf.index);
         self.run();
     }
@@ -210,18 +209,29 @@ impl Events {
     /// The owner looks at it no more. What it does for events above goes on.
     pub(crate) fn release(&mut self, event: Event) {
         if self.get(event).is_some() {
-            self.nodes[event.index as usize].held = false;
+            let node = &mut self.nodes[event.index as usize];
+            (node.held, node.token) = (false, None);
             self.reclaim(event.index);
         }
     }
 
-    /// Moments that came since the last time, in order; of one event, resolved before settled.
-    pub(crate) fn fired(&mut self) -> std::vec::Drain<'_, (Event, Moment)> {
-        self.fired.drain(..)
+    /// Tells of an event's moments from now on, under a number of the owner's; of those that came
+    /// already, at once.
+    pub(crate) fn notify(&mut self, event: Event, token: u64) {
+        let Some(node) = self.get(event) else { return };
+        let came = [node.verdict.map(|_| Moment::Resolved), node.settled.then_some(Moment::Settled)];
+        self.fired.extend(came.into_iter().flatten().map(|moment| (token, moment)));
+        self.nodes[event.index as usize].token = Some(token);
+    }
+
+    /// The next moment to be told of; of one event, resolved before settled.
+    pub(crate) fn next_moment(&mut self) -> Option<(u64, Moment)> {
+        self.fired.pop_front()
     }
 
     /// Events that are in use.
-    pub(crate) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.nodes.len() - self.vacant.len()
     }
 
@@ -303,9 +313,7 @@ impl Events {
 
     fn came(&mut self, index: u32, moment: Moment) {
         let node = &self.nodes[index as usize];
-        if node.held {
-            self.fired.push((Event { index, generation: node.generation }, moment));
-        }
+        self.fired.extend(node.token.map(|token| (token, moment)));
         self.work.push_back((index, moment));
     }
 
@@ -322,6 +330,8 @@ impl Events {
             verdict: None,
             settled: false,
             held: true,
+            token: None,
+            request: NodeId::NONE,
             in_use: true,
             totals: Totals::default(),
         };
@@ -339,7 +349,9 @@ impl Events {
     }
 
     fn get(&self, event: Event) -> Option<&Node> {
-        self.nodes.get(event.index as usize).filter(|node| node.in_use && node.held && node.generation == event.generation)
+        self.nodes
+            .get(event.index as usize)
+            .filter(|node| node.in_use && node.held && node.generation == event.generation)
     }
 
     /// Frees an event that is settled, told everyone above, and is looked at by nobody.
@@ -367,31 +379,39 @@ mod tests {
         AtLeast(usize, Vec<usize>),
     }
 
+    /// What comes of a leaf.
     #[derive(Debug, Clone, Copy)]
     enum Step {
-        /// Resolves ahead of its completion: a deadline, a cancel.
-        Resolve(bool),
-        Settle { bytes: u64, failed: bool },
+        Settle {
+            bytes: u64,
+            failed: bool,
+        },
+        /// Its owner looks at it no more; what it does for others goes on.
+        Release,
     }
 
     /// A DAG: leaves first, then events over earlier ones; and for each leaf its steps, in a random order.
     fn dags() -> impl Strategy<Value = (Vec<Shape>, Vec<(usize, Step)>, usize)> {
-        (1..12usize, proptest::collection::vec((any::<u32>(), proptest::collection::vec(any::<u32>(), 0..6)), 1..10))
+        (
+            1..12usize,
+            proptest::collection::vec((any::<u32>(), proptest::collection::vec(any::<u32>(), 0..6)), 1..10),
+        )
             .prop_flat_map(|(leaves, compounds)| {
                 let mut shapes = vec![Shape::Leaf; leaves];
                 for (k, children) in compounds {
                     let children: Vec<usize> = children.iter().map(|c| *c as usize % shapes.len()).collect();
-                    let k = if children.is_empty() { k as usize % 2 } else { k as usize % (children.len() + 1) };
+                    let k =
+                        if children.is_empty() { k as usize % 2 } else { k as usize % (children.len() + 1) };
                     shapes.push(Shape::AtLeast(k, children));
                 }
-                let steps = proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), 0..1000u64), leaves);
+                let steps = proptest::collection::vec((any::<bool>(), any::<bool>(), 0..1000u64), leaves);
                 (Just(shapes), steps, Just(leaves))
             })
             .prop_flat_map(|(shapes, steps, leaves)| {
                 let mut order: Vec<(usize, Step)> = Vec::new();
-                for (leaf, (early, success, failed, bytes)) in steps.into_iter().enumerate() {
-                    if early {
-                        order.push((leaf, Step::Resolve(success)));
+                for (leaf, (release, failed, bytes)) in steps.into_iter().enumerate() {
+                    if release {
+                        order.push((leaf, Step::Release));
                     }
                     order.push((leaf, Step::Settle { bytes, failed }));
                 }
@@ -402,7 +422,11 @@ mod tests {
     }
 
     /// Direct evaluation, from what is known of the leaves.
-    fn evaluate(shapes: &[Shape], leaves: &HashMap<usize, (Option<bool>, bool)>, at: usize) -> (Option<bool>, bool) {
+    fn evaluate(
+        shapes: &[Shape],
+        leaves: &HashMap<usize, (Option<bool>, bool)>,
+        at: usize,
+    ) -> (Option<bool>, bool) {
         match &shapes[at] {
             Shape::Leaf => leaves.get(&at).copied().unwrap_or((None, false)),
             Shape::AtLeast(k, children) => {
@@ -415,7 +439,11 @@ mod tests {
         }
     }
 
-    fn totals(shapes: &[Shape], leaves: &HashMap<usize, (u64, Option<Failure>)>, at: usize) -> (u64, u64, Option<u64>) {
+    fn totals(
+        shapes: &[Shape],
+        leaves: &HashMap<usize, (u64, Option<Failure>)>,
+        at: usize,
+    ) -> (u64, u64, Option<u64>) {
         match &shapes[at] {
             Shape::Leaf => {
                 let (bytes, failure) = leaves[&at];
@@ -435,9 +463,11 @@ mod tests {
         fn a_dag_comes_to_what_it_evaluates_to((shapes, order, late) in dags()) {
             let mut events = Events::default();
             let mut handles: Vec<Event> = Vec::new();
-            let mut moments: HashMap<Event, Vec<Moment>> = HashMap::new();
+            let mut moments: HashMap<u64, Vec<Moment>> = HashMap::new();
             let leaf_count = shapes.iter().filter(|s| matches!(s, Shape::Leaf)).count();
-            handles.extend((0..leaf_count).map(|_| events.leaf()));
+            handles.extend((0..leaf_count).map(|_| events.leaf(NodeId::NONE)));
+            let mut told = 0;
+            let mut released = std::collections::HashSet::new();
             let mut known: HashMap<usize, (Option<bool>, bool)> = HashMap::new();
             let mut results = HashMap::new();
             // Compound events may be made at any time: before, between and after what comes of the leaves.
@@ -451,28 +481,35 @@ mod tests {
                     }
                 }
                 if let Some((leaf, what)) = order.get(step).copied() {
-                    let entry = known.entry(leaf).or_insert((None, false));
                     match what {
-                        Step::Resolve(success) => {
-                            if !entry.1 {
-                                entry.0 = entry.0.or(Some(success));
-                            }
-                            events.resolve(handles[leaf], success);
+                        // Events can be made only of such as are still held.
+                        Step::Release if step >= late => {
+                            events.release(handles[leaf]);
+                            released.insert(leaf);
                         }
+                        Step::Release => {}
                         Step::Settle { bytes, failed } => {
                             let failure = failed.then_some(Failure { lba: leaf as u64, status: Status::INTERNAL_ERROR });
-                            *entry = (entry.0.or(Some(!failed)), true);
+                            known.insert(leaf, (Some(!failed), true));
                             results.insert(leaf, (bytes, failure));
                             events.settle(handles[leaf], bytes, failure);
                         }
                     }
                 }
-                for (event, moment) in events.fired() {
-                    moments.entry(event).or_default().push(moment);
+                for (token, handle) in handles.iter().enumerate().skip(told) {
+                    events.notify(*handle, token as u64);
+                }
+                told = handles.len();
+                while let Some((token, moment)) = events.next_moment() {
+                    moments.entry(token).or_default().push(moment);
                 }
                 for (at, handle) in handles.iter().enumerate() {
+                    if released.contains(&at) {
+                        prop_assert_eq!(events.state(*handle), None);
+                        continue;
+                    }
                     let (verdict, settled) = evaluate(&shapes, &known, at);
-                    let seen = moments.get(handle).cloned().unwrap_or_default();
+                    let seen = moments.get(&(at as u64)).cloned().unwrap_or_default();
                     let expected = match (verdict, settled) {
                         (None, _) => vec![],
                         (Some(_), false) => vec![Moment::Resolved],
@@ -503,9 +540,10 @@ mod tests {
         let mut events = Events::default();
         let all = events.all(&[]).unwrap();
         let any = events.any(&[]).unwrap();
-        let settled = |success| Some(State::Settled(Verdict { success, decided_by: None }, Totals::default()));
+        let settled =
+            |success| Some(State::Settled(Verdict { success, decided_by: None }, Totals::default()));
         assert_eq!((events.state(all), events.state(any)), (settled(true), settled(false)));
-        let leaf = events.leaf();
+        let leaf = events.leaf(NodeId::NONE);
         assert_eq!(events.at_least(2, &[leaf]), Err(BadEvent::TooMany { wanted: 2, given: 1 }));
         events.settle(leaf, 1, None);
         events.release(leaf);
@@ -515,7 +553,7 @@ mod tests {
     #[test]
     fn a_hundred_thousand_leaves_under_one_event() {
         let mut events = Events::default();
-        let leaves: Vec<Event> = (0..100_000).map(|_| events.leaf()).collect();
+        let leaves: Vec<Event> = (0..100_000).map(|_| events.leaf(NodeId::NONE)).collect();
         let mut event = events.all(&leaves).unwrap();
         // And as deep a chain of events above it.
         for _ in 0..100_000 {

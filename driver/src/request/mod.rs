@@ -8,5 +8,7 @@ mod event;
 mod tree;
 
 pub use container::{InPlace, IoContainer, Operation};
+pub(crate) use event::Events;
+pub use event::{BadEvent, Event, Moment, State, Totals, Verdict};
 pub use tree::Failure;
 pub(crate) use tree::{Node, NodeId, Tree, Wire};

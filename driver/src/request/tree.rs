@@ -6,7 +6,7 @@
 use std::ops::{Index, IndexMut};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::IoContainer;
+use super::{Event, IoContainer};
 use crate::spec::Status;
 
 /// Names a node of the tree.
@@ -41,6 +41,9 @@ pub(crate) struct Node {
     /// changed since. It belongs to the node, not to the container: it names the node's slot, queue
     /// and namespace.
     pub(crate) wire: Option<Wire>,
+    /// The event that its completion is, where it is one: then the container stays here until it is
+    /// claimed.
+    pub(crate) event: Option<Event>,
     /// Which of the queue's namespaces it goes to.
     pub(crate) namespace: u16,
     /// Blocks that commands were made for, from the container's first block on.
@@ -107,6 +110,7 @@ impl Tree {
         let vacant = || Node {
             io: IoContainer::default(),
             wire: None,
+            event: None,
             namespace: 0,
             cursor: 0,
             in_flight: 0,
@@ -128,6 +132,7 @@ impl Tree {
         let node = &mut self[id];
         node.io = io;
         node.namespace = namespace;
+        node.event = None;
         node.rewind();
         Ok(id)
     }

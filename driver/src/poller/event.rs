@@ -1,0 +1,143 @@
+//! Requests whose completion is an event, to be waited for alone or with others.
+//!
+//! Knows which request an event stands for; must not know how events are decided.
+
+use std::time::Duration;
+
+use super::{Core, Done, Poller, Rejected, Target};
+use crate::queue::{Finished, Refusal};
+use crate::request::{BadEvent, Event, Failure, IoContainer, Moment, State, Verdict};
+
+impl Poller {
+    /// Hands a container over like [`submit`](Poller::submit); its completion is an event instead of
+    /// a call of the closure. The container stays in the poller, and takes a place there, until it
+    /// is [claimed](Poller::claim) or its event [released](Poller::release).
+    ///
+    /// ```
+    /// # use kiovec::{Controller, IoContainer, Poller, QueueOptions, memory::DmaSpace};
+    /// # use kiovec_emulator::{Config, Emulator};
+    /// # use std::time::Duration;
+    /// # let emulator = Emulator::spawn(Config::parse("media=ram")?)?;
+    /// # let space = DmaSpace::new()?;
+    /// # let controller = Controller::open(emulator.function(), &space)?;
+    /// # let mut poller = Poller::new(64);
+    /// # let queue = poller.add_queue(&controller, QueueOptions::default())?;
+    /// # let disk = poller.add_namespace(queue, &controller.namespace(1)?)?;
+    /// let a = poller.request(disk, IoContainer::read(0, space.allocate(1 << 20)?))?;
+    /// let b = poller.request(disk, IoContainer::read(9999, space.allocate(4096)?))?;
+    /// let both = poller.all(&[a, b])?;
+    /// let verdict = poller.wait(both, Duration::from_secs(30), |_| {}).expect("in time");
+    /// assert!(verdict.success);
+    /// for event in [a, b] {
+    ///     let (io, result) = poller.claim(event).expect("settled");
+    ///     assert_eq!(result, Ok(()));
+    /// }
+    /// poller.release(both);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[allow(clippy::result_large_err)]
+    pub fn request(&mut self, target: Target, io: IoContainer) -> Result<Event, Rejected> {
+        let Poller { queues, core, .. } = self;
+        if target.poller != core.tree.id() {
+            return Err(Rejected { io, reason: Refusal::ForeignTarget });
+        }
+        let line = queues[usize::from(target.queue)].as_mut().expect("a queue is out only during poll");
+        let node = super::enter(&mut line.queue, core, target.namespace, io)?;
+        let event = core.events.leaf(node);
+        core.tree[node].event = Some(event);
+        line.queue.start(&mut core.tree, node);
+        Ok(event)
+    }
+
+    /// Succeeds when all of `events` did, fails with the first that fails. Of none, it succeeds at once.
+    pub fn all(&mut self, events: &[Event]) -> Result<Event, BadEvent> {
+        self.core.events.all(events)
+    }
+
+    /// Succeeds with the first of `events` that does, fails when all did. Of none, it fails at once.
+    pub fn any(&mut self, events: &[Event]) -> Result<Event, BadEvent> {
+        self.core.events.any(events)
+    }
+
+    /// Succeeds when `k` of `events` did, fails when that can no longer be.
+    pub fn at_least(&mut self, k: usize, events: &[Event]) -> Result<Event, BadEvent> {
+        self.core.events.at_least(k, events)
+    }
+
+    /// What is known of an event; `None` if it was claimed or released.
+    pub fn state(&self, event: Event) -> Option<State> {
+        self.core.events.state(event)
+    }
+
+    /// Polls until an event is resolved, `limit` at most; `f` gets what completes meanwhile and is
+    /// no event. `None` if time is up first, or if the event was claimed or released.
+    ///
+    /// Resolved is not settled: other requests below may still be under way.
+    pub fn wait(&mut self, event: Event, limit: Duration, mut f: impl FnMut(Done<'_>)) -> Option<Verdict> {
+        let controller = self.queues.iter().flatten().next().map(|line| line.controller.clone());
+        let end = controller.as_ref().map(|controller| controller.clock().now() + limit);
+        loop {
+            match self.state(event)? {
+                State::Resolved(verdict) | State::Settled(verdict, _) => return Some(verdict),
+                State::Pending => {}
+            }
+            let (controller, end) = (controller.as_ref()?, end?);
+            let late = controller.clock().now() > end;
+            if self.poll(&mut f) == 0 {
+                if late {
+                    return None;
+                }
+                controller.pause();
+            }
+        }
+    }
+
+    /// Takes the container of a request that is settled, with its result, and releases the event.
+    /// `None` while it is not settled, or for an event that stands for others.
+    pub fn claim(&mut self, event: Event) -> Option<(IoContainer, Result<(), Failure>)> {
+        let State::Settled(_, totals) = self.state(event)? else { return None };
+        let node = self.core.events.request(event)?;
+        self.core.events.release(event);
+        Some((self.core.tree.remove(node), totals.first.map_or(Ok(()), Err)))
+    }
+
+    /// Looks at an event no more. Its request, if it is one, goes on, and its memory is freed when it
+    /// is settled; what the event does for events made from it goes on as well.
+    pub fn release(&mut self, event: Event) {
+        if self.claim(event).is_none() {
+            self.core.events.release(event);
+        }
+    }
+
+    /// Tells of an event's moments by `token` from now on.
+    pub fn notify(&mut self, event: Event, token: u64) {
+        self.core.events.notify(event, token);
+    }
+
+    /// The next moment of an event that was to be told of, in the order in which they came.
+    pub fn next_moment(&mut self) -> Option<(u64, Moment)> {
+        self.core.events.next_moment()
+    }
+}
+
+impl Core {
+    /// Settles the event that a finished request is, if it is one.
+    #[inline(always)]
+    pub(super) fn settled(&mut self, finished: &Finished) -> bool {
+        // One that went down whole, and still has its slot, is none.
+        finished.slot.is_none() && self.settle(finished)
+    }
+
+    #[cold]
+    fn settle(&mut self, finished: &Finished) -> bool {
+        let node = &self.tree[finished.node];
+        let Some(event) = node.event else { return false };
+        let (failure, bytes) = (node.failure, node.io.memory().len() as u64);
+        if self.events.request(event).is_none() {
+            // Nobody will claim it.
+            drop(self.tree.remove(finished.node));
+        }
+        self.events.settle(event, if failure.is_none() { bytes } else { 0 }, failure);
+        true
+    }
+}
