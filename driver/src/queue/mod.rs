@@ -341,7 +341,10 @@ impl Queue {
         let index = self.slots.index(high);
         let slot = *self.slots.get(index);
         if high >> 16 != slot.expect || slot.piece != Piece::Whole {
-            return self.exception(tree, high, index);
+            return match CompletionRing::is_new(high) {
+                true => self.exception(tree, high, index),
+                false => Err(false),
+            };
         }
         self.cq.advance();
         self.slots.vacate(index);
@@ -349,12 +352,9 @@ impl Queue {
         Ok(Finished { node: slot.node, slot: Some(index) })
     }
 
-    /// Everything but the success of a whole node.
+    /// A new entry, of anything but the success of a whole node.
     #[cold]
     fn exception(&mut self, tree: &mut Tree, high: u64, index: usize) -> Result<Finished, bool> {
-        if !CompletionRing::is_new(high) {
-            return Err(false);
-        }
         let completion: Completion = self.cq.entry(high);
         self.cq.advance();
         if !self.slots.answers(index, &completion) {
