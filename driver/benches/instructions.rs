@@ -7,7 +7,7 @@
 use std::process::{Command, ExitCode};
 
 use kiovec::memory::DmaSpace;
-use kiovec::{Controller, DataForm, Done, IoContainer, Poller, QueueOptions, Target};
+use kiovec::{Controller, DataForm, Done, Event, IoContainer, Poller, QueueOptions, State, Target};
 use kiovec_emulator::{Config, Emulator};
 
 /// A line of the table.
@@ -28,6 +28,8 @@ enum Next {
     NewMemory,
     /// Taken out, and submitted like a new one.
     TakenOut,
+    /// Requested as one of the events of an `all`, and claimed.
+    Event,
     /// Nothing is in flight at all.
     Idle,
 }
@@ -47,6 +49,7 @@ const TABLE: &[Work] = &[
     work("128 KiB read, depth 32, in place", 32, 128 * KIB, DataForm::Prp, Next::InPlace),
     work("1 MiB read, depth 8, in place", 8, 1024 * KIB, DataForm::Prp, Next::InPlace),
     work("1 MiB read, depth 8, new memory", 8, 1024 * KIB, DataForm::Prp, Next::NewMemory),
+    work("4 KiB read as an event in an all of 64", 64, 4 * KIB, DataForm::Prp, Next::Event),
     work("idle poll", 1, 4 * KIB, DataForm::Prp, Next::Idle),
 ];
 
@@ -113,6 +116,9 @@ fn child(spec: &str) -> Result<(), Failure> {
         }
         return Ok(());
     }
+    if work.next == Next::Event {
+        return events(&emulator, &mut poller, disk, &space, left);
+    }
     // As long as a hugepage, so that memory is contiguous and inside one 2 MiB block.
     let mut spare = space.allocate(work.bytes)?;
     for tag in 0..work.depth as u64 {
@@ -124,7 +130,7 @@ fn child(spec: &str) -> Result<(), Failure> {
             Next::InPlace => counted_poll_in_place(&mut poller, &mut random),
             Next::NewMemory => counted_poll_new_memory(&mut poller, &mut random, &mut spare),
             Next::TakenOut => counted_poll_taken_out(&mut poller, disk, &mut random),
-            Next::Idle => 0,
+            Next::Event | Next::Idle => 0,
         };
         left = left.saturating_sub(done as u64);
         emulator.step();
@@ -132,6 +138,53 @@ fn child(spec: &str) -> Result<(), Failure> {
     let stats = poller.stats(queue);
     assert!(stats.faults == 0 && stats.commands as usize >= work.depth);
     Ok(())
+}
+
+/// As many reads at a time as the queue holds, waited for as one event.
+fn events(
+    emulator: &Emulator,
+    poller: &mut Poller,
+    disk: Target,
+    space: &DmaSpace,
+    ios: u64,
+) -> Result<(), Failure> {
+    let mut random = 1;
+    let mut idle = Vec::new();
+    for _ in 0..64 {
+        idle.push(IoContainer::read(0, space.allocate(4 * KIB)?));
+    }
+    let mut events = Vec::with_capacity(64);
+    for _ in 0..ios / 64 {
+        let all = counted_poll_request(poller, disk, &mut idle, &mut events, &mut random);
+        while emulator.step() > 0 {}
+        counted_poll_claim(poller, all, &mut idle, &mut events);
+    }
+    Ok(())
+}
+
+#[inline(never)]
+fn counted_poll_request(
+    poller: &mut Poller,
+    disk: Target,
+    idle: &mut Vec<IoContainer>,
+    events: &mut Vec<Event>,
+    random: &mut u64,
+) -> Event {
+    for mut io in idle.drain(..) {
+        io.set_lba(lba(random));
+        events.push(poller.request(disk, io).expect("accepted"));
+    }
+    let all = poller.all(events).expect("all are held");
+    poller.poll(|_| {});
+    all
+}
+
+#[inline(never)]
+fn counted_poll_claim(poller: &mut Poller, all: Event, idle: &mut Vec<IoContainer>, events: &mut Vec<Event>) {
+    poller.poll(|_| {});
+    assert!(matches!(poller.state(all), Some(State::Settled(..))));
+    idle.extend(events.drain(..).map(|event| poller.claim(event).expect("settled").0));
+    poller.release(all);
 }
 
 /// A block of the namespace, less the largest transfer.
