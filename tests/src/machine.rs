@@ -114,13 +114,15 @@ const fn at(slot: u8, function: u8) -> Address {
     Address { slot, function }
 }
 
+const BOTH_BLOCK_SIZES: &[Namespace] = &[blank(1, 32 * MIB, 512), blank(2, 32 * MIB, 4096)];
+
 /// The controller that most cases use: two namespaces of both block sizes, QEMU's own MDTS of 512 KiB.
 pub static DISK: Controller = Controller {
     address: at(0x10, 0),
     multifunction: false,
     serial: "KIOVECDISK",
     mdts: Mdts::Pages(7),
-    namespaces: &[blank(1, 32 * MIB, 512), blank(2, 32 * MIB, 4096)],
+    namespaces: BOTH_BLOCK_SIZES,
 };
 
 /// A controller that takes 8 KiB at once.
@@ -129,7 +131,7 @@ pub static SMALL_TRANSFERS: Controller = Controller {
     multifunction: false,
     serial: "KIOVECSMALL",
     mdts: Mdts::Pages(1),
-    namespaces: &[blank(1, 32 * MIB, 512), blank(2, 32 * MIB, 4096)],
+    namespaces: BOTH_BLOCK_SIZES,
 };
 
 /// A controller that takes the largest transfers that QEMU has.
@@ -138,7 +140,7 @@ pub static LARGE_TRANSFERS: Controller = Controller {
     multifunction: false,
     serial: "KIOVECLARGE",
     mdts: Mdts::Largest,
-    namespaces: &[blank(1, 32 * MIB, 512), blank(2, 32 * MIB, 4096)],
+    namespaces: BOTH_BLOCK_SIZES,
 };
 
 /// Two controllers in one slot: they share one IOMMU group.
@@ -177,7 +179,7 @@ pub static SCRATCH: Controller = Controller {
     multifunction: false,
     serial: "KIOVECSCRATCH",
     mdts: Mdts::Pages(7),
-    namespaces: &[blank(1, 32 * MIB, 512), blank(2, 32 * MIB, 4096)],
+    namespaces: BOTH_BLOCK_SIZES,
 };
 
 /// What the guest's kernel writes on a namespace before kiovec may have it: a pattern from end to end.

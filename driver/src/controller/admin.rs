@@ -5,11 +5,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::registers;
 use crate::memory::{Access, DmaSpace, SharedArray};
 use crate::pci::{DoorbellPage, Function};
 use crate::queue::{CompletionRing, SubmissionRing};
-use crate::spec::registers::{CSTS, cq_head_doorbell, sq_tail_doorbell};
-use crate::spec::{Command, Completion, Csts, admin_opcode};
+use crate::spec::registers::{cq_head_doorbell, sq_tail_doorbell};
+use crate::spec::{Command, Completion, admin_opcode};
 use crate::{Error, Result};
 
 /// Entries of both admin queues: AERs and aborts of later, and one command.
@@ -72,23 +73,13 @@ impl AdminQueue {
                 }
             }
             if waited > PATIENCE_NANOS {
-                self.check()?;
+                registers::check(&*self.function)?;
             }
             if waited > millis.saturating_mul(1_000_000) {
                 let device = self.function.name().into();
                 return Err(Error::Timeout { device, command: name(&command), millis });
             }
             self.function.pause();
-        }
-    }
-
-    /// A controller that has stopped, or is gone, answers nothing any more.
-    fn check(&self) -> Result<()> {
-        let device = || self.function.name().into();
-        match self.function.read32(CSTS)? {
-            u32::MAX => Err(Error::Gone { device: device() }),
-            csts if Csts::from_bits(csts).cfs() => Err(Error::Fatal { device: device() }),
-            _ => Ok(()),
         }
     }
 

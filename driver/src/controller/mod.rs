@@ -180,10 +180,7 @@ impl Controller {
     /// Fails if the controller has stopped: CSTS.CFS, or registers that read as all ones. Reads a
     /// register: not for the I/O path.
     pub fn check(&self) -> Result<()> {
-        match self.registers.status()?.cfs() {
-            true => Err(Error::Fatal { device: self.name().into() }),
-            false => Ok(()),
-        }
+        registers::check(&*self.function)
     }
 
     /// The NSIDs of the active namespaces, ascending (Base 2.0, section 5.17.2.2).

@@ -85,29 +85,18 @@ impl Registers {
         self.function.write32(reg::CC, cc.into_bits())?;
         self.delay_before_ready();
         self.wait("CSTS.RDY = 1", self.ready_millis()?, |csts| csts.rdy() || csts.cfs())?;
-        match self.status()?.cfs() {
-            true => Err(Error::Fatal { device: self.function.name().into() }),
-            false => Ok(()),
-        }
+        check(&*self.function)
     }
 
     /// Orderly shutdown (Base 2.0, section 3.6.1), in the time that RTD3E (µs, 0 for unknown) asks for.
     pub(super) fn shut_down(&self, rtd3e_micros: u32) -> Result<()> {
-        let cc = Cc::from_bits(self.function.read32(reg::CC)?);
+        let cc = self.configuration()?;
         self.function.write32(reg::CC, cc.with_shn(reg::SHN_NORMAL).into_bits())?;
         let millis = match u64::from(rtd3e_micros).div_ceil(1000) {
             0 => SHUTDOWN_MILLIS,
             millis => millis.clamp(SHUTDOWN_MILLIS, SHUTDOWN_MOST_MILLIS),
         };
         self.wait("shutdown complete", millis, |csts| csts.shst() == reg::SHST_COMPLETE || csts.cfs())
-    }
-
-    /// CSTS, or an error if the device is gone.
-    pub(super) fn status(&self) -> Result<Csts> {
-        match self.function.read32(reg::CSTS)? {
-            u32::MAX => Err(Error::Gone { device: self.function.name().into() }),
-            csts => Ok(Csts::from_bits(csts)),
-        }
     }
 
     /// The controller's own word on how long a change of EN takes: CRTO where CAP.CRMS says that
@@ -140,7 +129,7 @@ impl Registers {
             // The time is read first: a thread that was held up must look once more before it
             // gives up.
             let late = clock.nanos() > end;
-            if reached(self.status()?) {
+            if reached(status(&*self.function)?) {
                 return Ok(());
             }
             if late {
@@ -152,5 +141,21 @@ impl Registers {
 
     fn unsupported(&self, what: impl Into<String>) -> Error {
         Error::Unsupported { device: self.function.name().into(), what: what.into() }
+    }
+}
+
+/// CSTS, or an error if the device is gone.
+fn status(function: &dyn Function) -> Result<Csts> {
+    match function.read32(reg::CSTS)? {
+        u32::MAX => Err(Error::Gone { device: function.name().into() }),
+        csts => Ok(Csts::from_bits(csts)),
+    }
+}
+
+/// Fails if the controller answers nothing any more: it is gone, or has stopped (CSTS.CFS).
+pub(super) fn check(function: &dyn Function) -> Result<()> {
+    match status(function)?.cfs() {
+        true => Err(Error::Fatal { device: function.name().into() }),
+        false => Ok(()),
     }
 }

@@ -3,10 +3,18 @@
 //! One type for regions and for BARs. Knows mmap; must not know what the file is.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// A new file of `len` bytes that has no place in a file system, and is gone with its last user.
+pub(super) fn memfd(name: &str, len: u64, flags: MemfdFlags) -> io::Result<OwnedFd> {
+    let file = memfd_create(name, MemfdFlags::CLOEXEC | flags)?;
+    ftruncate(&file, len)?;
+    Ok(file)
+}
 
 const PROTECTION: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 

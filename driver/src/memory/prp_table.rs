@@ -10,11 +10,11 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::MemfdFlags;
 
 use super::PAGE_SIZE;
 use super::domain::{Access, Mapping};
-use super::map::Map;
+use super::map::{Map, memfd};
 
 /// Bytes of IOVA space that one byte of the table stands for.
 const RATIO: u64 = PAGE_SIZE / 8;
@@ -33,8 +33,7 @@ impl PrpTable {
 
     pub(super) fn new(iova: u64, end: u64) -> io::Result<PrpTable> {
         let len = Self::len_for(end);
-        let file = memfd_create("kiovec-prp", MemfdFlags::CLOEXEC)?;
-        ftruncate(&file, len)?;
+        let file = memfd("kiovec-prp", len, MemfdFlags::empty())?;
         let map = Map::new(file.as_fd(), 0, len as usize)?;
         Ok(PrpTable { file, map, iova })
     }

@@ -10,10 +10,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::MemfdFlags;
 
 use super::domain::{Access, Mapping};
-use super::map::Map;
+use super::map::{Map, memfd};
 use super::ranges::FreeRanges;
 
 /// 2 MiB: the grid that regions keep to, in length and in IOVA.
@@ -63,7 +63,7 @@ impl Backing {
     }
 
     fn hugetlb(len: u64, size: MemfdFlags, pages: Pages) -> io::Result<Backing> {
-        let file = file(len, MemfdFlags::HUGETLB | size)?;
+        let file = memfd("kiovec", len, MemfdFlags::HUGETLB | size)?;
         let map = Map::new(file.as_fd(), 0, len as usize)?;
         // mmap reserved the pages; this can still fail where a cgroup limits them.
         map.populate(0, map.len())?;
@@ -71,7 +71,7 @@ impl Backing {
     }
 
     fn shmem(len: u64) -> io::Result<Backing> {
-        let file = file(len, MemfdFlags::empty())?;
+        let file = memfd("kiovec", len, MemfdFlags::empty())?;
         let map = Map::aligned(file.as_fd(), len as usize, GRID as usize)?;
         map.populate(0, map.len())?;
         let pages = if map.collapse().is_ok() { Pages::Collapsed2M } else { Pages::Small4K };
@@ -86,12 +86,6 @@ impl Backing {
     pub(super) fn iova_align(&self) -> u64 {
         if self.pages == Pages::Huge1G { 1 << 30 } else { GRID }
     }
-}
-
-fn file(len: u64, flags: MemfdFlags) -> io::Result<OwnedFd> {
-    let file = memfd_create("kiovec", MemfdFlags::CLOEXEC | flags)?;
-    ftruncate(&file, len)?;
-    Ok(file)
 }
 
 /// Memory that is the same for every device of a space.

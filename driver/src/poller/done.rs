@@ -119,7 +119,7 @@ impl<'a> Done<'a> {
     /// Submits another container, to any target of the poller, and goes on with this one.
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
-        if target.poller != self.core.tree.id() {
+        if !self.core.owns(target) {
             return Err(Rejected { io, reason: Refusal::ForeignTarget });
         }
         let queue = match target.queue == self.here {
@@ -129,7 +129,9 @@ impl<'a> Done<'a> {
                 &mut line.expect("only the queue whose turn it is is out").queue
             }
         };
-        super::submit(queue, self.core, target.namespace, io)
+        let id = super::enter(queue, self.core, target.namespace, io)?;
+        queue.start(&mut self.core.tree, id);
+        Ok(())
     }
 
     #[inline(always)]

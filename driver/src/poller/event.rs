@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{Core, Done, Poller, Rejected, Target};
-use crate::queue::{Finished, Refusal};
+use crate::queue::Finished;
 use crate::request::{BadEvent, Event, Failure, IoContainer, Moment, State, Verdict};
 
 impl Poller {
@@ -37,15 +37,10 @@ impl Poller {
     /// ```
     #[allow(clippy::result_large_err)]
     pub fn request(&mut self, target: Target, io: IoContainer) -> Result<Event, Rejected> {
-        let Poller { queues, core, .. } = self;
-        if target.poller != core.tree.id() {
-            return Err(Rejected { io, reason: Refusal::ForeignTarget });
-        }
-        let line = queues[usize::from(target.queue)].as_mut().expect("a queue is out only during poll");
-        let node = super::enter(&mut line.queue, core, target.namespace, io)?;
+        let (queue, core, node) = self.enter(target, io)?;
         let event = core.events.leaf(node);
         core.tree[node].event = Some(event);
-        line.queue.start(&mut core.tree, node);
+        queue.start(&mut core.tree, node);
         Ok(event)
     }
 

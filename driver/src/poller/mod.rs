@@ -147,6 +147,13 @@ struct Core {
     events: Events,
 }
 
+impl Core {
+    /// Whether a target is one of this poller's.
+    fn owns(&self, target: Target) -> bool {
+        target.poller == self.tree.id()
+    }
+}
+
 /// A queue and the controller it belongs to.
 #[derive(Debug)]
 struct Line {
@@ -212,12 +219,25 @@ impl Poller {
     /// everything else that was submitted by then. Once accepted it completes, whatever its size.
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, target: Target, io: IoContainer) -> std::result::Result<(), Rejected> {
+        let (queue, core, id) = self.enter(target, io)?;
+        queue.start(&mut core.tree, id);
+        Ok(())
+    }
+
+    /// Puts a container into the tree, from where its target's queue can start it.
+    #[allow(clippy::result_large_err)]
+    fn enter(
+        &mut self,
+        target: Target,
+        io: IoContainer,
+    ) -> std::result::Result<(&mut Queue, &mut Core, NodeId), Rejected> {
         let Poller { queues, core, .. } = self;
-        if target.poller != core.tree.id() {
+        if !core.owns(target) {
             return Err(Rejected { io, reason: Refusal::ForeignTarget });
         }
         let line = queues[usize::from(target.queue)].as_mut().expect("a queue is out only during poll");
-        submit(&mut line.queue, core, target.namespace, io)
+        let id = enter(&mut line.queue, core, target.namespace, io)?;
+        Ok((&mut line.queue, core, id))
     }
 
     /// Tells controllers what was submitted, and gives `f` every request that completed since the
@@ -261,18 +281,6 @@ impl Poller {
     fn line(&mut self, queue: u16) -> &mut Line {
         self.queues[usize::from(queue)].as_mut().expect("a queue is out only during poll")
     }
-}
-
-#[allow(clippy::result_large_err)]
-fn submit(
-    queue: &mut Queue,
-    core: &mut Core,
-    namespace: u16,
-    io: IoContainer,
-) -> std::result::Result<(), Rejected> {
-    let id = enter(queue, core, namespace, io)?;
-    queue.start(&mut core.tree, id);
-    Ok(())
 }
 
 /// Puts a container into the tree, from where it can be started.

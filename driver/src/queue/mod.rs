@@ -15,8 +15,8 @@ mod slots;
 
 use crate::memory::{MemoryChain, SharedArray};
 use crate::request::{IoContainer, Node, NodeId, Operation, Tree, Wire};
+use crate::spec::Completion;
 use crate::spec::command::{DSM_DEALLOCATE, PSDT_SGL_MPTR_CONTIGUOUS, RW_FUA};
-use crate::spec::{Completion, Status};
 
 pub use self::admit::Refusal;
 pub(crate) use self::limits::Limits;
@@ -362,7 +362,7 @@ impl Queue {
             return Err(true);
         }
         let slot = *self.slots.get(index);
-        let status = Status::from_phase_word((high >> 48) as u16);
+        let status = completion.status();
         let node = &mut tree[slot.node];
         match slot.piece {
             Piece::Whole => {
