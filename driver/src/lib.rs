@@ -64,5 +64,5 @@ pub use error::{Error, Result};
 pub use poller::{DataForm, Done, Poller, QueueId, QueueOptions, Rejected, Target};
 pub use queue::{QueueStats, Refusal};
 pub use request::{
-    BadEvent, Event, Failure, InPlace, IoContainer, Moment, Operation, State, Totals, Verdict,
+    BadEvent, Cause, Event, Failure, InPlace, IoContainer, Moment, Operation, State, Totals, Verdict,
 };

@@ -133,11 +133,7 @@ fn run(setup: &Setup, rounds: &[Vec<Request>]) -> Result<(), TestCaseError> {
         for (lane, request) in round.iter().enumerate() {
             let lba = lane as u64 * LANE + request.skip;
             let range = lba as usize * block..(lba + request.blocks) as usize * block;
-            let shape = match (&request.shape, data) {
-                // A block that straddles such a joint is refused with PRPs.
-                (Shape::Anywhere(cuts), DataForm::Prp) => &Shape::Blocks(cuts.clone()),
-                (shape, _) => shape,
-            };
+            let shape = &request.shape;
             let io = match request.operation {
                 Operation::Read => {
                     expected.push(Some(model[range.clone()].to_vec()));

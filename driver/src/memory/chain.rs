@@ -86,6 +86,15 @@ impl fmt::Debug for Segment {
     }
 }
 
+/// A place in a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Position {
+    /// The index of the segment.
+    pub(crate) segment: usize,
+    /// Bytes of the segment before it.
+    pub(crate) offset: u64,
+}
+
 /// Memory of one I/O: segments in order. One segment costs no heap.
 #[derive(Default)]
 pub struct MemoryChain {
@@ -173,6 +182,49 @@ impl MemoryChain {
             before = end;
         }
         (first.into_iter().collect(), rest.into_iter().collect())
+    }
+
+    /// The place `bytes` behind another. Looks at the segments between them only.
+    pub(crate) fn advance(&self, from: Position, bytes: u64) -> Position {
+        let Position { mut segment, offset } = from;
+        let mut offset = offset + bytes;
+        let segments = self.segments();
+        while let Some(len) = segments.get(segment).map(|segment| segment.len() as u64)
+            && offset >= len
+        {
+            offset -= len;
+            segment += 1;
+        }
+        Position { segment, offset }
+    }
+
+    /// Copies bytes into the chain, whatever else of it a device may be writing.
+    pub(crate) fn copy_range_in(&self, at: Position, data: &[u8]) {
+        let (mut offset, mut data) = (at.offset as usize, data);
+        for segment in &self.segments()[at.segment..] {
+            let n = data.len().min(segment.len() - offset);
+            // SAFETY: within the segment, whose memory this chain owns; no reference to it is made.
+            unsafe { segment.pointer().as_ptr().add(offset).copy_from_nonoverlapping(data.as_ptr(), n) };
+            (offset, data) = (0, &data[n..]);
+            if data.is_empty() {
+                break;
+            }
+        }
+    }
+
+    /// Copies bytes from the chain, whatever else of it a device may be writing.
+    pub(crate) fn copy_range_out(&self, at: Position, data: &mut [u8]) {
+        let (mut offset, mut data) = (at.offset as usize, data);
+        for segment in &self.segments()[at.segment..] {
+            let n = data.len().min(segment.len() - offset);
+            let (now, later) = data.split_at_mut(n);
+            // SAFETY: as above.
+            unsafe { segment.pointer().as_ptr().add(offset).copy_to_nonoverlapping(now.as_mut_ptr(), n) };
+            (offset, data) = (0, later);
+            if data.is_empty() {
+                break;
+            }
+        }
     }
 
     /// Copies `data` into the chain from byte `offset` on.

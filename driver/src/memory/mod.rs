@@ -17,6 +17,7 @@ mod space;
 /// The page size that this driver gives controllers: CC.MPS is 0.
 pub(crate) const PAGE_SIZE: u64 = 4096;
 
+pub(crate) use chain::Position;
 pub use chain::{MemoryChain, Segment};
 pub use domain::{Access, Domain, Mapping};
 pub(crate) use map::Map;

@@ -1,7 +1,7 @@
 //! A finished request, in the hands of the caller's closure.
 
-use super::{Core, Line, Rejected, Target};
-use crate::queue::{Finished, Queue, Refusal};
+use super::layer::{Cx, Direct, Handle, Layer};
+use super::{Rejected, Stacked, Target};
 use crate::request::{Failure, InPlace, IoContainer, NodeId};
 
 /// A finished request. Submit it again, take its container, or just drop it: then its memory is
@@ -10,53 +10,47 @@ use crate::request::{Failure, InPlace, IoContainer, NodeId};
 /// It is where it was while it was in flight; [`resubmit`](Done::resubmit) after
 /// [`set_lba`](Done::set_lba) moves nothing, and is the cheapest way to keep a queue busy.
 #[derive(Debug)]
-pub struct Done<'a> {
-    queue: &'a mut Queue,
-    core: &'a mut Core,
-    others: &'a mut [Option<Box<Line>>],
-    here: u16,
-    node: NodeId,
-    slot: Option<usize>,
+pub struct Done<'a, L: Layer = Direct> {
+    cx: Cx<'a>,
+    layers: &'a mut [Stacked<L>],
+    /// `None` once it went another way than being dropped.
+    io: Option<Handle>,
 }
 
-impl<'a> Done<'a> {
+impl<'a, L: Layer> Done<'a, L> {
     #[inline(always)]
-    pub(super) fn new(
-        queue: &'a mut Queue,
-        core: &'a mut Core,
-        others: &'a mut [Option<Box<Line>>],
-        here: u16,
-        finished: Finished,
-    ) -> Done<'a> {
-        Done { queue, core, others, here, node: finished.node, slot: finished.slot }
+    pub(super) fn new(cx: Cx<'a>, layers: &'a mut [Stacked<L>], io: Handle) -> Done<'a, L> {
+        Done { cx, layers, io: Some(io) }
     }
 
     /// Whether all of it succeeded; else the failure with the lowest LBA. A request that failed may
     /// have been carried out in part.
     #[inline]
     pub fn result(&self) -> Result<(), Failure> {
-        match self.core.tree[self.node].failure {
+        let node = &self.cx.core.tree[self.node()];
+        match node.failed {
             None => Ok(()),
-            Some(failure) => Err(failure),
+            Some(failed) => Err(failed.by_lba(&node.io)),
         }
     }
 
     /// Dword 0 of the completion: the result of a raw command. Of a request that took several
     /// commands, that of the last one.
     pub fn dword0(&self) -> u32 {
-        self.queue.dword0()
+        self.cx.queue.dword0()
     }
 
     /// The container.
     #[inline]
     pub fn io(&self) -> &IoContainer {
-        &self.core.tree[self.node].io
+        &self.cx.core.tree[self.node()].io
     }
 
     /// The container, to be changed in any way before it is submitted again, which then costs as much
     /// as for a new one. [`in_place`](Done::in_place) has the changes that cost nothing.
     pub fn io_mut(&mut self) -> &mut IoContainer {
-        let node = &mut self.core.tree[self.node];
+        let id = self.node();
+        let node = &mut self.cx.core.tree[id];
         node.wire = None;
         &mut node.io
     }
@@ -64,7 +58,8 @@ impl<'a> Done<'a> {
     /// The container, to be changed such that what was prepared for its commands stays in use.
     #[inline(always)]
     pub fn in_place(&mut self) -> InPlace<'_> {
-        let node = &mut self.core.tree[self.node];
+        let id = self.node();
+        let node = &mut self.cx.core.tree[id];
         InPlace { io: &mut node.io, wire: Some(&mut node.wire) }
     }
 
@@ -76,77 +71,59 @@ impl<'a> Done<'a> {
 
     /// The target that it was submitted to.
     pub fn target(&self) -> Target {
-        let namespace = self.core.tree[self.node].namespace;
-        Target { poller: self.core.tree.id(), queue: self.here, namespace }
+        self.cx.core.target(self.node())
     }
 
     /// Submits the container again, where it is, to the same target.
     #[inline(always)]
     #[allow(clippy::result_large_err)]
     pub fn resubmit(mut self) -> Result<(), Rejected> {
-        let id = self.node;
-        if let Some(slot) = self.slot
-            && self.queue.restart(&mut self.core.tree[id], id, slot)
-        {
-            std::mem::forget(self);
-            return Ok(());
+        if let Some(io) = self.io.take_if(|io| io.has_slot() && !self.cx.core.tree[io.node].is_layered()) {
+            let node = &mut self.cx.core.tree[io.node];
+            if self.cx.queue.restart(node, io.node, usize::from(io.slot)) {
+                return Ok(());
+            }
+            self.io = Some(io);
         }
         self.resubmit_changed()
     }
 
-    /// Any container, as if it were new, but in the same node.
-    #[cold]
+    /// Any container, as if it were new, but in the same node; or one that passes layers.
     #[allow(clippy::result_large_err)]
     fn resubmit_changed(&mut self) -> Result<(), Rejected> {
-        let node = &mut self.core.tree[self.node];
-        if let Err(reason) = self.queue.admit(&mut node.io, node.namespace) {
-            return Err(Rejected { io: self.remove(), reason });
-        }
-        node.rewind();
-        if let Some(slot) = self.slot.take() {
-            self.queue.release(slot);
-        }
-        self.queue.start(&mut self.core.tree, std::mem::replace(&mut self.node, NodeId::NONE));
-        Ok(())
+        let Some(io) = self.io.take() else { return Ok(()) };
+        super::start_again(&mut self.cx, self.layers, io)
     }
 
     /// Takes the container out.
     #[inline]
     pub fn take(mut self) -> IoContainer {
-        self.remove()
+        let io = self.io.take();
+        io.map_or_else(IoContainer::default, |io| self.remove(io))
     }
 
     /// Submits another container, to any target of the poller, and goes on with this one.
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
-        if !self.core.owns(target) {
-            return Err(Rejected { io, reason: Refusal::ForeignTarget });
-        }
-        let queue = match target.queue == self.here {
-            true => &mut *self.queue,
-            false => {
-                let line = self.others[usize::from(target.queue)].as_mut();
-                &mut line.expect("only the queue whose turn it is is out").queue
-            }
-        };
-        let id = super::enter(queue, self.core, target.namespace, io)?;
-        queue.start(&mut self.core.tree, id);
-        Ok(())
+        super::enter(&mut self.cx, self.layers, target, io, |_, _| {})
     }
 
     #[inline(always)]
-    fn remove(&mut self) -> IoContainer {
-        if let Some(slot) = self.slot.take() {
-            self.queue.release(slot);
-        }
-        self.core.tree.remove(std::mem::replace(&mut self.node, NodeId::NONE))
+    fn node(&self) -> NodeId {
+        self.io.as_ref().map_or(NodeId::NONE, |io| io.node)
+    }
+
+    #[inline(always)]
+    fn remove(&mut self, mut io: Handle) -> IoContainer {
+        self.cx.release_slot(&mut io);
+        self.cx.core.tree.remove(io.node)
     }
 }
 
-impl Drop for Done<'_> {
+impl<L: Layer> Drop for Done<'_, L> {
     fn drop(&mut self) {
-        if !self.node.is_none() {
-            drop(self.remove());
+        if let Some(io) = self.io.take() {
+            drop(self.remove(io));
         }
     }
 }

@@ -4,11 +4,10 @@
 
 use std::time::Duration;
 
-use super::{Core, Done, Poller, Rejected, Target};
-use crate::queue::Finished;
-use crate::request::{BadEvent, Event, Failure, IoContainer, Moment, State, Verdict};
+use super::{Core, Done, Layer, Poller, Rejected, Target};
+use crate::request::{BadEvent, Event, Failure, IoContainer, Moment, NodeId, State, Verdict};
 
-impl Poller {
+impl<L: Layer> Poller<L> {
     /// Hands a container over like [`submit`](Poller::submit); its completion is an event instead of
     /// a call of the closure. The container stays in the poller, and takes a place there, until it
     /// is [claimed](Poller::claim) or its event [released](Poller::release).
@@ -37,11 +36,11 @@ impl Poller {
     /// ```
     #[allow(clippy::result_large_err)]
     pub fn request(&mut self, target: Target, io: IoContainer) -> Result<Event, Rejected> {
-        let (queue, core, node) = self.enter(target, io)?;
-        let event = core.events.leaf(node);
-        core.tree[node].event = Some(event);
-        queue.start(&mut core.tree, node);
-        Ok(event)
+        let mut event = None;
+        self.enter(target, io, |core, node| {
+            core.tree[node].event = Some(*event.insert(core.events.leaf(node)));
+        })?;
+        Ok(event.expect("what was accepted has its event"))
     }
 
     /// Succeeds when all of `events` did, fails with the first that fails. Of none, it succeeds at once.
@@ -68,8 +67,8 @@ impl Poller {
     /// no event. `None` if time is up first, or if the event was claimed or released.
     ///
     /// Resolved is not settled: other requests below may still be under way.
-    pub fn wait(&mut self, event: Event, limit: Duration, mut f: impl FnMut(Done<'_>)) -> Option<Verdict> {
-        let controller = self.queues.iter().flatten().next().map(|line| line.controller.clone());
+    pub fn wait(&mut self, event: Event, limit: Duration, mut f: impl FnMut(Done<'_, L>)) -> Option<Verdict> {
+        let controller = self.queues.iter().flatten().next().map(|pair| pair.controller.clone());
         let end = controller.as_ref().map(|controller| controller.clock().now() + limit);
         loop {
             match self.state(event)? {
@@ -117,20 +116,14 @@ impl Poller {
 
 impl Core {
     /// Settles the event that a finished request is, if it is one.
-    #[inline(always)]
-    pub(super) fn settled(&mut self, finished: &Finished) -> bool {
-        // One that went down whole, and still has its slot, is none.
-        finished.slot.is_none() && self.settle(finished)
-    }
-
     #[cold]
-    fn settle(&mut self, finished: &Finished) -> bool {
-        let node = &self.tree[finished.node];
+    pub(super) fn settled(&mut self, id: NodeId) -> bool {
+        let node = &self.tree[id];
         let Some(event) = node.event else { return false };
-        let (failure, bytes) = (node.failure, node.io.memory().len() as u64);
+        let (failure, bytes) = (node.failure(), node.io.memory().len() as u64);
         if self.events.request(event).is_none() {
             // Nobody will claim it.
-            drop(self.tree.remove(finished.node));
+            drop(self.tree.remove(id));
         }
         self.events.settle(event, if failure.is_none() { bytes } else { 0 }, failure);
         true

@@ -4,17 +4,22 @@
 //! formats. No interrupts, no lock, no allocation from submit to completion.
 #![forbid(unsafe_code)]
 
+mod admit;
 mod done;
 mod event;
+mod layer;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use self::done::Done;
+pub use self::layer::{Cx, Direct, Geometry, Handle, Layer};
 use crate::controller::{Controller, Namespace};
 use crate::memory::{Access, SharedArray};
-use crate::queue::{DataPointer, Limits, MAX_DEPTH, Queue, QueueStats, Reachable, Refusal};
-use crate::request::{Events, IoContainer, NodeId, Tree};
+use crate::pci::Clock;
+use crate::queue::{DataPointer, Limits, MAX_DEPTH, Next, Queue, QueueStats, Reachable, Refusal};
+use crate::request::{Events, FRAMES, IoContainer, Line, NO_LAYER, NodeId, Tree};
 use crate::spec::identify::SglSupport;
 use crate::{Error, Result};
 
@@ -24,6 +29,15 @@ const MAX_QUEUES: usize = 1024;
 const SPARE_COMPLETIONS: u32 = 64;
 /// The largest transfer of one command unless asked for otherwise: what one list page can express.
 const MAX_TRANSFER: u64 = 2 << 20;
+
+/// Bounce buffers of a queue pair at most, and bytes of each: the largest block as well.
+const BOUNCE_BUFFERS: usize = 4;
+const BOUNCE_BYTES: usize = 64 << 10;
+/// Idle polls with commands in flight after which the controller's status is read: it costs about as
+/// much as a hundred polls.
+const IDLE_POLLS: u32 = 1 << 16;
+/// Stands in a target for a queue: it is a stack of layers.
+const LAYERED: u16 = u16::MAX;
 
 /// How a queue pair is set up.
 #[derive(Debug, Clone, Copy)]
@@ -35,11 +49,13 @@ pub struct QueueOptions {
     pub data: DataForm,
     /// Bytes that one command transfers at most, before MDTS makes it less.
     pub max_transfer: u64,
+    /// Whether requests that have to wait may share commands with their neighbours.
+    pub merge: bool,
 }
 
 impl Default for QueueOptions {
     fn default() -> QueueOptions {
-        QueueOptions { depth: 128, data: DataForm::Auto, max_transfer: MAX_TRANSFER }
+        QueueOptions { depth: 128, data: DataForm::Auto, max_transfer: MAX_TRANSFER, merge: true }
     }
 }
 
@@ -55,6 +71,13 @@ impl QueueOptions {
     #[must_use]
     pub fn data(mut self, data: DataForm) -> QueueOptions {
         self.data = data;
+        self
+    }
+
+    /// Sets whether requests that have to wait may share commands.
+    #[must_use]
+    pub fn merge(mut self, merge: bool) -> QueueOptions {
+        self.merge = merge;
         self
     }
 
@@ -85,7 +108,7 @@ pub struct QueueId {
     index: u16,
 }
 
-/// Where requests go: a namespace, through a queue pair.
+/// Where requests go: a namespace, through a queue pair; or a stack of layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
     poller: u32,
@@ -134,9 +157,10 @@ impl From<Rejected> for Error {
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Poller {
-    queues: Vec<Option<Box<Line>>>,
+pub struct Poller<L: Layer = Direct> {
+    queues: Vec<Option<Box<Pair>>>,
     core: Core,
+    layers: Vec<Stacked<L>>,
     turns: u64,
 }
 
@@ -145,6 +169,32 @@ pub struct Poller {
 struct Core {
     tree: Tree,
     events: Events,
+    /// Requests that passed all layers upward while no closure was there to take them.
+    surfaced: Line,
+    /// A layer wants to be called.
+    again: bool,
+    /// When a layer wants to be called.
+    wake_at: Option<Duration>,
+    clock: Option<Clock>,
+    /// The time, if anybody asked for it in this turn.
+    now: Option<Duration>,
+}
+
+/// A stack of layers that requests can be submitted to.
+#[derive(Debug)]
+struct Stacked<L> {
+    layer: L,
+    geometry: Geometry,
+}
+
+/// A queue and the controller it belongs to.
+#[derive(Debug)]
+struct Pair {
+    queue: Queue,
+    qid: u16,
+    controller: Arc<Controller>,
+    /// Polls in a row that found nothing while commands were in flight.
+    idle: u32,
 }
 
 impl Core {
@@ -152,24 +202,64 @@ impl Core {
     fn owns(&self, target: Target) -> bool {
         target.poller == self.tree.id()
     }
-}
 
-/// A queue and the controller it belongs to.
-#[derive(Debug)]
-struct Line {
-    queue: Queue,
-    qid: u16,
-    controller: Arc<Controller>,
+    /// Where a request was submitted to.
+    fn target(&self, id: NodeId) -> Target {
+        let (poller, node) = (self.tree.id(), &self.tree[id]);
+        match node.is_layered() {
+            true => Target { poller, queue: LAYERED, namespace: node.layer },
+            false => Target { poller, queue: node.queue, namespace: node.namespace },
+        }
+    }
+
+    /// A node that finished without a command of its own: whoever is above it learns of it.
+    fn finish(&mut self, id: NodeId) {
+        let mut line = self.tree.finished;
+        line.push(&mut self.tree, id);
+        self.tree.finished = line;
+    }
+
+    /// A request that passed all layers upward.
+    fn surface(&mut self, io: Handle) {
+        let Core { surfaced, tree, .. } = self;
+        surfaced.push(tree, io.node);
+    }
+
+    fn now(&mut self) -> Duration {
+        *self.now.get_or_insert_with(|| self.clock.as_ref().map_or(Duration::ZERO, Clock::now))
+    }
+
+    /// Whether there is more to do than to look at the completion queues.
+    #[inline]
+    fn has_work(&self) -> bool {
+        !self.surfaced.is_empty()
+            || !self.tree.finished.is_empty()
+            || self.again
+            || self.wake_at.is_some()
+            || !self.tree.observed.is_empty()
+    }
 }
 
 impl Poller {
     /// A poller with room for `requests` requests, on all its queues together, in flight or waiting.
     pub fn new(requests: u32) -> Poller {
-        Poller {
-            queues: Vec::new(),
-            core: Core { tree: Tree::new(requests), events: Events::default() },
-            turns: 0,
-        }
+        Poller::with_layers(requests)
+    }
+}
+
+impl<L: Layer> Poller<L> {
+    /// The same, for requests that pass layers as well.
+    pub fn with_layers(requests: u32) -> Poller<L> {
+        let core = Core {
+            tree: Tree::new(requests),
+            events: Events::default(),
+            surfaced: Line::EMPTY,
+            again: false,
+            wake_at: None,
+            clock: None,
+            now: None,
+        };
+        Poller { queues: Vec::new(), core, layers: Vec::new(), turns: 0 }
     }
 
     /// Creates an I/O queue pair on a controller.
@@ -183,8 +273,9 @@ impl Poller {
                 "a queue depth of {depth} is not within 1 to {MAX_DEPTH}"
             )));
         }
-        let line = Line::new(controller, options)?;
-        self.queues.push(Some(Box::new(line)));
+        let pair = Pair::new(controller, options)?;
+        self.core.clock.get_or_insert_with(|| controller.clock());
+        self.queues.push(Some(Box::new(pair)));
         Ok(QueueId { poller: self.core.tree.id(), index: self.queues.len() as u16 - 1 })
     }
 
@@ -193,63 +284,153 @@ impl Poller {
         if queue.poller != self.core.tree.id() {
             return Err(Error::InvalidInput("the queue belongs to another poller".into()));
         }
-        let line = self.line(queue.index);
-        if !line.controller.owns(namespace) {
+        let pair = self.pair(queue.index);
+        if !pair.controller.owns(namespace) {
             let what = format!("namespace {} belongs to another controller than the queue", namespace.nsid());
             return Err(Error::InvalidInput(what));
         }
-        let block_size = namespace.usable().map_err(|what| line.unsupported(what))?;
-        let controller = &line.controller;
+        let block_size = namespace.usable().map_err(|what| pair.unsupported(what))?;
+        let controller = &pair.controller;
         let limits = Limits::new(
             controller.identity(),
             controller.nvm_identity(),
             namespace.identity(),
             block_size.trailing_zeros(),
-            line.max_transfer(),
+            pair.max_transfer(),
         );
-        if limits.transfer << limits.block_shift > line.max_transfer() {
-            let what = format!("a block of {block_size} bytes exceeds the {} of MDTS", line.max_transfer());
-            return Err(line.unsupported(what));
+        if limits.transfer << limits.block_shift > pair.max_transfer() {
+            let what = format!("a block of {block_size} bytes exceeds the {} of MDTS", pair.max_transfer());
+            return Err(pair.unsupported(what));
         }
-        let namespace = line.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits });
+        if block_size as usize > BOUNCE_BYTES {
+            return Err(pair.unsupported(format!("a block of {block_size} bytes exceeds {BOUNCE_BYTES}")));
+        }
+        let namespace = pair.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits });
         Ok(Target { poller: queue.poller, queue: queue.index, namespace })
+    }
+
+    /// Makes a stack of layers a target.
+    pub fn add_layer(&mut self, layer: L) -> Result<Target> {
+        let geometry = layer.geometry();
+        if layer.frames() > FRAMES {
+            let what = format!("the layers keep {} words with each request; {FRAMES} fit", layer.frames());
+            return Err(Error::InvalidInput(what));
+        }
+        self.core.tree.reserve_children(layer.children());
+        self.layers.push(Stacked { layer, geometry });
+        let namespace = self.layers.len() as u16 - 1;
+        Ok(Target { poller: self.core.tree.id(), queue: LAYERED, namespace })
+    }
+
+    /// A stack of layers, to look at its counters; `None` for a target without layers.
+    pub fn layer(&self, target: Target) -> Option<&L> {
+        let here = self.core.owns(target) && target.queue == LAYERED;
+        let stacked = self.layers.get(usize::from(target.namespace)).filter(|_| here)?;
+        Some(&stacked.layer)
+    }
+
+    /// What a target looks like; `None` for one of another poller.
+    pub fn geometry(&self, target: Target) -> Option<Geometry> {
+        if !self.core.owns(target) {
+            return None;
+        }
+        if target.queue == LAYERED {
+            return Some(self.layers.get(usize::from(target.namespace))?.geometry);
+        }
+        let queue = &self.queues.get(usize::from(target.queue))?.as_ref()?.queue;
+        let limits = &queue.reachable(target.namespace).limits;
+        Some(Geometry {
+            block_shift: limits.block_shift,
+            blocks: limits.capacity,
+            write_zeroes: limits.write_zeroes > 0,
+            deallocate: limits.deallocate > 0,
+            space: queue.space(),
+        })
     }
 
     /// Hands a container over. The controller learns of it at the next [`poll`](Poller::poll), with
     /// everything else that was submitted by then. Once accepted it completes, whatever its size.
     #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, target: Target, io: IoContainer) -> std::result::Result<(), Rejected> {
-        let (queue, core, id) = self.enter(target, io)?;
-        queue.start(&mut core.tree, id);
-        Ok(())
+        self.enter(target, io, |_, _| {})
     }
 
-    /// Puts a container into the tree, from where its target's queue can start it.
     #[allow(clippy::result_large_err)]
     fn enter(
         &mut self,
         target: Target,
         io: IoContainer,
-    ) -> std::result::Result<(&mut Queue, &mut Core, NodeId), Rejected> {
-        let Poller { queues, core, .. } = self;
-        if !core.owns(target) {
+        accepted: impl FnOnce(&mut Core, NodeId),
+    ) -> std::result::Result<(), Rejected> {
+        if !self.core.owns(target) {
             return Err(Rejected { io, reason: Refusal::ForeignTarget });
         }
-        let line = queues[usize::from(target.queue)].as_mut().expect("a queue is out only during poll");
-        let id = enter(&mut line.queue, core, target.namespace, io)?;
-        Ok((&mut line.queue, core, id))
+        let index = if target.queue == LAYERED { 0 } else { target.queue };
+        let mut turn = Turn::new(self, index);
+        let (mut cx, layers) = turn.cx().expect("a target's queue is there");
+        enter(&mut cx, layers, target, io, accepted)
+    }
+
+    /// Holds back what is submitted to a queue pair from now on, so that neighbours can share
+    /// commands, until [`unplug`](Poller::unplug). What was submitted before goes on.
+    pub fn plug(&mut self, queue: QueueId) {
+        if self.find(queue).is_some() {
+            self.pair(queue.index).queue.plug();
+        }
+    }
+
+    /// Lets go what was held back.
+    pub fn unplug(&mut self, queue: QueueId) {
+        if self.find(queue).is_some() {
+            let Poller { queues, core, .. } = self;
+            let pair = queues[usize::from(queue.index)].as_mut().expect("a queue is out only during poll");
+            pair.queue.unplug(&mut core.tree);
+        }
     }
 
     /// Tells controllers what was submitted, and gives `f` every request that completed since the
     /// last time. Returns how many those were. Never blocks.
     #[inline]
-    pub fn poll(&mut self, mut f: impl FnMut(Done<'_>)) -> usize {
+    pub fn poll(&mut self, mut f: impl FnMut(Done<'_, L>)) -> usize {
         self.turns += 1;
-        let mut count = 0;
+        self.core.now = None;
+        let mut count = if self.core.has_work() { self.attend(&mut f) } else { 0 };
         for index in 0..self.queues.len() {
-            count += Turn::new(self, index).run(&mut f);
+            count += Turn::new(self, index as u16).run(&mut f);
         }
         count
+    }
+
+    /// What happens in a poll by other means than a completion.
+    #[cold]
+    fn attend(&mut self, f: &mut impl FnMut(Done<'_, L>)) -> usize {
+        let mut turn = Turn::new(self, 0);
+        let Some((mut cx, layers)) = turn.cx() else { return 0 };
+        let mut count = 0;
+        let mut surfaced = std::mem::replace(&mut cx.core.surfaced, Line::EMPTY);
+        while let Some(id) = surfaced.pop(&cx.core.tree) {
+            count += deliver(&mut cx, layers, Handle::new(id), f);
+        }
+        let due = cx.core.wake_at.is_some_and(|at| at <= cx.now());
+        if due || cx.core.again {
+            cx.core.again = false;
+            if due {
+                cx.core.wake_at = None;
+            }
+            // What the closure submits may be finished at once, and must not keep us here.
+            let mut left = cx.core.tree.len();
+            for index in 0..layers.len() {
+                while let Some(io) = layers[index].layer.poll(&mut cx) {
+                    count += deliver(&mut cx, layers, io, f);
+                    left = left.saturating_sub(1);
+                    if left == 0 {
+                        cx.core.again = true;
+                        break;
+                    }
+                }
+            }
+        }
+        count + drain(&mut cx, layers, f)
     }
 
     /// Requests in the tree: in flight or waiting.
@@ -264,90 +445,210 @@ impl Poller {
 
     /// The counters of a queue pair; zeros for one of another poller.
     pub fn stats(&self, queue: QueueId) -> QueueStats {
-        self.find(queue).map(|line| line.queue.stats()).unwrap_or_default()
+        self.find(queue).map(|pair| pair.queue.stats()).unwrap_or_default()
     }
 
     /// Commands that a queue pair has in flight at most: what was asked for, or what the
     /// controller's queues can hold. 0 for a queue pair of another poller.
     pub fn depth(&self, queue: QueueId) -> usize {
-        self.find(queue).map_or(0, |line| line.queue.depth())
+        self.find(queue).map_or(0, |pair| pair.queue.depth())
     }
 
-    fn find(&self, queue: QueueId) -> Option<&Line> {
+    fn find(&self, queue: QueueId) -> Option<&Pair> {
         let here = (queue.poller == self.core.tree.id()).then_some(usize::from(queue.index))?;
         self.queues.get(here)?.as_deref()
     }
 
-    fn line(&mut self, queue: u16) -> &mut Line {
+    fn pair(&mut self, queue: u16) -> &mut Pair {
         self.queues[usize::from(queue)].as_mut().expect("a queue is out only during poll")
     }
 }
 
-/// Puts a container into the tree, from where it can be started.
+/// Puts a container into the tree and starts it.
 #[allow(clippy::result_large_err)]
-fn enter(
-    queue: &mut Queue,
-    core: &mut Core,
-    namespace: u16,
+fn enter<L: Layer>(
+    cx: &mut Cx<'_>,
+    layers: &mut [Stacked<L>],
+    target: Target,
     mut io: IoContainer,
-) -> std::result::Result<NodeId, Rejected> {
-    match queue.admit(&mut io, namespace) {
-        Ok(()) => core.tree.insert(io, namespace).map_err(|io| Rejected { io, reason: Refusal::Full }),
-        Err(reason) => Err(Rejected { io, reason }),
+    accepted: impl FnOnce(&mut Core, NodeId),
+) -> std::result::Result<(), Rejected> {
+    if !cx.core.owns(target) {
+        return Err(Rejected { io, reason: Refusal::ForeignTarget });
     }
+    let layered = target.queue == LAYERED;
+    if layered && let Err(reason) = layers[usize::from(target.namespace)].geometry.admit(&mut io) {
+        return Err(Rejected { io, reason });
+    }
+    let layer = if layered { target.namespace } else { NO_LAYER };
+    let id = cx.core.tree.insert(io, layer).map_err(|io| Rejected { io, reason: Refusal::Full })?;
+    if layered {
+        accepted(cx.core, id);
+        let Stacked { layer, geometry } = &mut layers[usize::from(target.namespace)];
+        cx.core.tree[id].block_shift = geometry.block_shift;
+        if let Some(io) = layer.submit(cx, Handle::new(id)) {
+            cx.core.surface(io);
+        }
+        return Ok(());
+    }
+    if let Err(reason) = cx.admit(target, id) {
+        return Err(Rejected { io: cx.core.tree.remove(id), reason });
+    }
+    accepted(cx.core, id);
+    cx.start(target, id);
+    Ok(())
+}
+
+/// Starts a request once more.
+#[allow(clippy::result_large_err)]
+fn start_again<L: Layer>(
+    cx: &mut Cx<'_>,
+    layers: &mut [Stacked<L>],
+    mut io: Handle,
+) -> std::result::Result<(), Rejected> {
+    let id = io.node;
+    let target = cx.core.target(id);
+    let node = &mut cx.core.tree[id];
+    let Some(Stacked { layer, geometry }) = layers.get_mut(usize::from(node.layer)) else {
+        cx.release_slot(&mut io);
+        cx.core.tree[id].rewind();
+        if let Err(reason) = cx.admit(target, id) {
+            return Err(Rejected { io: cx.core.tree.remove(id), reason });
+        }
+        cx.start(target, id);
+        return Ok(());
+    };
+    let admitted = match node.wire {
+        Some(_) => geometry.check_range(&node.io),
+        None => geometry.admit(&mut node.io),
+    };
+    if let Err(reason) = admitted {
+        cx.release_slot(&mut io);
+        return Err(Rejected { io: cx.core.tree.remove(id), reason });
+    }
+    node.rewind_prepared();
+    if let Some(io) = layer.submit(cx, io) {
+        cx.core.surface(io);
+    }
+    Ok(())
+}
+
+/// A node that finished at the bottom passes its layers, and is delivered if it was a request.
+#[inline(always)]
+fn ascend<L: Layer>(
+    cx: &mut Cx<'_>,
+    layers: &mut [Stacked<L>],
+    io: Handle,
+    f: &mut impl FnMut(Done<'_, L>),
+) -> usize {
+    // No layer is the last number there is, which no stack has.
+    let layer = usize::from(cx.core.tree[io.node].layer);
+    match layers.get_mut(layer) {
+        None => deliver(cx, layers, io, f),
+        Some(stacked) => match stacked.layer.complete(cx, io) {
+            Some(io) => deliver(cx, layers, io, f),
+            None => 0,
+        },
+    }
+}
+
+/// A request that is finished goes to the closure, unless its completion is an event.
+#[inline(always)]
+fn deliver<L: Layer>(
+    cx: &mut Cx<'_>,
+    layers: &mut [Stacked<L>],
+    io: Handle,
+    f: &mut impl FnMut(Done<'_, L>),
+) -> usize {
+    // One that went down whole, and still has its slot, is none.
+    if io.has_slot() || !cx.core.settled(io.node) {
+        let Cx { here, queue, core, others } = cx;
+        f(Done::new(Cx { here: *here, queue, core, others }, layers, io));
+    }
+    1
+}
+
+/// Nodes that finished otherwise than by the success of a command that carried all of one.
+#[cold]
+fn drain<L: Layer>(cx: &mut Cx<'_>, layers: &mut [Stacked<L>], f: &mut impl FnMut(Done<'_, L>)) -> usize {
+    let mut count = 0;
+    // Not those that finish meanwhile: a closure that submits what fails at once must not keep us here.
+    let mut finished = std::mem::replace(&mut cx.core.tree.finished, Line::EMPTY);
+    while let Some(id) = finished.pop(&cx.core.tree) {
+        count += ascend(cx, layers, Handle::new(id), f);
+    }
+    count
 }
 
 /// One queue's turn within a poll. The queue is out of the poller, so that the caller's closure
 /// can submit to it and to all others; it is put back even if the closure panics.
-struct Turn<'a> {
-    poller: &'a mut Poller,
-    index: usize,
-    line: Option<Box<Line>>,
+struct Turn<'a, L: Layer> {
+    poller: &'a mut Poller<L>,
+    index: u16,
+    pair: Option<Box<Pair>>,
 }
 
-impl<'a> Turn<'a> {
+impl<'a, L: Layer> Turn<'a, L> {
     #[inline(always)]
-    fn new(poller: &'a mut Poller, index: usize) -> Turn<'a> {
-        let line = poller.queues[index].take();
-        Turn { poller, index, line }
+    fn new(poller: &'a mut Poller<L>, index: u16) -> Turn<'a, L> {
+        let pair = poller.queues.get_mut(usize::from(index)).and_then(Option::take);
+        Turn { poller, index, pair }
     }
 
     #[inline(always)]
-    fn run(&mut self, f: &mut impl FnMut(Done<'_>)) -> usize {
-        let Some(line) = &mut self.line else { return 0 };
-        let queue = &mut line.queue;
-        let Poller { queues, core, .. } = &mut *self.poller;
+    fn cx(&mut self) -> Option<(Cx<'_>, &mut [Stacked<L>])> {
+        let Poller { queues, core, layers, .. } = &mut *self.poller;
+        let queue = &mut self.pair.as_mut()?.queue;
+        Some((Cx { here: self.index, queue, core, others: queues }, layers))
+    }
+
+    #[inline(always)]
+    fn run(&mut self, f: &mut impl FnMut(Done<'_, L>)) -> usize {
+        let here = self.index;
+        let Some((mut cx, layers)) = self.cx() else { return 0 };
         let mut count = 0;
         let mut idle = true;
         // What the closure submits is not rung before the loop ends, so an honest controller has no
         // more completions than this, and another one must not keep us here.
-        for _ in 0..queue.most_completions() {
-            match queue.next(&mut core.tree) {
-                Ok(finished) => {
-                    count += 1;
-                    if !core.settled(&finished) {
-                        f(Done::new(queue, core, queues, self.index as u16, finished));
-                    }
-                }
-                Err(true) => {}
-                Err(false) => break,
-            }
+        for _ in 0..cx.queue.most_completions() {
+            count += match cx.queue.next(&mut cx.core.tree) {
+                Next::Whole(node, slot) => ascend(&mut cx, layers, Handle::with_slot(node, slot, here), f),
+                Next::Other => drain(&mut cx, layers, f),
+                Next::Nothing => break,
+            };
             idle = false;
         }
-        queue.finish_poll(&mut core.tree, idle);
+        cx.queue.finish_poll(&mut cx.core.tree, idle);
+        if idle {
+            self.watch();
+        }
         count
     }
-}
 
-impl Drop for Turn<'_> {
+    /// After many idle polls with commands in flight, looks whether the controller is still there: no
+    /// command of a controller that is gone ever completes.
     #[inline(always)]
-    fn drop(&mut self) {
-        self.poller.queues[self.index] = self.line.take();
+    fn watch(&mut self) {
+        let Some(pair) = &mut self.pair else { return };
+        pair.idle = if pair.queue.is_busy() { pair.idle + 1 } else { 0 };
+        if pair.idle == IDLE_POLLS {
+            pair.idle = 0;
+            pair.check(&mut self.poller.core);
+        }
     }
 }
 
-impl Line {
-    fn new(controller: &Arc<Controller>, options: QueueOptions) -> Result<Line> {
+impl<L: Layer> Drop for Turn<'_, L> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(home) = self.poller.queues.get_mut(usize::from(self.index)) {
+            *home = self.pair.take();
+        }
+    }
+}
+
+impl Pair {
+    fn new(controller: &Arc<Controller>, options: QueueOptions) -> Result<Pair> {
         let largest = controller.capabilities().max_queue_entries();
         // Powers of two, so that a mask wraps positions; one entry of a full ring stays empty.
         let largest = 1 << largest.ilog2();
@@ -360,9 +661,24 @@ impl Line {
         let lists = SharedArray::new(controller.space().segment(lists, 4096, Access::Read)?);
         let pair = controller.create_queue_pair(sq_entries, cq_entries)?;
         let qid = pair.qid;
-        let queue =
-            Queue::new((qid, pair.sq, pair.cq), depth, pointer, lists, transfer, controller.space().id());
-        Ok(Line { queue, qid, controller: Arc::clone(controller) })
+        let bounce = std::iter::repeat_with(|| controller.space().allocate(BOUNCE_BYTES));
+        let bounce = bounce.take(depth.min(BOUNCE_BUFFERS)).collect::<Result<Vec<_>>>()?;
+        let ids = (qid, pair.sq, pair.cq);
+        let space = controller.space().id();
+        let mut queue = Queue::new(ids, depth, pointer, lists, bounce, transfer, space);
+        queue.set_merging(options.merge);
+        Ok(Pair { queue, qid, controller: Arc::clone(controller), idle: 0 })
+    }
+
+    /// Fails everything if the controller is gone, or has failed.
+    #[cold]
+    fn check(&mut self, core: &mut Core) {
+        let Err(error) = self.controller.check() else { return };
+        // What it may still reach is not given back for use. One that is gone reaches nothing.
+        if self.controller.quiesce().is_err() && !matches!(error, Error::Gone { .. }) {
+            self.controller.space().retire();
+        }
+        self.queue.fail_all(&mut core.tree);
     }
 
     fn max_transfer(&self) -> u64 {
@@ -398,19 +714,19 @@ fn data_pointer(controller: &Controller, wanted: DataForm) -> Result<DataPointer
     }
 }
 
-impl Drop for Poller {
+impl<L: Layer> Drop for Poller<L> {
     fn drop(&mut self) {
-        for line in self.queues.drain(..).flatten() {
+        for pair in self.queues.drain(..).flatten() {
             // Deleting a submission queue ends its commands (Base 2.0, section 5.7); only then may
             // the memory of its rings, lists and requests be used again.
-            if line.controller.delete_queue_pair(line.qid).or_else(|_| line.controller.quiesce()).is_err() {
-                line.controller.space().retire();
+            if pair.controller.delete_queue_pair(pair.qid).or_else(|_| pair.controller.quiesce()).is_err() {
+                pair.controller.space().retire();
             }
         }
     }
 }
 
-impl fmt::Debug for Poller {
+impl<L: Layer> fmt::Debug for Poller<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Poller")
             .field("queues", &self.queues.len())

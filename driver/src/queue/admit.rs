@@ -2,10 +2,10 @@
 //!
 //! Knows limits and shapes; must not know slots or rings.
 
-use super::runs::Runs;
-use super::{DataPointer, Limits, PAGE_WORDS, Queue};
-use crate::memory::MemoryChain;
-use crate::request::{IoContainer, Operation};
+use super::runs::{Parts, Run};
+use super::{DataPointer, Limits, Queue};
+use crate::memory::{MemoryChain, Position};
+use crate::request::{IoContainer, NodeId, Operation, Tree};
 
 /// Why a container is not accepted as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,62 +51,116 @@ pub enum Refusal {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// One command cannot carry it, or not such that it happens as one.
+    #[error(
+        "{blocks} blocks from LBA {lba} on are not atomic: one command must carry them all, and a write may have {unit} blocks"
+    )]
+    NotAtomic {
+        /// First block.
+        lba: u64,
+        /// Number of blocks.
+        blocks: u64,
+        /// Blocks that the namespace writes as one.
+        unit: u64,
+    },
     /// The controller does not have the command.
     #[error("the controller does not support {0:?}")]
     NotSupported(Operation),
 }
 
 impl Queue {
-    /// Checks a container and completes what the caller left open: the number of blocks.
-    pub(crate) fn admit(&self, io: &mut IoContainer, namespace: u16) -> Result<(), Refusal> {
+    /// Checks a node and completes what the caller left open: the number of blocks.
+    pub(crate) fn admit(&self, tree: &mut Tree, id: NodeId, namespace: u16) -> Result<(), Refusal> {
         let limits = &self.reachable(namespace).limits;
-        let operation = io.operation();
+        let node = &mut tree[id];
+        node.namespace = namespace;
+        let operation = node.io.operation();
         match operation {
-            Operation::Read | Operation::Write => {
-                let (bytes, block_size) = (io.memory().len() as u64, 1 << limits.block_shift);
-                if bytes == 0 || bytes % block_size != 0 {
-                    return Err(Refusal::Length { bytes, block_size });
-                }
-                io.set_blocks(bytes >> limits.block_shift);
-            }
             Operation::WriteZeroes if limits.write_zeroes == 0 => {
                 return Err(Refusal::NotSupported(operation));
             }
             Operation::Deallocate if limits.deallocate == 0 => return Err(Refusal::NotSupported(operation)),
-            Operation::WriteZeroes | Operation::Deallocate if io.blocks() == 0 => {
-                return Err(Refusal::Length { bytes: 0, block_size: 1 << limits.block_shift });
-            }
-            Operation::WriteZeroes | Operation::Deallocate => {}
-            Operation::Flush | Operation::Raw => io.set_blocks(0),
+            _ => {}
         }
+        if node.has_own_memory() {
+            count_blocks(&mut node.io, 1 << limits.block_shift)?;
+            if let Some(segment) = node.io.memory().segments().iter().position(|s| s.space() != self.space) {
+                return Err(Refusal::ForeignMemory { segment });
+            }
+        }
+        let io = &tree[id].io;
         if io.blocks() > 0 {
             check_range(io, limits)?;
         }
-        self.check_shape(io, limits)
+        let (chain, from) = tree.memory_from_start(id);
+        if io.is_atomic() {
+            self.check_atomic(io, Parts::new(chain, from, io.blocks() << limits.block_shift), limits)?;
+        }
+        match operation {
+            Operation::Raw => self.check_shape(chain, from, chain.len() as u64, limits, chain.len() as u64),
+            _ if io.is_no_bounce() && !chain.is_empty() => {
+                self.check_shape(chain, from, io.blocks() << limits.block_shift, limits, 1 << limits.block_shift)
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Checks that pieces of the chain can be made such that every one is whole blocks.
-    fn check_shape(&self, io: &IoContainer, limits: &Limits) -> Result<(), Refusal> {
-        let chain = io.memory();
-        let segments = chain.segments();
-        if let Some(segment) = segments.iter().position(|segment| segment.space() != self.space) {
-            return Err(Refusal::ForeignMemory { segment });
+    /// One command must carry all of it.
+    fn check_atomic(
+        &self,
+        io: &IoContainer,
+        parts: impl Iterator<Item = Run>,
+        limits: &Limits,
+    ) -> Result<(), Refusal> {
+        let (lba, blocks) = (io.lba(), io.blocks());
+        let fits = match io.operation() {
+            Operation::Read => limits.transfer_from(lba, blocks) == blocks,
+            Operation::Write => limits.transfer_from(lba, blocks) == blocks && limits.is_atomic(lba, blocks),
+            Operation::WriteZeroes => blocks <= limits.write_zeroes && limits.is_atomic(lba, blocks),
+            Operation::Deallocate | Operation::Flush | Operation::Raw => return Ok(()),
+        };
+        let expressible = io.operation() == Operation::WriteZeroes
+            || self.expressible(parts) == blocks << limits.block_shift;
+        match fits && expressible {
+            true => Ok(()),
+            false => Err(Refusal::NotAtomic { lba, blocks, unit: limits.atomic }),
         }
-        let block = if io.operation() == Operation::Raw { u64::MAX } else { 1 << limits.block_shift };
-        match self.pointer {
-            DataPointer::Prp { .. } => check_prp_shape(chain, block),
-            DataPointer::Sgl { granularity } => {
-                check_sgl_shape(chain, block, granularity, self.list_pages * PAGE_WORDS / 2)
+    }
+
+    /// Checks that no unit, of which commands carry one or more, is in memory that the controller cannot
+    /// be told of.
+    fn check_shape(
+        &self,
+        chain: &MemoryChain,
+        from: Position,
+        len: u64,
+        limits: &Limits,
+        unit: u64,
+    ) -> Result<(), Refusal> {
+        let (mut at, mut left) = (from, len);
+        while left > 0 {
+            let most = left.min(limits.transfer << limits.block_shift);
+            let bytes = self.expressible(Parts::new(chain, at, most));
+            let units = bytes / unit * unit;
+            if units == 0 {
+                let segment = chain.advance(at, bytes.min(unit - 1)).segment;
+                return Err(Refusal::Shape { segment, form: self.form(), reason: self.reason(unit, most) });
             }
-        }?;
-        let len = chain.len() as u64;
-        if io.operation() == Operation::Raw
-            && (len > limits.transfer << limits.block_shift || self.expressible(chain, 0, len) < len)
-        {
-            let reason = "the memory of a raw command must fit one command";
-            return Err(Refusal::Shape { segment: segments.len() - 1, form: self.form(), reason });
+            (at, left) = (chain.advance(at, units), left - units);
         }
         Ok(())
+    }
+
+    fn reason(&self, unit: u64, most: u64) -> &'static str {
+        match self.pointer {
+            _ if unit > most => "it is more than one command can carry",
+            DataPointer::Prp { .. } => {
+                "it must begin at a multiple of 4 bytes and, within a block, on a page boundary right after one"
+            }
+            DataPointer::Sgl { .. } => {
+                "address and length must suit the controller's SGLs, and a block have no more descriptors than a command"
+            }
+        }
     }
 
     fn form(&self) -> &'static str {
@@ -117,66 +171,29 @@ impl Queue {
     }
 }
 
+/// Sets the number of blocks of a container, from its memory if it moves any.
+pub(crate) fn count_blocks(io: &mut IoContainer, block_size: u64) -> Result<(), Refusal> {
+    match io.operation() {
+        Operation::Read | Operation::Write => {
+            let bytes = io.memory().len() as u64;
+            if bytes == 0 || bytes % block_size != 0 {
+                return Err(Refusal::Length { bytes, block_size });
+            }
+            io.set_blocks(bytes / block_size);
+        }
+        Operation::WriteZeroes | Operation::Deallocate if io.blocks() == 0 => {
+            return Err(Refusal::Length { bytes: 0, block_size });
+        }
+        Operation::WriteZeroes | Operation::Deallocate => {}
+        Operation::Flush | Operation::Raw => io.set_blocks(0),
+    }
+    Ok(())
+}
+
 fn check_range(io: &IoContainer, limits: &Limits) -> Result<(), Refusal> {
     let (lba, blocks, capacity) = (io.lba(), io.blocks(), limits.capacity);
     match lba.checked_add(blocks) {
         Some(end) if end <= capacity => Ok(()),
         _ => Err(Refusal::OutOfRange { lba, blocks, capacity }),
     }
-}
-
-/// Every joint that PRPs cannot express must lie between two blocks.
-fn check_prp_shape(chain: &MemoryChain, block: u64) -> Result<(), Refusal> {
-    let shape = |segment, reason| Err(Refusal::Shape { segment, form: "PRPs", reason });
-    let (mut offset, mut end) = (0, None);
-    for (i, segment) in chain.segments().iter().enumerate() {
-        let start = segment.iova();
-        if start % 4 != 0 {
-            return shape(i, "it does not begin at a multiple of 4 bytes");
-        }
-        let joined = end.is_none_or(|end| end == start || (end % 4096 == 0 && start % 4096 == 0));
-        if !joined && offset % block != 0 {
-            return shape(
-                i,
-                "a block would straddle its beginning, which is not on a page boundary on both sides",
-            );
-        }
-        offset += segment.len() as u64;
-        end = Some(start + segment.len() as u64);
-    }
-    Ok(())
-}
-
-/// Every block must fit the descriptors of one command, every segment the granularity.
-fn check_sgl_shape(
-    chain: &MemoryChain,
-    block: u64,
-    granularity: u64,
-    descriptors: usize,
-) -> Result<(), Refusal> {
-    let segments = chain.segments();
-    let shape = |segment, reason| Err(Refusal::Shape { segment, form: "SGLs", reason });
-    for (i, segment) in segments.iter().enumerate() {
-        if segment.iova() % granularity != 0 || !(segment.len() as u64).is_multiple_of(granularity) {
-            return shape(i, "the controller wants addresses and lengths that are multiples of 4 bytes");
-        }
-    }
-    let blocks = chain.len() as u64 / block;
-    if segments.len() > descriptors
-        && let Some(at) = (0..blocks).find(|i| Runs::new(chain, i * block, block).count() > descriptors)
-    {
-        let segment = segments_before(chain, at * block);
-        return shape(segment, "a block would need more descriptors than one command has");
-    }
-    Ok(())
-}
-
-fn segments_before(chain: &MemoryChain, bytes: u64) -> usize {
-    let mut offset = 0;
-    let starts = chain.segments().iter().take_while(|segment| {
-        let start = offset;
-        offset += segment.len() as u64;
-        start < bytes
-    });
-    starts.count()
 }

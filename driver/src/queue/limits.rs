@@ -19,8 +19,14 @@ pub(crate) struct Limits {
     pub(crate) write_zeroes: u64,
     /// One range of a deallocate; 0 where there is no such command.
     pub(crate) deallocate: u64,
+    /// What a write changes as one when power fails (NAWUPF, else AWUPF): blocks, 1 or more.
+    pub(crate) atomic: u64,
+    /// Writes across multiples of this are not atomic (NABSPF), unless it is 0.
+    pub(crate) atomic_boundary: u64,
 }
 
+/// NSFEAT bit 1: the namespace has atomic write units of its own.
+const NSABP: u8 = 1 << 1;
 /// NLB is a 0's based field of 16 bits.
 const NLB: u64 = 1 << 16;
 
@@ -41,6 +47,7 @@ impl Limits {
         let offered = |bit: u16, limit: u64| if controller.oncs & bit != 0 { limit } else { 0 };
         let ranges = nvm.map_or(0, |nvm| u64::from(nvm.dmrsl));
         let total = nvm.map_or(0, |nvm| nvm.dmsl);
+        let own = namespace.nsfeat & NSABP != 0;
         let smallest = [u64::from(u32::MAX), ranges, total].into_iter().filter(|limit| *limit > 0).min();
         Limits {
             block_shift,
@@ -49,6 +56,8 @@ impl Limits {
             boundary: u64::from(namespace.noiob),
             write_zeroes: offered(identify::ONCS_WRITE_ZEROES, at_most(nvm.and_then(|nvm| pages(nvm.wzsl)))),
             deallocate: offered(identify::ONCS_DATASET_MANAGEMENT, smallest.unwrap_or(0)),
+            atomic: 1 + u64::from(if own { namespace.nawupf } else { controller.awupf }),
+            atomic_boundary: if own && namespace.nabspf > 0 { 1 + u64::from(namespace.nabspf) } else { 0 },
         }
     }
 
@@ -66,5 +75,17 @@ impl Limits {
     #[inline(always)]
     pub(crate) fn crosses_boundary(&self, lba: u64, blocks: u64) -> bool {
         self.boundary != 0 && lba % self.boundary + blocks > self.boundary
+    }
+
+    /// Whether a write of these blocks is one that happens as one, or not at all, when power fails.
+    pub(crate) fn is_atomic(&self, lba: u64, blocks: u64) -> bool {
+        let boundary = self.atomic_boundary;
+        blocks <= self.atomic && (boundary == 0 || lba % boundary + blocks <= boundary)
+    }
+
+    /// Whether writes, the smallest of which has `smallest` blocks, lose nothing when they become one:
+    /// it is atomic, or none of them was.
+    pub(crate) fn keeps_atomicity(&self, lba: u64, total: u64, smallest: u64) -> bool {
+        smallest > self.atomic || self.is_atomic(lba, total)
     }
 }

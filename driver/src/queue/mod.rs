@@ -1,48 +1,37 @@
 //! An I/O queue pair: nodes of the request tree go down as commands, completions come up.
 //!
 //! A node is cut into pieces by its cursor, one piece at a time, as slots free up; what has to wait
-//! waits in order. Knows slots, pieces and rings; must not know who asked for a request, nor what
-//! happens with it afterwards.
+//! waits in order, and neighbours in the line may share a command. Knows slots, pieces and rings;
+//! must not know who asked for a request, nor what happens with it afterwards.
 #![forbid(unsafe_code)]
 
 mod admit;
+mod bounce;
+mod cut;
 mod limits;
+mod merge;
 mod prp;
 mod ring;
 mod runs;
 mod sgl;
 mod slots;
 
-use crate::memory::{MemoryChain, SharedArray};
-use crate::request::{IoContainer, Node, NodeId, Operation, Tree, Wire};
-use crate::spec::Completion;
-use crate::spec::command::{DSM_DEALLOCATE, PSDT_SGL_MPTR_CONTIGUOUS, RW_FUA};
-
 pub use self::admit::Refusal;
+pub(crate) use self::admit::count_blocks;
+use self::bounce::Bounce;
+pub(crate) use self::cut::{DataPointer, contiguous_prps};
 pub(crate) use self::limits::Limits;
 pub(crate) use self::ring::{CompletionRing, SubmissionRing};
-use self::runs::{Run, Runs};
 use self::slots::{Piece, Slots};
+use crate::memory::{MemoryChain, SharedArray};
+use crate::request::{Cause, Failed, IoContainer, Line, Node, NodeId, Operation, Tree, Wire};
+use crate::spec::command::DSM_DEALLOCATE;
+use crate::spec::Completion;
 
 /// Slots of a queue are at most this many.
 pub(crate) const MAX_DEPTH: usize = slots::MAX;
 /// 64-bit words of a list page.
 const PAGE_WORDS: usize = 512;
-
-/// How data pointers are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DataPointer {
-    /// Physical Region Pages; the table lists contiguous memory.
-    Prp {
-        /// The IOVA of the table, unless the controller wants lists of its own.
-        table: Option<u64>,
-    },
-    /// Scatter Gather Lists.
-    Sgl {
-        /// Addresses and lengths are multiples of this.
-        granularity: u64,
-    },
-}
 
 /// A namespace as a queue sees it.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +46,12 @@ pub(crate) struct Reachable {
 pub struct QueueStats {
     /// Commands that the controller was told of.
     pub commands: u64,
+    /// Commands that carried a part of a request, not counting its first.
+    pub splits: u64,
+    /// Requests that went down in a command with others, not counting the first in each.
+    pub merges: u64,
+    /// Commands whose data went through a bounce buffer.
+    pub bounces: u64,
     /// Writes to the submission queue's doorbell.
     pub sq_doorbells: u64,
     /// Writes to the completion queue's doorbell.
@@ -65,39 +60,44 @@ pub struct QueueStats {
     pub faults: u64,
 }
 
+/// Something waits for a slot: nothing may overtake it.
+const WAITING: u32 = 1;
+/// The caller holds requests back, so that they come together.
+const PLUGGED: u32 = 2;
+/// The controller is lost: nothing goes down any more.
+const DEAD: u32 = 4;
+
 /// The device's part of a queue pair, and everything in flight on it.
 #[derive(Debug)]
 pub(crate) struct Queue {
     sq: SubmissionRing,
     cq: CompletionRing,
     slots: Slots,
-    /// Non-zero while something waits for a slot: then nothing may overtake it.
+    /// Zero, unless a new request must not go straight down.
     gate: u32,
-    waiting: Waiting,
+    waiting: Line,
+    merging: bool,
     namespaces: Vec<Reachable>,
     pointer: DataPointer,
     /// Memory for lists, `list_pages` for each slot.
     lists: SharedArray<1>,
     list_pages: usize,
+    bounce: Bounce,
     /// Bytes that one command transfers at most.
     max_transfer: u64,
     space: u64,
-    faults: u64,
+    /// Those counters that the rings do not keep.
+    counted: QueueStats,
 }
 
-/// Nodes that wait for slots, in order, linked through the nodes themselves.
-#[derive(Debug)]
-struct Waiting {
-    first: NodeId,
-    last: NodeId,
-}
-
-/// A completion that finished a node.
+/// What a look at the completion queue found.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Finished {
-    pub(crate) node: NodeId,
-    /// The slot, still taken, if the node went down whole.
-    pub(crate) slot: Option<usize>,
+pub(crate) enum Next {
+    /// A node that went down whole succeeded. Its slot is still taken.
+    Whole(NodeId, usize),
+    /// Anything else; nodes that finished are in the tree's line.
+    Other,
+    Nothing,
 }
 
 impl Queue {
@@ -106,6 +106,7 @@ impl Queue {
         depth: usize,
         pointer: DataPointer,
         lists: SharedArray<1>,
+        bounce: Vec<MemoryChain>,
         max_transfer: u64,
         space: u64,
     ) -> Queue {
@@ -114,21 +115,21 @@ impl Queue {
         assert!(depth < sq.len() as usize && depth < cq.len() as usize);
         let list_pages = lists.len() / PAGE_WORDS / depth;
         assert!(list_pages > 0);
-        let slots = Slots::new(qid, depth);
-        let waiting = Waiting { first: NodeId::NONE, last: NodeId::NONE };
         Queue {
             sq,
             cq,
-            slots,
+            slots: Slots::new(qid, depth),
             gate: 0,
-            waiting,
+            waiting: Line::EMPTY,
+            merging: true,
             namespaces: Vec::new(),
             pointer,
             lists,
             list_pages,
+            bounce: Bounce::new(bounce),
             max_transfer,
             space,
-            faults: 0,
+            counted: QueueStats::default(),
         }
     }
 
@@ -151,7 +152,7 @@ impl Queue {
             commands: self.sq.commands,
             sq_doorbells: self.sq.doorbells,
             cq_doorbells: self.cq.doorbells,
-            faults: self.faults,
+            ..self.counted
         }
     }
 
@@ -168,12 +169,31 @@ impl Queue {
         self.slots.depth()
     }
 
+    pub(crate) fn space(&self) -> u64 {
+        self.space
+    }
+
+    /// Whether commands are in flight, or finished ones still have their slots.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.slots.taken() > 0
+    }
+
+    pub(crate) fn set_merging(&mut self, merging: bool) {
+        self.merging = merging;
+    }
+
     // ---- down ----
 
     /// Starts a node that was admitted: as much of it as there are slots for; the rest waits.
     pub(crate) fn start(&mut self, tree: &mut Tree, id: NodeId) {
-        if self.gate != 0 || !self.issue(&mut tree[id], id) {
-            self.wait(tree, id);
+        if self.gate & DEAD != 0 {
+            tree[id].fail(0, Cause::ControllerLost);
+            return finish(tree, id);
+        }
+        if self.gate != 0 || !self.issue(tree, id) {
+            tree[id].waits = true;
+            self.waiting.push(tree, id);
+            self.gate |= WAITING;
         }
     }
 
@@ -189,65 +209,37 @@ impl Queue {
             return false;
         }
         node.in_flight = 1;
-        node.failure = None;
+        node.failed = None;
         self.push(&node.io, wire, node.io.lba(), slot, id, Piece::Whole);
         true
     }
 
-    /// Issues pieces until the node has none left (true) or there is no slot (false).
-    fn issue(&mut self, node: &mut Node, id: NodeId) -> bool {
-        while node.unissued() > 0 {
+    /// Issues pieces until the node has none left (true) or there is no room for the next (false).
+    fn issue(&mut self, tree: &mut Tree, id: NodeId) -> bool {
+        while tree[id].unissued() > 0 {
             let Some(slot) = self.slots.take() else { return false };
-            let (blocks, wire) = self.cut(node, slot);
-            let (first, whole) = (node.cursor, blocks == node.io.extent());
-            node.cursor += blocks;
+            let Some(cut) = self.cut(tree, id, slot) else {
+                self.slots.free(slot);
+                return false;
+            };
+            let first = tree[id].cursor;
+            let shift = self.reachable(tree[id].namespace).limits.block_shift;
+            tree.advance(id, cut.blocks, shift);
+            let node = &mut tree[id];
             node.in_flight += 1;
+            let whole = cut.blocks == node.io.extent() && cut.buffer.is_none();
             // The range of a deallocate is in memory, where a change of the LBA would not reach it.
-            let lasting = whole && node.io.operation() != Operation::Deallocate;
-            node.wire = lasting.then_some(wire);
+            node.wire = (whole && node.io.operation() != Operation::Deallocate).then_some(cut.wire);
             // A completion that is an event takes the longer way, where pieces are counted.
-            let plain = whole && node.event.is_none();
-            let piece = if plain { Piece::Whole } else { Piece::Part { first } };
-            self.push(&node.io, wire, node.io.lba().wrapping_add(first), slot, id, piece);
+            let piece = match cut.buffer {
+                Some(buffer) => Piece::Bounced { first, blocks: cut.blocks, buffer },
+                None if whole && node.event.is_none() => Piece::Whole,
+                None => Piece::Part { first, blocks: cut.blocks },
+            };
+            self.counted.splits += u64::from(first > 0);
+            self.push(&node.io, cut.wire, node.io.lba().wrapping_add(first), slot, id, piece);
         }
         true
-    }
-
-    /// The next piece of a node, for a slot: how many blocks, and what its command looks like.
-    fn cut(&mut self, node: &Node, slot: usize) -> (u64, Wire) {
-        let io = &node.io;
-        let Reachable { nsid, limits } = *self.reachable(node.namespace);
-        let opcode = u16::from(io.operation().opcode().unwrap_or(0));
-        let nlb = |blocks: u64| (blocks - 1) | if io.is_fua() { u64::from(RW_FUA) } else { 0 };
-        let lba = io.lba().wrapping_add(node.cursor);
-        let (blocks, dptr, opcode_flags, tail) = match io.operation() {
-            Operation::Read | Operation::Write => {
-                let most = limits.transfer_from(lba, node.unissued());
-                let skip = node.cursor << limits.block_shift;
-                let bytes = self.expressible(io.memory(), skip, most << limits.block_shift);
-                let blocks = bytes >> limits.block_shift;
-                assert!(blocks > 0, "an admitted chain has pieces of whole blocks");
-                let (dptr, flags) = self.data_pointer(io.memory(), skip, blocks << limits.block_shift, slot);
-                (blocks, dptr, opcode | flags, nlb(blocks))
-            }
-            Operation::WriteZeroes => {
-                let blocks = node.unissued().min(limits.write_zeroes);
-                (blocks, [0; 2], opcode, nlb(blocks))
-            }
-            Operation::Deallocate => {
-                let blocks = node.unissued().min(limits.deallocate);
-                (blocks, self.deallocate_range(slot, lba, blocks), opcode, 0)
-            }
-            Operation::Flush => (1, [0; 2], opcode, 0),
-            Operation::Raw => {
-                let (dptr, flags) = match io.memory().len() as u64 {
-                    0 => ([0; 2], 0),
-                    len => self.data_pointer(io.memory(), 0, len, slot),
-                };
-                (1, dptr, io.raw.opcode_flags | flags, io.raw.cdw12_13)
-            }
-        };
-        (blocks, Wire { head: u64::from(nsid) << 32 | u64::from(opcode_flags), dptr, tail })
     }
 
     /// Writes a command into the ring.
@@ -265,131 +257,107 @@ impl Queue {
         self.sq.push([head, io.raw.cdw2_3, 0, prp1, prp2, cdw10_11, wire.tail, io.raw.cdw14_15]);
     }
 
-    /// Bytes from `skip` on, up to `most`, that one command can express, in whole blocks if the
-    /// chain was admitted as such.
-    fn expressible(&self, chain: &MemoryChain, skip: u64, most: u64) -> u64 {
-        let runs = Runs::new(chain, skip, most);
-        match self.pointer {
-            DataPointer::Prp { .. } => prp::expressible(runs),
-            DataPointer::Sgl { .. } => sgl::expressible(runs, self.list_pages * PAGE_WORDS / 2),
-        }
-    }
-
-    /// The data pointer of a piece, and the flags that go with it.
-    fn data_pointer(&mut self, chain: &MemoryChain, skip: u64, len: u64, slot: usize) -> ([u64; 2], u16) {
-        let mut runs = Runs::new(chain, skip, len);
-        let first_word = slot * self.list_pages * PAGE_WORDS;
-        let list = self.lists.iova() + 8 * first_word as u64;
-        let words = &self.lists[first_word..first_word + self.list_pages * PAGE_WORDS];
-        let store = |i: usize, word: u64| words[i][0].store(word, std::sync::atomic::Ordering::Relaxed);
-        let whole = runs.clone();
-        let only = runs.next().filter(|run| run.len == len);
-        match (self.pointer, only) {
-            (DataPointer::Prp { table }, only) => {
-                let direct = only.and_then(|run| prp::contiguous(run, table));
-                (direct.unwrap_or_else(|| prp::scattered(whole, list, store)), 0)
-            }
-            (DataPointer::Sgl { .. }, Some(run)) => (sgl::contiguous(run), SGL),
-            (DataPointer::Sgl { .. }, None) => (sgl::scattered(whole, list, store), SGL),
-        }
-    }
-
-    /// One range for dataset management, in the slot's list page; always a PRP.
-    fn deallocate_range(&mut self, slot: usize, lba: u64, blocks: u64) -> [u64; 2] {
-        let word = slot * self.list_pages * PAGE_WORDS;
-        for (i, value) in [blocks << 32, lba].into_iter().enumerate() {
-            self.lists[word + i][0].store(value, std::sync::atomic::Ordering::Relaxed);
-        }
-        [self.lists.iova() + 8 * word as u64, 0]
-    }
-
     // ---- waiting ----
 
-    fn wait(&mut self, tree: &mut Tree, id: NodeId) {
-        tree[id].next = NodeId::NONE;
-        match self.waiting.last {
-            NodeId::NONE => self.waiting.first = id,
-            last => tree[last].next = id,
-        }
-        self.waiting.last = id;
-        self.gate = 1;
+    /// Holds back what is submitted from now on.
+    pub(crate) fn plug(&mut self) {
+        self.gate |= PLUGGED;
+    }
+
+    /// Sends down what was held back.
+    pub(crate) fn unplug(&mut self, tree: &mut Tree) {
+        self.gate &= !PLUGGED;
+        self.issue_waiting(tree);
     }
 
     /// Gives free slots to what waits, in order.
     #[cold]
     fn issue_waiting(&mut self, tree: &mut Tree) {
-        while !self.waiting.first.is_none() {
-            let id = self.waiting.first;
-            let node = &mut tree[id];
-            // A failed node has nothing left to issue, and leaves the line.
-            if !self.issue(node, id) {
+        while self.gate & PLUGGED == 0 && !self.waiting.is_empty() {
+            let id = self.waiting.first();
+            let sent = self.merging && self.merge(tree);
+            if !sent && !self.issue(tree, id) {
                 return;
             }
-            self.waiting.first = node.next;
+            if !sent {
+                self.waiting.pop(tree);
+                tree[id].waits = false;
+            }
         }
-        self.waiting.last = NodeId::NONE;
-        self.gate = 0;
+        self.open_gate();
+    }
+
+    fn open_gate(&mut self) {
+        if self.waiting.is_empty() {
+            self.gate &= !WAITING;
+        }
+    }
+
+    /// Drops what is not issued yet of a node, which failed.
+    pub(crate) fn drop_unissued(&mut self, tree: &mut Tree, id: NodeId) {
+        if tree[id].waits {
+            self.waiting.remove(tree, id);
+            tree[id].waits = false;
+            self.open_gate();
+        }
+        if tree[id].is_finished() {
+            finish(tree, id);
+        }
     }
 
     // ---- up ----
 
-    /// Looks for one completion. `Ok` for a node that finished, `Err(true)` if something else was
-    /// consumed, `Err(false)` if there is nothing new.
+    /// Looks for one completion.
     #[inline(always)]
-    pub(crate) fn next(&mut self, tree: &mut Tree) -> Result<Finished, bool> {
+    pub(crate) fn next(&mut self, tree: &mut Tree) -> Next {
         let high = self.cq.high();
         let index = self.slots.index(high);
         let slot = *self.slots.get(index);
         if high >> 16 != slot.expect || slot.piece != Piece::Whole {
-            return match CompletionRing::is_new(high) {
-                true => self.exception(tree, high, index),
-                false => Err(false),
-            };
+            if !CompletionRing::is_new(high) {
+                return Next::Nothing;
+            }
+            self.exception(tree, high, index);
+            return Next::Other;
         }
         self.cq.advance();
         self.slots.vacate(index);
         tree[slot.node].in_flight = 0;
-        Ok(Finished { node: slot.node, slot: Some(index) })
+        Next::Whole(slot.node, index)
     }
 
     /// A new entry, of anything but the success of a whole node.
     #[cold]
-    fn exception(&mut self, tree: &mut Tree, high: u64, index: usize) -> Result<Finished, bool> {
+    fn exception(&mut self, tree: &mut Tree, high: u64, index: usize) {
         let completion: Completion = self.cq.entry(high);
         self.cq.advance();
         if !self.slots.answers(index, &completion) {
-            self.faults += 1;
-            return Err(true);
+            self.counted.faults += 1;
+            return;
         }
-        let slot = *self.slots.get(index);
         let status = completion.status();
-        let node = &mut tree[slot.node];
-        match slot.piece {
-            Piece::Whole => {
-                node.settle(0, status);
-                self.slots.vacate(index);
-                Ok(Finished { node: slot.node, slot: Some(index) })
-            }
-            Piece::Part { first } => {
-                node.settle(first, status);
-                self.slots.free(index);
-                if node.in_flight > 0 || node.unissued() > 0 {
-                    return Err(true);
-                }
-                self.leave_line(tree, slot.node);
-                Ok(Finished { node: slot.node, slot: None })
-            }
-        }
+        self.settle(tree, index, (!status.is_success()).then_some(Cause::Status(status)));
     }
 
-    /// A node that failed may still stand first in the line, with pieces that will not be issued.
-    fn leave_line(&mut self, tree: &mut Tree, id: NodeId) {
-        if self.waiting.first == id {
-            self.waiting.first = tree[id].next;
-            if self.waiting.first.is_none() {
-                self.waiting.last = NodeId::NONE;
-                self.gate = 0;
+    /// The command in a slot is over.
+    fn settle(&mut self, tree: &mut Tree, index: usize, cause: Option<Cause>) {
+        let slot = *self.slots.get(index);
+        self.slots.free(index);
+        let (first, blocks) = match slot.piece {
+            Piece::Merged { count } => return self.settle_merged(tree, slot.node, count, cause),
+            Piece::Whole => (0, tree[slot.node].io.extent()),
+            Piece::Part { first, blocks } => (first, blocks),
+            Piece::Bounced { first, blocks, buffer } => {
+                let shift = self.reachable(tree[slot.node].namespace).limits.block_shift;
+                self.bounce.finish(tree, slot.node, buffer, (blocks << shift) as usize, cause.is_none());
+                (first, blocks)
             }
+        };
+        let failed = cause.map(|cause| Failed { at: first, cause });
+        tree.settle_piece(slot.node, first..first + blocks, failed);
+        // A node that failed may still stand in the line, with pieces that will not be issued.
+        if tree[slot.node].is_finished() {
+            self.drop_unissued(tree, slot.node);
         }
     }
 
@@ -419,14 +387,36 @@ impl Queue {
             self.sq.ring();
         }
     }
+
+    /// The controller is lost, and can reach no memory any more: everything fails, now and later.
+    pub(crate) fn fail_all(&mut self, tree: &mut Tree) {
+        self.gate |= DEAD;
+        for index in 0..self.slots.depth() {
+            if self.slots.is_in_flight(index) {
+                self.settle(tree, index, Some(Cause::ControllerLost));
+            }
+        }
+        while let Some(id) = self.waiting.pop(tree) {
+            tree[id].waits = false;
+            let at = tree[id].cursor;
+            tree[id].fail(at, Cause::ControllerLost);
+            finish(tree, id);
+        }
+        self.gate = DEAD;
+    }
+
+    /// Blocks of a node's range that commands in flight move.
+    pub(crate) fn in_flight_of(&self, id: NodeId) -> impl Iterator<Item = std::ops::Range<u64>> {
+        self.slots.in_flight().filter(move |slot| slot.node == id).filter_map(|slot| match slot.piece {
+            Piece::Part { first, blocks } | Piece::Bounced { first, blocks, .. } => Some(first..first + blocks),
+            Piece::Whole | Piece::Merged { .. } => None,
+        })
+    }
 }
 
-/// The flags word of a command with SGLs.
-const SGL: u16 = (PSDT_SGL_MPTR_CONTIGUOUS as u16) << 8;
-
-/// The PRPs of an admin command's memory: contiguous, and within what the table lists.
-pub(crate) fn contiguous_prps(chain: &MemoryChain, table: Option<u64>) -> Option<[u64; 2]> {
-    let len = chain.len() as u64;
-    let run = Runs::new(chain, 0, len).next().filter(|run: &Run| run.len == len)?;
-    prp::contiguous(run, table)
+/// Whoever is above a node looks for it here.
+fn finish(tree: &mut Tree, id: NodeId) {
+    let mut line = tree.finished;
+    line.push(tree, id);
+    tree.finished = line;
 }

@@ -31,14 +31,16 @@ pub(super) fn contiguous(run: Run, table: Table) -> Option<[u64; 2]> {
 }
 
 /// The number of bytes, from the start of `runs` on, that one list can express: all, or up to the
-/// first joint that does not lie on a page boundary on both sides.
+/// first joint that does not lie on a page boundary on both sides. None, unless they begin on a dword.
 pub(super) fn expressible(runs: impl Iterator<Item = Run>) -> u64 {
     let mut bytes = 0;
     let mut end: Option<u64> = None;
     for run in runs {
-        if let Some(end) = end
-            && (end % PAGE != 0 || run.iova % PAGE != 0)
-        {
+        let expressible = match end {
+            None => run.iova % 4 == 0,
+            Some(end) => end % PAGE == 0 && run.iova % PAGE == 0,
+        };
+        if !expressible {
             break;
         }
         bytes += run.len;

@@ -1,6 +1,6 @@
 //! The contiguous runs of a part of a chain: what both PRPs and SGLs are made from.
 
-use crate::memory::{MemoryChain, Segment};
+use crate::memory::{MemoryChain, Position, Segment};
 
 /// Contiguous bytes at an IOVA, 1 or more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,29 +9,26 @@ pub(super) struct Run {
     pub(super) len: u64,
 }
 
-/// The runs of `len` bytes of a chain from byte `skip` on. Neighbours in a chain that are
-/// neighbours in IOVA are one run.
+/// What each segment has of `len` bytes of a chain, from a place on.
 #[derive(Debug, Clone)]
-pub(super) struct Runs<'a> {
+pub(super) struct Parts<'a> {
     segments: &'a [Segment],
     skip: u64,
     left: u64,
 }
 
-impl<'a> Runs<'a> {
-    pub(super) fn new(chain: &'a MemoryChain, skip: u64, len: u64) -> Runs<'a> {
-        let mut segments = chain.segments();
-        let mut skip = skip;
-        while let [first, rest @ ..] = segments
-            && skip >= first.len() as u64
-        {
-            skip -= first.len() as u64;
-            segments = rest;
-        }
-        Runs { segments, skip, left: len }
+impl<'a> Parts<'a> {
+    pub(super) fn new(chain: &'a MemoryChain, at: Position, len: u64) -> Parts<'a> {
+        let segments = chain.segments().get(at.segment..).unwrap_or_default();
+        Parts { segments, skip: at.offset, left: len }
     }
+}
 
-    fn segment(&mut self) -> Option<Run> {
+impl Iterator for Parts<'_> {
+    type Item = Run;
+
+    #[inline]
+    fn next(&mut self) -> Option<Run> {
         let [first, rest @ ..] = self.segments else { return None };
         if self.left == 0 {
             return None;
@@ -43,16 +40,33 @@ impl<'a> Runs<'a> {
     }
 }
 
-impl Iterator for Runs<'_> {
+/// Runs of which neighbours that are neighbours in IOVA have become one.
+#[derive(Debug, Clone)]
+pub(super) struct Runs<I> {
+    parts: I,
+    ahead: Option<Run>,
+}
+
+impl<I: Iterator<Item = Run>> Runs<I> {
+    #[inline]
+    pub(super) fn new(mut parts: I) -> Runs<I> {
+        let ahead = parts.next();
+        Runs { parts, ahead }
+    }
+}
+
+impl<I: Iterator<Item = Run>> Iterator for Runs<I> {
     type Item = Run;
 
+    #[inline]
     fn next(&mut self) -> Option<Run> {
-        let mut run = self.segment()?;
-        while let [next, ..] = self.segments
-            && next.iova() == run.iova + run.len
-            && let Some(more) = self.segment()
-        {
-            run.len += more.len;
+        let mut run = self.ahead.take()?;
+        for next in self.parts.by_ref() {
+            if next.iova != run.iova + run.len {
+                self.ahead = Some(next);
+                break;
+            }
+            run.len += next.len;
         }
         Some(run)
     }

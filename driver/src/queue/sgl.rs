@@ -12,9 +12,21 @@ pub(super) fn contiguous(run: Run) -> [u64; 2] {
     Descriptor::data_block(run.iova, run.len as u32).into()
 }
 
-/// The number of bytes, from the start of `runs` on, that `descriptors` descriptors can express.
-pub(super) fn expressible(runs: impl Iterator<Item = Run>, descriptors: usize) -> u64 {
-    runs.take(descriptors).map(|run| run.len).sum()
+/// The number of bytes, from the start of `runs` on, that `descriptors` descriptors can express, where
+/// addresses and lengths are multiples of `granularity`. The last run may be odd: a command ends with
+/// a block, before its end.
+pub(super) fn expressible(runs: impl Iterator<Item = Run>, granularity: u64, descriptors: usize) -> u64 {
+    let mut bytes = 0;
+    for run in runs.take(descriptors) {
+        if run.iova % granularity != 0 {
+            break;
+        }
+        bytes += run.len;
+        if run.len % granularity != 0 {
+            break;
+        }
+    }
+    bytes
 }
 
 /// The data pointer of `runs`, with the descriptors written through `store` (index of the 64-bit

@@ -23,16 +23,17 @@ pub(super) struct Slot {
     pub(super) piece: Piece,
 }
 
-/// What of a node a command carries.
+/// What of a node a command carries. Offsets and lengths are in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Piece {
     /// All of it.
     Whole,
-    /// Blocks, from the one with this offset on.
-    Part {
-        /// Blocks before it.
-        first: u64,
-    },
+    /// Blocks, from the one with the offset `first` on.
+    Part { first: u64, blocks: u64 },
+    /// The same, by way of a bounce buffer.
+    Bounced { first: u64, blocks: u64, buffer: u16 },
+    /// All of it and of the nodes that follow it, `count` in all.
+    Merged { count: u16 },
 }
 
 #[derive(Debug)]
@@ -109,6 +110,15 @@ impl Slots {
     pub(super) fn answers(&self, index: usize, completion: &Completion) -> bool {
         let expect = u64::from(completion.cid) << 16 | u64::from(completion.sq_id);
         self.slots[index].expect == expect
+    }
+
+    pub(super) fn is_in_flight(&self, index: usize) -> bool {
+        self.slots[index].expect != VACANT
+    }
+
+    /// The slots of commands in flight.
+    pub(super) fn in_flight(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(|slot| slot.expect != VACANT)
     }
 
     /// Slots that are taken.

@@ -63,6 +63,9 @@ pub struct IoContainer {
     tag: u64,
     operation: Operation,
     fua: bool,
+    no_merge: bool,
+    no_bounce: bool,
+    atomic: bool,
     /// Command dwords that only a raw command has.
     pub(crate) raw: RawWords,
 }
@@ -138,6 +141,30 @@ impl IoContainer {
         self
     }
 
+    /// Keeps the request apart: no command carries it together with others.
+    #[must_use]
+    pub fn no_merge(mut self, no_merge: bool) -> IoContainer {
+        self.no_merge = no_merge;
+        self
+    }
+
+    /// No byte of it is copied: memory that the controller cannot be told of is refused, naming the
+    /// segment, where else the blocks concerned would go through a bounce buffer.
+    #[must_use]
+    pub fn no_bounce(mut self, no_bounce: bool) -> IoContainer {
+        self.no_bounce = no_bounce;
+        self
+    }
+
+    /// Neither split nor merged. A write is refused if the namespace does not write that many blocks
+    /// from there on as one when power fails (NVM Command Set 1.0, section 2.1.4); a read, if it does
+    /// not fit one command.
+    #[must_use]
+    pub fn atomic(mut self, atomic: bool) -> IoContainer {
+        self.atomic = atomic;
+        self
+    }
+
     /// What is asked for.
     pub fn operation(&self) -> Operation {
         self.operation
@@ -186,6 +213,32 @@ impl IoContainer {
     /// Whether Force Unit Access is asked for.
     pub fn is_fua(&self) -> bool {
         self.fua
+    }
+
+    /// Whether it is neither split nor merged.
+    pub fn is_atomic(&self) -> bool {
+        self.atomic
+    }
+
+    pub(crate) fn is_no_bounce(&self) -> bool {
+        self.no_bounce
+    }
+
+    /// Whether a command may carry it together with others.
+    pub(crate) fn may_merge(&self) -> bool {
+        let moves = matches!(self.operation, Operation::Read | Operation::Write);
+        moves && !self.fua && !self.no_merge && !self.atomic
+    }
+
+    /// A container for blocks of this one, from the one with offset `first` on; it has no memory of its
+    /// own.
+    pub(crate) fn part(&self, first: u64, blocks: u64) -> IoContainer {
+        IoContainer {
+            memory: MemoryChain::new(),
+            lba: self.lba.wrapping_add(first),
+            blocks: if self.blocks == 0 { 0 } else { blocks },
+            ..*self
+        }
     }
 
     /// The memory.

@@ -367,6 +367,7 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::Cause;
     use crate::spec::Status;
     use proptest::prelude::*;
     use std::collections::HashMap;
@@ -489,7 +490,7 @@ mod tests {
                         }
                         Step::Release => {}
                         Step::Settle { bytes, failed } => {
-                            let failure = failed.then_some(Failure { lba: leaf as u64, status: Status::INTERNAL_ERROR });
+                            let failure = failed.then_some(Failure { lba: leaf as u64, cause: Cause::Status(Status::INTERNAL_ERROR) });
                             known.insert(leaf, (Some(!failed), true));
                             results.insert(leaf, (bytes, failure));
                             events.settle(handles[leaf], bytes, failure);

@@ -5,10 +5,11 @@
 
 mod container;
 mod event;
+mod failure;
 mod tree;
 
 pub use container::{InPlace, IoContainer, Operation};
 pub(crate) use event::Events;
 pub use event::{BadEvent, Event, Moment, State, Totals, Verdict};
-pub use tree::Failure;
-pub(crate) use tree::{Node, NodeId, Tree, Wire};
+pub use failure::{Cause, Failure};
+pub(crate) use tree::{FRAMES, Failed, Line, NO_LAYER, Node, NodeId, Tree, Wire};

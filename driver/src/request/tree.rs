@@ -1,13 +1,13 @@
 //! The request tree of a poller: a bounded slab of nodes. A node is a container and what has
-//! become of it so far.
+//! become of it so far; a child is some of its parent's blocks, and moves its parent's memory.
 //!
 //! Pure logic. Knows cursors and counts; must not know queues, slots or commands.
 
-use std::ops::{Index, IndexMut};
+use std::ops::{Index, IndexMut, Range};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Event, IoContainer};
-use crate::spec::Status;
+use super::{Cause, Event, Failure, IoContainer, Operation};
+use crate::memory::{MemoryChain, Position};
 
 /// Names a node of the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,11 @@ pub(crate) struct Wire {
     pub(crate) tail: u64,
 }
 
+/// Words that layers keep in a request, at most, from top to bottom of a stack.
+pub(crate) const FRAMES: usize = 6;
+/// The layers of a node that was submitted to a namespace directly.
+pub(crate) const NO_LAYER: u16 = u16::MAX;
+
 /// A container in the tree.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -44,41 +49,80 @@ pub(crate) struct Node {
     /// The event that its completion is, where it is one: then the container stays here until it is
     /// claimed.
     pub(crate) event: Option<Event>,
-    /// Which of the queue's namespaces it goes to.
+    /// Which of the poller's stacks of layers it came in through.
+    pub(crate) layer: u16,
+    /// Which queue it went to last.
+    pub(crate) queue: u16,
+    /// Which of the queue's namespaces it went to last.
     pub(crate) namespace: u16,
-    /// Blocks that commands were made for, from the container's first block on.
+    /// Goes down in commands of its own: one that it shared failed.
+    pub(crate) alone: bool,
+    /// log2 of the bytes of a block where layers are between; else its queue knows.
+    pub(crate) block_shift: u32,
+    /// Somebody observes ranges of it.
+    pub(crate) observed: bool,
+    /// It stands in a queue's line.
+    pub(crate) waits: bool,
+    /// Blocks that commands or children were made for, from the container's first block on.
     pub(crate) cursor: u64,
-    /// Commands in flight.
+    /// Commands and children in flight.
     pub(crate) in_flight: u32,
-    /// The failure with the lowest LBA.
-    pub(crate) failure: Option<Failure>,
-    /// The next node that waits for the same queue.
+    /// The failure with the lowest offset.
+    pub(crate) failed: Option<Failed>,
+    /// The next node of a line.
     pub(crate) next: NodeId,
+    /// Where the memory of the next piece begins, in the owner's chain.
+    at: Position,
+    /// Where the memory begins.
+    start: Position,
+    /// Whose memory it moves: its own, or that of a node above.
+    owner: NodeId,
+    parent: NodeId,
+    /// Its first block, from the parent's first block on.
+    offset: u64,
+    /// What layers keep with it.
+    pub(crate) frames: [u64; FRAMES],
 }
 
-/// How a request failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{status} at LBA {lba}")]
-pub struct Failure {
-    /// The first block of the piece that failed; of several, the lowest.
-    pub lba: u64,
-    /// What the controller said of it.
-    pub status: Status,
+/// How a node failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Failed {
+    /// Blocks of the node before the piece that failed.
+    pub(crate) at: u64,
+    pub(crate) cause: Cause,
+}
+
+impl Failed {
+    pub(crate) fn by_lba(&self, io: &IoContainer) -> Failure {
+        Failure { lba: io.lba().wrapping_add(self.at), cause: self.cause }
+    }
 }
 
 impl Node {
-    /// Counts a piece that completed. `first` is its offset in blocks.
-    pub(crate) fn settle(&mut self, first: u64, status: Status) {
+    /// Counts a piece that completed.
+    pub(crate) fn settle(&mut self, failed: Option<Failed>) {
         assert!(self.in_flight > 0, "a piece completed that was not in flight");
         self.in_flight -= 1;
-        if !status.is_success() {
-            let lba = self.io.lba() + first;
-            if self.failure.is_none_or(|earlier| lba < earlier.lba) {
-                self.failure = Some(Failure { lba, status });
-            }
-            // The rest is pointless: it is not issued.
-            self.cursor = self.io.extent();
+        if let Some(Failed { at, cause }) = failed {
+            self.fail(at, cause);
         }
+    }
+
+    /// Remembers a failure. What is not issued yet never will be: it is pointless.
+    pub(crate) fn fail(&mut self, at: u64, cause: Cause) {
+        if self.failed.is_none_or(|earlier| at < earlier.at) {
+            self.failed = Some(Failed { at, cause });
+        }
+        self.cursor = self.io.extent();
+    }
+
+    /// The failure, by LBA.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        self.failed.map(|failed| failed.by_lba(&self.io))
+    }
+
+    pub(crate) fn is_layered(&self) -> bool {
+        self.layer != NO_LAYER
     }
 
     /// Blocks for which there is no command yet.
@@ -86,53 +130,193 @@ impl Node {
         self.io.extent() - self.cursor
     }
 
+    /// Nothing of it is under way, and nothing is left to be issued.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.in_flight == 0 && self.unissued() == 0
+    }
+
     /// Ready to be issued from its beginning, once more.
     pub(crate) fn rewind(&mut self) {
         self.wire = None;
+        self.rewind_prepared();
+    }
+
+    /// The same, but what was prepared for its command stays.
+    pub(crate) fn rewind_prepared(&mut self) {
         self.cursor = 0;
-        self.failure = None;
-        self.next = NodeId::NONE;
+        self.at = self.start;
+        self.failed = None;
+        self.alone = false;
+    }
+
+    /// Whether it moves memory of its own container, if any; else that of a node above.
+    pub(crate) fn has_own_memory(&self) -> bool {
+        self.parent.is_none() || self.io.memory().len() > 0
+    }
+
+    pub(crate) fn parent(&self) -> NodeId {
+        self.parent
+    }
+
+    /// Its first block, from the parent's first block on.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn vacant() -> Node {
+        Node {
+            io: IoContainer::default(),
+            wire: None,
+            event: None,
+            layer: NO_LAYER,
+            queue: 0,
+            namespace: 0,
+            block_shift: 0,
+            alone: false,
+            observed: false,
+            waits: false,
+            cursor: 0,
+            in_flight: 0,
+            failed: None,
+            next: NodeId::NONE,
+            at: Position::default(),
+            start: Position::default(),
+            owner: NodeId::NONE,
+            parent: NodeId::NONE,
+            offset: 0,
+            frames: [0; FRAMES],
+        }
     }
 }
 
-/// All nodes of a poller. Allocated once.
+/// Nodes in a row, linked through themselves. A node is in one line at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Line {
+    first: NodeId,
+    last: NodeId,
+}
+
+impl Line {
+    pub(crate) const EMPTY: Line = Line { first: NodeId::NONE, last: NodeId::NONE };
+
+    pub(crate) fn first(&self) -> NodeId {
+        self.first
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    pub(crate) fn push(&mut self, tree: &mut Tree, id: NodeId) {
+        tree[id].next = NodeId::NONE;
+        match self.last {
+            NodeId::NONE => self.first = id,
+            last => tree[last].next = id,
+        }
+        self.last = id;
+    }
+
+    pub(crate) fn pop(&mut self, tree: &Tree) -> Option<NodeId> {
+        let id = self.first;
+        if id.is_none() {
+            return None;
+        }
+        self.first = tree[id].next;
+        if self.first.is_none() {
+            self.last = NodeId::NONE;
+        }
+        Some(id)
+    }
+
+    /// Puts another line before this one.
+    pub(crate) fn prepend(&mut self, tree: &mut Tree, other: Line) {
+        if other.is_empty() {
+            return;
+        }
+        tree[other.last].next = self.first;
+        *self = Line { first: other.first, last: if self.is_empty() { other.last } else { self.last } };
+    }
+
+    /// Takes a node out, wherever it stands.
+    pub(crate) fn remove(&mut self, tree: &mut Tree, id: NodeId) {
+        let mut others = Line::EMPTY;
+        while let Some(first) = self.pop(tree) {
+            if first != id {
+                others.push(tree, first);
+            }
+        }
+        *self = others;
+    }
+}
+
+/// All nodes of a poller. Allocated before the first request.
 #[derive(Debug)]
 pub(crate) struct Tree {
     /// Identifies the tree, and so its poller, among all of this process.
     id: u32,
-    nodes: Box<[Node]>,
+    nodes: Vec<Node>,
     vacant: Vec<NodeId>,
+    /// Requests, without their children: in the tree, and at most.
+    requests: u32,
+    capacity: u32,
+    /// Children that a request can have at the same time.
+    children: u32,
+    /// Nodes that finished and wait for whoever is above them.
+    pub(crate) finished: Line,
+    /// Pieces of observed nodes that settled.
+    pub(crate) observed: Vec<(NodeId, Range<u64>, Option<Cause>)>,
 }
 
 impl Tree {
-    /// A tree with room for `capacity` nodes.
+    /// A tree with room for `capacity` requests.
     pub(crate) fn new(capacity: u32) -> Tree {
-        let vacant = || Node {
-            io: IoContainer::default(),
-            wire: None,
-            event: None,
-            namespace: 0,
-            cursor: 0,
-            in_flight: 0,
-            failure: None,
-            next: NodeId::NONE,
-        };
         static IDS: AtomicU32 = AtomicU32::new(1);
-        Tree {
+        let mut tree = Tree {
             id: IDS.fetch_add(1, Ordering::Relaxed),
-            nodes: std::iter::repeat_with(vacant).take(capacity as usize).collect(),
-            vacant: (0..capacity).rev().map(NodeId).collect(),
+            nodes: Vec::new(),
+            vacant: Vec::new(),
+            requests: 0,
+            capacity,
+            children: 0,
+            finished: Line::EMPTY,
+            observed: Vec::new(),
+        };
+        tree.grow(capacity);
+        tree
+    }
+
+    /// Makes room for so many children of every request: then none ever waits for a node.
+    pub(crate) fn reserve_children(&mut self, children: u32) {
+        if children > self.children {
+            self.grow((children - self.children).saturating_mul(self.capacity));
+            self.children = children;
         }
+    }
+
+    fn grow(&mut self, by: u32) {
+        let len = self.nodes.len() as u32;
+        let end = len.checked_add(by).filter(|end| *end < u32::MAX).expect("fewer than 2^32 nodes");
+        self.nodes.extend(std::iter::repeat_with(Node::vacant).take(by as usize));
+        self.vacant.reserve(end as usize);
+        self.vacant.extend((len..end).rev().map(NodeId));
     }
 
     /// Puts a container in, or gives it back when the tree is full.
     #[allow(clippy::result_large_err)]
-    pub(crate) fn insert(&mut self, io: IoContainer, namespace: u16) -> Result<NodeId, IoContainer> {
+    pub(crate) fn insert(&mut self, io: IoContainer, layer: u16) -> Result<NodeId, IoContainer> {
+        if self.requests >= self.capacity {
+            return Err(io);
+        }
         let Some(id) = self.vacant.pop() else { return Err(io) };
+        self.requests += 1;
         let node = &mut self[id];
         node.io = io;
-        node.namespace = namespace;
+        node.layer = layer;
         node.event = None;
+        node.observed = false;
+        node.owner = id;
+        node.parent = NodeId::NONE;
+        node.start = Position::default();
         node.rewind();
         Ok(id)
     }
@@ -140,19 +324,134 @@ impl Tree {
     /// Takes a container out.
     pub(crate) fn remove(&mut self, id: NodeId) -> IoContainer {
         let node = &mut self[id];
-        assert!(node.in_flight == 0, "a node left the tree with commands in flight");
+        assert!(node.in_flight == 0 && !node.waits, "a node left the tree that was under way");
         let io = std::mem::take(&mut node.io);
+        let parent = std::mem::replace(&mut node.parent, NodeId::NONE);
+        self.requests -= u32::from(parent.is_none());
         self.vacant.push(id);
         io
+    }
+
+    /// The next `blocks` blocks of a node as a child: the node's cursor moves on.
+    pub(crate) fn child(&mut self, parent: NodeId, blocks: u64) -> NodeId {
+        let node = &self[parent];
+        assert!(0 < blocks && blocks <= node.unissued(), "a child has some of its parent's blocks");
+        let io = node.io.part(node.cursor, blocks);
+        let (owner, start) = (node.owner, node.at);
+        let child = self.adopt(parent, io, owner, start);
+        self.advance(parent, blocks, self[parent].block_shift);
+        child
+    }
+
+    /// All of a node as a child, next to others that have all of it as well. Not for reads: two
+    /// children would write to the same memory.
+    pub(crate) fn share(&mut self, parent: NodeId) -> NodeId {
+        let node = &self[parent];
+        assert!(node.io.operation() != Operation::Read, "what is read goes to one place");
+        let io = node.io.part(0, node.io.blocks());
+        let (owner, start) = (node.owner, node.start);
+        let child = self.adopt(parent, io, owner, start);
+        self[child].offset = 0;
+        child
+    }
+
+    /// A container with memory of its own as a child.
+    pub(crate) fn foster(&mut self, parent: NodeId, io: IoContainer) -> NodeId {
+        self.adopt(parent, io, NodeId::NONE, Position::default())
+    }
+
+    fn adopt(&mut self, parent: NodeId, io: IoContainer, owner: NodeId, start: Position) -> NodeId {
+        let id = self.vacant.pop().expect("room was reserved for the children of every request");
+        let Node { layer, frames, block_shift, cursor: offset, .. } = self[parent];
+        let node = &mut self[id];
+        *node = Node { io, layer, frames, block_shift, parent, offset, owner, start, ..Node::vacant() };
+        if owner.is_none() {
+            node.owner = id;
+        }
+        node.rewind();
+        self[parent].in_flight += 1;
+        id
+    }
+
+    /// Counts a piece of a node that completed: those blocks of it.
+    pub(crate) fn settle_piece(&mut self, id: NodeId, blocks: Range<u64>, failed: Option<Failed>) {
+        self[id].settle(failed);
+        if self[id].observed {
+            self.observed.push((id, blocks, failed.map(|failed| failed.cause)));
+        }
+    }
+
+    /// Takes a finished child out and counts it in its parent, which fails with `failed`, by the child's
+    /// blocks.
+    pub(crate) fn join(&mut self, child: NodeId, failed: Option<Failed>) -> NodeId {
+        let Node { parent, offset, .. } = self[child];
+        let blocks = self.remove(child).extent();
+        let failed = failed.map(|failed| Failed { at: offset + failed.at, ..failed });
+        self.settle_piece(parent, offset..offset + blocks, failed);
+        parent
+    }
+
+    /// Takes the container of a finished child out, which leaves its parent.
+    pub(crate) fn part(&mut self, child: NodeId) -> IoContainer {
+        let parent = self[child].parent;
+        let io = self.remove(child);
+        self[parent].settle(None);
+        io
+    }
+
+    /// Lets a child go on without its parent, as a request of its own that is beyond the capacity.
+    pub(crate) fn orphan(&mut self, child: NodeId) -> NodeId {
+        let parent = std::mem::replace(&mut self[child].parent, NodeId::NONE);
+        self[parent].settle(None);
+        self.requests += 1;
+        parent
+    }
+
+    /// Moves a node's cursor over blocks that were issued.
+    pub(crate) fn advance(&mut self, id: NodeId, blocks: u64, block_shift: u32) {
+        let node = &mut self[id];
+        node.cursor += blocks;
+        // At the end there is nothing to look for in the chain.
+        if node.unissued() > 0 {
+            let (owner, at) = (node.owner, node.at);
+            self[id].at = self[owner].io.memory().advance(at, blocks << block_shift);
+        }
+    }
+
+    /// Goes on from a node's first failure: what lies before it is done.
+    pub(crate) fn resume(&mut self, id: NodeId) {
+        let from = self[id].failed.map_or(0, |failed| failed.at);
+        self[id].rewind();
+        if from > 0 {
+            self.advance(id, from, self[id].block_shift);
+        }
+    }
+
+    /// The chain that a node moves, and where in it the node's next piece begins.
+    pub(crate) fn memory(&self, id: NodeId) -> (&MemoryChain, Position) {
+        let node = &self[id];
+        (self[node.owner].io.memory(), node.at)
+    }
+
+    /// The chain that a node moves, and where in it the node begins.
+    pub(crate) fn memory_from_start(&self, id: NodeId) -> (&MemoryChain, Position) {
+        let node = &self[id];
+        (self[node.owner].io.memory(), node.start)
+    }
+
+    /// Children of a node that are in the tree. Looks at every node.
+    pub(crate) fn children(&self, parent: NodeId) -> impl Iterator<Item = NodeId> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes.filter(move |(_, node)| node.parent == parent).map(|(i, _)| NodeId(i as u32))
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.id
     }
 
-    /// Nodes that are in the tree.
+    /// Requests that are in the tree, without their children.
     pub(crate) fn len(&self) -> usize {
-        self.nodes.len() - self.vacant.len()
+        self.requests as usize
     }
 }
 

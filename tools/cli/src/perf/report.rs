@@ -351,7 +351,7 @@ mod tests {
     fn the_first_error_is_named() {
         assert_eq!(failure(Tally::default()), None);
         let status = kiovec::spec::Status::new(kiovec::spec::status::SCT_MEDIA, 0x81);
-        let first_error = Some((Operation::Read, Failure { lba: 800, status }));
+        let first_error = Some((Operation::Read, Failure { lba: 800, cause: kiovec::Cause::Status(status) }));
         let text = failure(Tally { errors: 3, first_error, ..Tally::default() }).unwrap();
         assert!(text.starts_with("emulated:size=1M: 3 I/Os failed; the first: read: "), "{text}");
         assert!(text.contains("LBA 800") && text.lines().count() == 1, "{text}");

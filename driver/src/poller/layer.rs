@@ -1,0 +1,395 @@
+//! The seam between a poller and the layers above its namespaces: what a layer is, and what it can do
+//! with a request that passes.
+//!
+//! A request is in the tree all the time, in one place; what passes from layer to layer is a
+//! [`Handle`] to it. Knows requests, children and frames; must not know what any layer does.
+
+use std::time::Duration;
+
+use super::{Core, Pair, Target};
+use crate::queue::{Queue, Refusal};
+use crate::request::{Cause, Failure, IoContainer, NodeId, Operation};
+
+/// A request in the hands of one layer: not in flight, and nobody else's at this moment.
+///
+/// Whoever has it passes it on: down with [`Layer::submit`], up by returning it, or away, until its
+/// last child has joined, with [`Cx::park`]. One that is dropped is lost, and its place in the poller
+/// with it.
+#[derive(Debug)]
+#[must_use = "a handle that is dropped loses its request"]
+pub struct Handle {
+    pub(super) node: NodeId,
+    /// The slot that it still has from its last command, and on which queue.
+    pub(super) slot: u16,
+    pub(super) queue: u16,
+}
+
+const NO_SLOT: u16 = u16::MAX;
+
+impl Handle {
+    pub(super) fn new(node: NodeId) -> Handle {
+        Handle { node, slot: NO_SLOT, queue: 0 }
+    }
+
+    #[inline(always)]
+    pub(super) fn with_slot(node: NodeId, slot: usize, queue: u16) -> Handle {
+        Handle { node, slot: slot as u16, queue }
+    }
+
+    #[inline(always)]
+    pub(super) fn has_slot(&self) -> bool {
+        self.slot != NO_SLOT
+    }
+}
+
+/// What a layer looks like from above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// log2 of the bytes of a logical block.
+    pub block_shift: u32,
+    /// Its size in blocks.
+    pub blocks: u64,
+    /// Whether it has Write Zeroes.
+    pub write_zeroes: bool,
+    /// Whether it has Deallocate.
+    pub deallocate: bool,
+    /// The `DmaSpace` that memory must come from.
+    pub(crate) space: u64,
+}
+
+impl Geometry {
+    /// Bytes of a logical block.
+    pub fn block_size(&self) -> usize {
+        1 << self.block_shift
+    }
+
+    /// Whether memory for the one is memory for the other.
+    pub fn shares_space(&self, other: &Geometry) -> bool {
+        self.space == other.space
+    }
+}
+
+/// A block layer: the same above and below.
+///
+/// A request comes down through [`submit`](Layer::submit) and is passed to the layer below; it comes
+/// up through [`complete`](Layer::complete), which first has the layer below look at it. Both return it
+/// once it is finished at this level: then it goes on upward. No layer sees another one's state, and none
+/// refers to the layer above.
+pub trait Layer {
+    /// What it looks like from above. Constant.
+    fn geometry(&self) -> Geometry;
+
+    /// Words that it and the layers below keep in a request; [`frame`](Cx::frame) numbers below that are
+    /// theirs. Constant.
+    fn frames(&self) -> usize;
+
+    /// Children that it and the layers below make of one request and have at the same time. Constant.
+    fn children(&self) -> u32;
+
+    /// Takes a request in: `None` if it is under way, `Some` if it is finished already.
+    fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle>;
+
+    /// A request, or a child that this layer or one below made of it, has finished at the bottom. `Some`
+    /// if that finishes a request at this level.
+    fn complete(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle>;
+
+    /// Called until it returns `None`, after [`Cx::call_again`] and when the time of
+    /// [`Cx::call_at`] has come: requests that have finished by other means than a completion.
+    fn poll(&mut self, cx: &mut Cx<'_>) -> Option<Handle>;
+}
+
+/// No layers: what a poller has that was made by [`Poller::new`](super::Poller::new).
+#[derive(Debug, Clone, Copy)]
+pub enum Direct {}
+
+impl Layer for Direct {
+    fn geometry(&self) -> Geometry {
+        match *self {}
+    }
+
+    fn frames(&self) -> usize {
+        match *self {}
+    }
+
+    fn children(&self) -> u32 {
+        match *self {}
+    }
+
+    fn submit(&mut self, _: &mut Cx<'_>, _: Handle) -> Option<Handle> {
+        match *self {}
+    }
+
+    fn complete(&mut self, _: &mut Cx<'_>, _: Handle) -> Option<Handle> {
+        match *self {}
+    }
+
+    fn poll(&mut self, _: &mut Cx<'_>) -> Option<Handle> {
+        match *self {}
+    }
+}
+
+/// A poller, in the hands of a layer.
+#[derive(Debug)]
+pub struct Cx<'a> {
+    /// The queue whose turn it is; it is not among the others.
+    pub(super) here: u16,
+    pub(super) queue: &'a mut Queue,
+    pub(super) core: &'a mut Core,
+    pub(super) others: &'a mut [Option<Box<Pair>>],
+}
+
+impl Cx<'_> {
+    // ---- the request itself ----
+
+    /// The container. That of a child has no memory: it moves its parent's.
+    #[inline]
+    pub fn io(&self, io: &Handle) -> &IoContainer {
+        &self.core.tree[io.node].io
+    }
+
+    /// Moves it to another first block.
+    #[inline]
+    pub fn set_lba(&mut self, io: &Handle, lba: u64) {
+        self.core.tree[io.node].io.set_lba(lba);
+    }
+
+    /// Its failure, by its own LBA.
+    #[inline]
+    pub fn failure(&self, io: &Handle) -> Option<Failure> {
+        self.core.tree[io.node].failure()
+    }
+
+    /// Makes a failed request a successful one: the layer has seen to it.
+    pub fn succeed(&mut self, io: &Handle) {
+        self.core.tree[io.node].failed = None;
+    }
+
+    /// Makes it fail, `at` blocks behind its first.
+    pub fn fail(&mut self, io: &Handle, at: u64, cause: Cause) {
+        self.core.tree[io.node].fail(at, cause);
+    }
+
+    /// The word with a number below [`Layer::frames`]; a child begins with its parent's.
+    #[inline]
+    pub fn frame(&self, io: &Handle, number: usize) -> u64 {
+        self.core.tree[io.node].frames[number]
+    }
+
+    /// Sets a word.
+    #[inline]
+    pub fn set_frame(&mut self, io: &Handle, number: usize, word: u64) {
+        self.core.tree[io.node].frames[number] = word;
+    }
+
+    /// Blocks that are neither done nor under way.
+    pub fn unissued(&self, io: &Handle) -> u64 {
+        self.core.tree[io.node].unissued()
+    }
+
+    /// Ready to be submitted once more, from its first failure on: what lies before is done.
+    pub fn resume(&mut self, io: &mut Handle) {
+        self.release_slot(io);
+        self.core.tree.resume(io.node);
+    }
+
+    /// Bytes that it moves.
+    pub fn len(&self, io: &Handle) -> u64 {
+        let node = &self.core.tree[io.node];
+        match node.io.operation() {
+            Operation::Read | Operation::Write => node.io.blocks() << node.block_shift,
+            _ => 0,
+        }
+    }
+
+    /// Copies what lies `offset` bytes behind the beginning of its memory.
+    pub fn copy_out(&self, io: &Handle, offset: u64, data: &mut [u8]) {
+        assert!(offset + data.len() as u64 <= self.len(io), "beyond the end of the request");
+        let (chain, start) = self.core.tree.memory_from_start(io.node);
+        chain.copy_range_out(chain.advance(start, offset), data);
+    }
+
+    /// Copies into its memory, `offset` bytes behind its beginning.
+    pub fn copy_in(&mut self, io: &Handle, offset: u64, data: &[u8]) {
+        assert!(offset + data.len() as u64 <= self.len(io), "beyond the end of the request");
+        let (chain, start) = self.core.tree.memory_from_start(io.node);
+        chain.copy_range_in(chain.advance(start, offset), data);
+    }
+
+    // ---- down ----
+
+    /// Sends it to a namespace. It comes back through [`Layer::complete`], whatever becomes of it.
+    #[inline(always)]
+    pub fn submit(&mut self, target: Target, io: Handle) {
+        let node = &mut self.core.tree[io.node];
+        // In the same slot, if all is as it was the last time.
+        if io.has_slot()
+            && (io.queue, target.queue) == (self.here, self.here)
+            && node.namespace == target.namespace
+            && self.queue.restart(node, io.node, usize::from(io.slot))
+        {
+            node.cursor = node.io.extent();
+            return;
+        }
+        self.submit_changed(target, io);
+    }
+
+    #[cold]
+    fn submit_changed(&mut self, target: Target, mut io: Handle) {
+        self.release_slot(&mut io);
+        match self.admit(target, io.node) {
+            Ok(()) => self.start(target, io.node),
+            Err(_) => {
+                self.core.tree[io.node].fail(0, Cause::Refused);
+                self.core.finish(io.node);
+            }
+        }
+    }
+
+    pub(super) fn admit(&mut self, target: Target, id: NodeId) -> Result<(), Refusal> {
+        let Cx { here, queue, core, others } = self;
+        core.tree[id].queue = target.queue;
+        queue_of(target.queue, *here, queue, others).admit(&mut core.tree, id, target.namespace)
+    }
+
+    pub(super) fn start(&mut self, target: Target, id: NodeId) {
+        let Cx { here, queue, core, others } = self;
+        queue_of(target.queue, *here, queue, others).start(&mut core.tree, id);
+    }
+
+    // ---- children ----
+
+    /// The next blocks of a request, 1 or more, as a child.
+    pub fn child(&mut self, of: &Handle, blocks: u64) -> Handle {
+        Handle::new(self.core.tree.child(of.node, blocks))
+    }
+
+    /// The blocks of the parent that follow, as another child.
+    pub fn sibling(&mut self, of: &Handle, blocks: u64) -> Handle {
+        let parent = self.core.tree[of.node].parent();
+        Handle::new(self.core.tree.child(parent, blocks))
+    }
+
+    /// All of a request as a child, next to others that are all of it as well. Not of a read: two
+    /// children would write to the same memory.
+    ///
+    /// # Panics
+    /// If it is a read.
+    pub fn share(&mut self, of: &Handle) -> Handle {
+        Handle::new(self.core.tree.share(of.node))
+    }
+
+    /// A container of the layer's own as a child: its completion is counted in the parent's, but it has
+    /// memory of its own.
+    pub fn foster(&mut self, of: &Handle, io: IoContainer) -> Handle {
+        Handle::new(self.core.tree.foster(of.node, io))
+    }
+
+    /// Puts a request away until its children have joined.
+    pub fn park(&mut self, mut io: Handle) {
+        self.release_slot(&mut io);
+        let node = &mut self.core.tree[io.node];
+        assert!(node.in_flight > 0, "a request without children would never come back");
+    }
+
+    /// The container of a child's parent; `None` for a request that has none.
+    pub fn parent(&self, child: &Handle) -> Option<&IoContainer> {
+        let parent = self.core.tree[child.node].parent();
+        (!parent.is_none()).then(|| &self.core.tree[parent].io)
+    }
+
+    /// Blocks of a child's parent that are neither done nor under way.
+    pub fn parent_unissued(&self, child: &Handle) -> u64 {
+        self.core.tree[self.core.tree[child.node].parent()].unissued()
+    }
+
+    /// Blocks of the parent before a child.
+    pub fn offset(&self, child: &Handle) -> u64 {
+        self.core.tree[child.node].offset()
+    }
+
+    /// A word of a child's parent.
+    pub fn parent_frame(&self, child: &Handle, number: usize) -> u64 {
+        self.core.tree[self.core.tree[child.node].parent()].frames[number]
+    }
+
+    /// Sets a word of a child's parent.
+    pub fn set_parent_frame(&mut self, child: &Handle, number: usize, word: u64) {
+        let parent = self.core.tree[child.node].parent();
+        self.core.tree[parent].frames[number] = word;
+    }
+
+    /// A finished child goes; its parent fails as it did. Returns the parent with the last child.
+    pub fn join(&mut self, mut child: Handle) -> Option<Handle> {
+        let failed = self.core.tree[child.node].failed;
+        self.release_slot(&mut child);
+        let parent = self.core.tree.join(child.node, failed);
+        self.core.tree[parent].is_finished().then(|| Handle::new(parent))
+    }
+
+    /// A finished child goes, and whether it failed is the layer's business alone. Returns the parent
+    /// with the last child.
+    pub fn absorb(&mut self, mut child: Handle) -> Option<Handle> {
+        self.release_slot(&mut child);
+        let parent = self.core.tree.join(child.node, None);
+        let node = &mut self.core.tree[parent];
+        (node.in_flight == 0).then(|| Handle::new(parent))
+    }
+
+    /// Takes the container of a child with memory of its own out. Returns the parent with the last child.
+    pub fn release(&mut self, mut child: Handle) -> (IoContainer, Option<Handle>) {
+        self.release_slot(&mut child);
+        let parent = self.core.tree[child.node].parent();
+        if parent.is_none() {
+            return (self.core.tree.remove(child.node), None);
+        }
+        let io = self.core.tree.part(child.node);
+        (io, (self.core.tree[parent].in_flight == 0).then(|| Handle::new(parent)))
+    }
+
+    /// Lets a child with memory of its own, in flight, go on without its parent. Returns the parent, if
+    /// that was the last child.
+    pub fn orphan(&mut self, child: &Handle) -> Option<Handle> {
+        let parent = self.core.tree.orphan(child.node);
+        (self.core.tree[parent].in_flight == 0).then(|| Handle::new(parent))
+    }
+
+    // ---- time ----
+
+    /// The time since an arbitrary start; the same during one call of a closure or layer.
+    pub fn now(&mut self) -> Duration {
+        self.core.now()
+    }
+
+    /// Has [`Layer::poll`] called soon.
+    pub fn call_again(&mut self) {
+        self.core.again = true;
+    }
+
+    /// Has [`Layer::poll`] called at a time, or a little later.
+    pub fn call_at(&mut self, when: Duration) {
+        self.core.wake_at = Some(self.core.wake_at.map_or(when, |earlier| earlier.min(when)));
+    }
+
+    /// Gives the slot of a finished command back.
+    pub(super) fn release_slot(&mut self, io: &mut Handle) {
+        if io.has_slot() {
+            let Cx { here, queue, others, core } = self;
+            queue_of(io.queue, *here, queue, others).release(usize::from(io.slot));
+            io.slot = NO_SLOT;
+            core.tree[io.node].wire = None;
+        }
+    }
+}
+
+fn queue_of<'q>(
+    index: u16,
+    here: u16,
+    queue: &'q mut Queue,
+    others: &'q mut [Option<Box<Pair>>],
+) -> &'q mut Queue {
+    if index == here {
+        return queue;
+    }
+    let pair = others[usize::from(index)].as_mut();
+    &mut pair.expect("only the queue whose turn it is is out").queue
+}

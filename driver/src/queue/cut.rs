@@ -1,0 +1,163 @@
+//! Cutting: the next piece of a node that one command can carry, and what that command looks like.
+//!
+//! Knows limits and shapes of memory; must not know when a piece is cut, nor what becomes of it.
+
+use std::sync::atomic::Ordering;
+
+use super::runs::{Parts, Run, Runs};
+use super::{Limits, PAGE_WORDS, Queue, Reachable, prp, sgl};
+use crate::memory::{MemoryChain, Position};
+use crate::request::{IoContainer, NodeId, Operation, Tree, Wire};
+use crate::spec::command::{PSDT_SGL_MPTR_CONTIGUOUS, RW_FUA};
+
+/// How data pointers are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DataPointer {
+    /// Physical Region Pages; the table lists contiguous memory.
+    Prp {
+        /// The IOVA of the table, unless the controller wants lists of its own.
+        table: Option<u64>,
+    },
+    /// Scatter Gather Lists.
+    Sgl {
+        /// Addresses and lengths are multiples of this.
+        granularity: u64,
+    },
+}
+
+/// The flags word of a command with SGLs.
+const SGL: u16 = (PSDT_SGL_MPTR_CONTIGUOUS as u16) << 8;
+
+/// A piece of a node.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut {
+    pub(super) blocks: u64,
+    pub(super) wire: Wire,
+    /// The bounce buffer that its data goes through, if it does.
+    pub(super) buffer: Option<u16>,
+}
+
+impl Queue {
+    /// The next piece of a node, for a slot. `None` if it needs a bounce buffer and none is free: then
+    /// some command in flight has it.
+    pub(super) fn cut(&mut self, tree: &Tree, id: NodeId, slot: usize) -> Option<Cut> {
+        let node = &tree[id];
+        let io = &node.io;
+        let Reachable { nsid, limits } = *self.reachable(node.namespace);
+        let lba = io.lba().wrapping_add(node.cursor);
+        let mut buffer = None;
+        let (blocks, (dptr, flags), tail) = match io.operation() {
+            Operation::Read | Operation::Write => {
+                let (chain, at) = tree.memory(id);
+                let most = limits.transfer_from(lba, node.unissued());
+                let bytes = self.expressible(Parts::new(chain, at, most << limits.block_shift));
+                let mut blocks = bytes >> limits.block_shift;
+                let pointer = if blocks > 0 {
+                    self.data_pointer(Parts::new(chain, at, blocks << limits.block_shift), slot)
+                } else {
+                    let write = io.operation() == Operation::Write;
+                    blocks = self.blocks_to_bounce(chain, at, most, limits);
+                    let bytes = blocks << limits.block_shift;
+                    let (index, run) = self.bounce.begin(chain, at, bytes, write)?;
+                    self.counted.bounces += 1;
+                    buffer = Some(index);
+                    self.data_pointer(std::iter::once(run), slot)
+                };
+                (blocks, pointer, nlb(io, blocks))
+            }
+            Operation::WriteZeroes => {
+                let blocks = node.unissued().min(limits.write_zeroes);
+                (blocks, NO_DATA, nlb(io, blocks))
+            }
+            Operation::Deallocate => {
+                let blocks = node.unissued().min(limits.deallocate);
+                (blocks, (self.deallocate_range(slot, lba, blocks), 0), 0)
+            }
+            Operation::Flush => (1, NO_DATA, 0),
+            Operation::Raw => {
+                let (chain, at) = tree.memory(id);
+                let pointer = match chain.len() as u64 {
+                    0 => NO_DATA,
+                    len => self.data_pointer(Parts::new(chain, at, len), slot),
+                };
+                (1, pointer, io.raw.cdw12_13)
+            }
+        };
+        let opcode = io.operation().opcode().map_or(io.raw.opcode_flags, u16::from);
+        let wire = Wire { head: u64::from(nsid) << 32 | u64::from(opcode | flags), dptr, tail };
+        Some(Cut { blocks, wire, buffer })
+    }
+
+    /// How many blocks from a place on cannot be had otherwise, so that they go through a bounce
+    /// buffer together. The first is one of them.
+    fn blocks_to_bounce(&self, chain: &MemoryChain, from: Position, most: u64, limits: Limits) -> u64 {
+        let block = 1 << limits.block_shift;
+        let most = most.min(self.bounce.capacity() >> limits.block_shift);
+        assert!(most > 0, "a bounce buffer holds a block");
+        let mut at = from;
+        for blocks in 1..most {
+            at = chain.advance(at, block);
+            if self.expressible(Parts::new(chain, at, block)) == block {
+                return blocks;
+            }
+        }
+        most
+    }
+
+    /// Bytes of `parts` that one command can express, from their beginning on.
+    pub(super) fn expressible(&self, parts: impl Iterator<Item = Run>) -> u64 {
+        let runs = Runs::new(parts);
+        match self.pointer {
+            DataPointer::Prp { .. } => prp::expressible(runs),
+            DataPointer::Sgl { granularity } => {
+                sgl::expressible(runs, granularity, self.list_pages * PAGE_WORDS / 2)
+            }
+        }
+    }
+
+    /// The data pointer of a piece, and the flags that go with it.
+    pub(super) fn data_pointer(
+        &mut self,
+        parts: impl Iterator<Item = Run> + Clone,
+        slot: usize,
+    ) -> ([u64; 2], u16) {
+        let first_word = slot * self.list_pages * PAGE_WORDS;
+        let list = self.lists.iova() + 8 * first_word as u64;
+        let words = &self.lists[first_word..first_word + self.list_pages * PAGE_WORDS];
+        let store = |i: usize, word: u64| words[i][0].store(word, Ordering::Relaxed);
+        let whole = Runs::new(parts);
+        let mut runs = whole.clone();
+        let only = runs.next().filter(|_| runs.next().is_none());
+        match (self.pointer, only) {
+            (DataPointer::Prp { table }, only) => {
+                let direct = only.and_then(|run| prp::contiguous(run, table));
+                (direct.unwrap_or_else(|| prp::scattered(whole, list, store)), 0)
+            }
+            (DataPointer::Sgl { .. }, Some(run)) => (sgl::contiguous(run), SGL),
+            (DataPointer::Sgl { .. }, None) => (sgl::scattered(whole, list, store), SGL),
+        }
+    }
+
+    /// One range for dataset management, in the slot's list page; always a PRP.
+    fn deallocate_range(&mut self, slot: usize, lba: u64, blocks: u64) -> [u64; 2] {
+        let word = slot * self.list_pages * PAGE_WORDS;
+        for (i, value) in [blocks << 32, lba].into_iter().enumerate() {
+            self.lists[word + i][0].store(value, Ordering::Relaxed);
+        }
+        [self.lists.iova() + 8 * word as u64, 0]
+    }
+}
+
+const NO_DATA: ([u64; 2], u16) = ([0; 2], 0);
+
+/// Dwords 12 and 13 of a command for so many blocks.
+pub(super) fn nlb(io: &IoContainer, blocks: u64) -> u64 {
+    (blocks - 1) | if io.is_fua() { u64::from(RW_FUA) } else { 0 }
+}
+
+/// The PRPs of an admin command's memory: contiguous, and within what the table lists.
+pub(crate) fn contiguous_prps(chain: &MemoryChain, table: Option<u64>) -> Option<[u64; 2]> {
+    let mut runs = Runs::new(Parts::new(chain, Position::default(), chain.len() as u64));
+    let run = runs.next().filter(|_| runs.next().is_none())?;
+    prp::contiguous(run, table)
+}
