@@ -50,6 +50,7 @@ compile_error!("NVMe structures are little-endian; so is this crate, for now");
 
 pub mod controller;
 mod error;
+pub mod layer;
 #[allow(unsafe_code)]
 pub mod memory;
 #[allow(unsafe_code)]

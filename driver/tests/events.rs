@@ -107,7 +107,10 @@ fn a_failure_decides_all_before_the_rest_is_done() {
     let Some(State::Settled(_, totals)) = bench.poller.state(all) else { panic!("not settled") };
     assert_eq!(totals.failed, 1);
     assert_eq!(totals.first.unwrap().status().unwrap().code(), Status::INVALID_OPCODE);
-    assert_eq!(bench.poller.claim(bad).unwrap().1.unwrap_err().status().unwrap().code(), Status::INVALID_OPCODE);
+    assert_eq!(
+        bench.poller.claim(bad).unwrap().1.unwrap_err().status().unwrap().code(),
+        Status::INVALID_OPCODE
+    );
 }
 
 #[test]

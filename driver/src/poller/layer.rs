@@ -357,7 +357,13 @@ impl Cx<'_> {
 
     /// The time since an arbitrary start; the same during one call of a closure or layer.
     pub fn now(&mut self) -> Duration {
-        self.core.now()
+        Duration::from_nanos(self.core.nanos())
+    }
+
+    /// The same in nanoseconds.
+    #[inline]
+    pub fn nanos(&mut self) -> u64 {
+        self.core.nanos()
     }
 
     /// Has [`Layer::poll`] called soon.

@@ -177,7 +177,7 @@ struct Core {
     wake_at: Option<Duration>,
     clock: Option<Clock>,
     /// The time, if anybody asked for it in this turn.
-    now: Option<Duration>,
+    now: Option<u64>,
 }
 
 /// A stack of layers that requests can be submitted to.
@@ -225,8 +225,8 @@ impl Core {
         surfaced.push(tree, io.node);
     }
 
-    fn now(&mut self) -> Duration {
-        *self.now.get_or_insert_with(|| self.clock.as_ref().map_or(Duration::ZERO, Clock::now))
+    fn nanos(&mut self) -> u64 {
+        *self.now.get_or_insert_with(|| self.clock.as_ref().map_or(0, Clock::nanos))
     }
 
     /// Whether there is more to do than to look at the completion queues.

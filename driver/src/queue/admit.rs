@@ -98,9 +98,13 @@ impl Queue {
         }
         match operation {
             Operation::Raw => self.check_shape(chain, from, chain.len() as u64, limits, chain.len() as u64),
-            _ if io.is_no_bounce() && !chain.is_empty() => {
-                self.check_shape(chain, from, io.blocks() << limits.block_shift, limits, 1 << limits.block_shift)
-            }
+            _ if io.is_no_bounce() && !chain.is_empty() => self.check_shape(
+                chain,
+                from,
+                io.blocks() << limits.block_shift,
+                limits,
+                1 << limits.block_shift,
+            ),
             _ => Ok(()),
         }
     }

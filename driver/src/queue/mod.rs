@@ -25,8 +25,8 @@ pub(crate) use self::ring::{CompletionRing, SubmissionRing};
 use self::slots::{Piece, Slots};
 use crate::memory::{MemoryChain, SharedArray};
 use crate::request::{Cause, Failed, IoContainer, Line, Node, NodeId, Operation, Tree, Wire};
-use crate::spec::command::DSM_DEALLOCATE;
 use crate::spec::Completion;
+use crate::spec::command::DSM_DEALLOCATE;
 
 /// Slots of a queue are at most this many.
 pub(crate) const MAX_DEPTH: usize = slots::MAX;
@@ -408,7 +408,9 @@ impl Queue {
     /// Blocks of a node's range that commands in flight move.
     pub(crate) fn in_flight_of(&self, id: NodeId) -> impl Iterator<Item = std::ops::Range<u64>> {
         self.slots.in_flight().filter(move |slot| slot.node == id).filter_map(|slot| match slot.piece {
-            Piece::Part { first, blocks } | Piece::Bounced { first, blocks, .. } => Some(first..first + blocks),
+            Piece::Part { first, blocks } | Piece::Bounced { first, blocks, .. } => {
+                Some(first..first + blocks)
+            }
             Piece::Whole | Piece::Merged { .. } => None,
         })
     }
