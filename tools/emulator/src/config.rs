@@ -2,9 +2,13 @@
 //!
 //! Knows names and ranges of settings; must not know what the controller does with them.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use kiovec::spec::Status;
 use kiovec::spec::identify::{ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_SAVE_SELECT, ONCS_WRITE_ZEROES};
+
+use crate::faults::{Commands, Effect, Fault, Faults};
 
 /// What the controller stores its blocks in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,18 @@ pub struct Config {
     pub serial: String,
     /// `core`: the processor that the controller's thread stays on.
     pub core: Option<usize>,
+    /// `read_error`: blocks that cannot be read (Unrecovered Read Error), in every namespace.
+    pub read_error: Option<RangeInclusive<u64>>,
+    /// `write_error`: blocks that cannot be written (Write Fault), in every namespace.
+    pub write_error: Option<RangeInclusive<u64>>,
+    /// `random_order`: commands complete in any order ([`Faults::random_order`]).
+    pub random_order: bool,
+    /// `seed`: what that order follows from.
+    pub seed: u64,
+    /// `fatal_after`: I/O commands until there is a fatal status in place of a completion; 0 is never.
+    pub fatal_after: u64,
+    /// `unplug_after`: I/O commands until the device vanishes; 0 is never.
+    pub unplug_after: u64,
 }
 
 impl Default for Config {
@@ -109,6 +125,12 @@ impl Default for Config {
             iova_bits: 39,
             serial: "EMULATED0001".to_owned(),
             core: None,
+            read_error: None,
+            write_error: None,
+            random_order: false,
+            seed: 0,
+            fatal_after: 0,
+            unplug_after: 0,
         }
     }
 }
@@ -181,6 +203,29 @@ macro_rules! switch {
             },
             valid: |_| true,
             get: |config| if config.$key { "on".into() } else { "off".into() },
+        }
+    };
+}
+
+/// One setting whose text is a block or a range of blocks.
+macro_rules! blocks {
+    ($key:ident) => {
+        Setting {
+            key: stringify!($key),
+            allowed: "a block or first-last, within the namespace",
+            set: |config, text| {
+                let (first, last) = text.split_once('-').unwrap_or((text, text));
+                config.$key = Some(number(first)?..=number(last)?);
+                Some(())
+            },
+            valid: |config| {
+                let within = |lbas: &RangeInclusive<u64>| !lbas.is_empty() && *lbas.end() < config.blocks();
+                config.$key.as_ref().is_none_or(within)
+            },
+            get: |config| match &config.$key {
+                Some(lbas) => format!("{}-{}", lbas.start(), lbas.end()),
+                None => "none".into(),
+            },
         }
     };
 }
@@ -280,6 +325,12 @@ const SETTINGS: &[Setting] = &[
         valid: |config| config.core.is_none_or(|core| core < 1024),
         get: |config| config.core.map_or_else(|| "none".into(), |core| core.to_string()),
     },
+    blocks!(read_error),
+    blocks!(write_error),
+    switch!(random_order),
+    number!(seed, "a number", |_: &Config, _| true),
+    number!(fatal_after, "a number of I/O commands, or 0 (never)", |_: &Config, _| true),
+    number!(unplug_after, "a number of I/O commands, or 0 (never)", |_: &Config, _| true),
 ];
 
 impl Config {
@@ -317,6 +368,25 @@ impl Config {
             Some(setting) => Err(setting.refuse((setting.get)(self))),
             None => Ok(()),
         }
+    }
+
+    /// The plan of faults that the settings describe.
+    pub fn faults(&self) -> Faults {
+        let error = |commands: Commands, lbas: &RangeInclusive<u64>, status| {
+            Fault::new(commands.lbas(lbas.clone()), Effect::Status(status))
+        };
+        let end = |after, effect| (after > 0).then(|| Fault::new(Commands::io(), effect).after(after));
+        let read_error = self.read_error.as_ref();
+        let write_error = self.write_error.as_ref();
+        let faults = [
+            read_error.map(|lbas| error(Commands::reads(), lbas, Status::UNRECOVERED_READ_ERROR)),
+            write_error.map(|lbas| error(Commands::writes(), lbas, Status::WRITE_FAULT)),
+            end(self.fatal_after, Effect::Fatal),
+            end(self.unplug_after, Effect::Unplug),
+        ];
+        let plan = Faults::seeded(self.seed);
+        let plan = if self.random_order { plan.random_order() } else { plan };
+        faults.into_iter().flatten().fold(plan, Faults::with)
     }
 
     /// Blocks of each namespace.
@@ -376,7 +446,8 @@ mod tests {
     fn every_setting_is_read() {
         let text = "size=2G,block=512,media=ram,namespaces=2,mdts=0,mqes=255,queues=8,sgl=dword,oncs=0xc,vwc=off,\
                     wzsl=3,dmrl=4,dmrsl=5,dmsl=6,noiob=7,mpsmin=1,to=9,ready=10,never_ready=on,iova_bits=48,\
-                    serial=A-1,core=0";
+                    serial=A-1,core=0,read_error=8,write_error=16-31,random_order=on,seed=32,fatal_after=33,\
+                    unplug_after=34";
         let expected = Config {
             name: format!("emulated:{text}"),
             size: 2 << 30,
@@ -401,6 +472,12 @@ mod tests {
             iova_bits: 48,
             serial: "A-1".into(),
             core: Some(0),
+            read_error: Some(8..=8),
+            write_error: Some(16..=31),
+            random_order: true,
+            seed: 32,
+            fatal_after: 33,
+            unplug_after: 34,
         };
         assert_eq!(Config::parse(text).unwrap(), expected);
         for setting in SETTINGS {
@@ -430,6 +507,9 @@ mod tests {
         assert!(refused("size=-1").starts_with("size=-1 is not possible"));
         assert!(refused("size=K").starts_with("size=K is not possible"));
         assert!(refused("serial=").starts_with("serial= is not possible"));
+        assert!(refused("read_error=9-8").starts_with("read_error=9-8 is not possible"));
+        assert!(refused("size=1M,write_error=256").starts_with("write_error=256-256 is not possible"));
+        assert!(refused("read_error=1-2-3").starts_with("read_error=1-2-3 is not possible"));
         assert!(refused("oncs=2").starts_with("oncs=2 is not possible; oncs is a sum of 1 (compare)"));
     }
 

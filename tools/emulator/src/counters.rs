@@ -1,4 +1,4 @@
-//! What the controller has done so far.
+//! What the controller has done so far, and what was done to it.
 
 /// Counts since the controller was made. Resets do not clear them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -30,4 +30,31 @@ pub struct Counters {
     pub full_queues: u64,
     /// Controller and function level resets.
     pub resets: u64,
+    /// What went wrong because it was planned.
+    pub faults: FaultCounters,
+}
+
+/// Faults that were injected, counted when they came to pass: what a plan has in store for a command
+/// that is still pending, or was lost in a reset, is not among them.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FaultCounters {
+    /// Commands that were not carried out and got a planned status in place of that.
+    pub errors: u64,
+    /// Commands that were delayed.
+    pub delayed: u64,
+    /// Completions that were not posted.
+    pub dropped: u64,
+    /// Completions that were posted once more.
+    pub doubled: u64,
+    /// Completions that were posted with wrong bits.
+    pub corrupted: u64,
+    /// Fatal statuses.
+    pub fatal: u64,
+    /// Removals of the device.
+    pub unplugged: u64,
+    /// Commands that were held.
+    pub held: u64,
+    /// Completions posted after that of a command fetched later from the same queue.
+    pub overtaken: u64,
 }

@@ -9,9 +9,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kiovec::pci::Function;
+use kiovec::spec::Command;
 
 use crate::config::{Config, ConfigError};
 use crate::counters::Counters;
+use crate::faults::{Commands, Faults};
 use crate::function::{EmulatedFunction, Shared};
 
 /// Polls without work before the thread lets others run in between: some tens of microseconds.
@@ -123,6 +125,69 @@ impl Emulator {
     /// What the controller has done so far.
     pub fn counters(&self) -> Counters {
         self.shared.controller().counters()
+    }
+
+    /// From now on, commands that are fetched meet these faults, and no others that were planned
+    /// before, by the configuration included.
+    pub fn set_faults(&self, faults: Faults) {
+        self.shared.controller().set_faults(faults);
+    }
+
+    /// How many commands each fault of the plan has struck, in the order of the plan. One that has
+    /// struck none was not reached.
+    pub fn injections(&self) -> Vec<u64> {
+        self.shared.controller().injections()
+    }
+
+    /// From now on, these commands are fetched, but neither carried out nor completed, until they
+    /// are released. Commands may be held for several reasons at a time.
+    ///
+    /// ```
+    /// use kiovec_emulator::{Commands, Config, Emulator};
+    /// let emulator = Emulator::stepped(Config::default())?;
+    /// emulator.hold(Commands::writes());
+    /// // The driver submits writes of blocks 1 to 3, and:
+    /// emulator.step();
+    /// for (_queue, command) in emulator.held() {
+    ///     println!("write of block {} is held", command.slba());
+    /// }
+    /// // The write of block 2 completes first, and then the others.
+    /// emulator.release(Commands::writes().lbas(2..=2));
+    /// emulator.release(Commands::writes());
+    /// emulator.step();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn hold(&self, commands: Commands) {
+        self.shared.controller().hold(commands);
+    }
+
+    /// The commands that are held, and their submission queues, in the order in which they were
+    /// fetched.
+    pub fn held(&self) -> Vec<(u16, Command)> {
+        self.shared.controller().held()
+    }
+
+    /// Releases those among the held commands that are among these, and returns their number. They
+    /// complete from the next step on, in the order in which they were released. What is fetched
+    /// later is held as before.
+    pub fn release(&self, commands: Commands) -> usize {
+        self.shared.controller().release(commands)
+    }
+
+    /// Releases all commands, and holds none any more.
+    pub fn release_all(&self) -> usize {
+        self.shared.controller().release_all()
+    }
+
+    /// The controller has a fatal error: it reports CSTS.CFS, and does nothing until it is reset.
+    pub fn fail(&self) {
+        self.shared.controller().fail();
+    }
+
+    /// The device is pulled: registers read as all ones, doorbells do nothing, and memory is not
+    /// touched any more. As when the emulator is dropped, but it can still be asked what it did.
+    pub fn unplug(&self) {
+        self.shared.controller().remove();
     }
 }
 

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `config` | settings as values and as text |
 //! | `dma` | memory shared with the host: the IOVA table and the doorbells; all unsafe code |
+//! | `faults` | what goes wrong, as data |
 //! | `media` | what blocks are stored in |
 //! | `pci_config` | configuration space |
 //! | `controller` | the state machine: registers, queues, Admin and NVM commands |
@@ -23,10 +24,12 @@ mod counters;
 #[allow(unsafe_code)]
 mod dma;
 mod emulator;
+mod faults;
 mod function;
 mod media;
 mod pci_config;
 
 pub use config::{Config, ConfigError, Media, Sgl};
-pub use counters::Counters;
+pub use counters::{Counters, FaultCounters};
 pub use emulator::{Emulator, Error};
+pub use faults::{Commands, Effect, Fault, Faults};

@@ -10,7 +10,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::identify::{FIRMWARE, identify};
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::transfer::{not_fused, unreachable_memory};
-use super::{Controller, Held};
+use super::{Answer, Controller};
 use crate::dma::Want;
 
 /// CDW10 of Get Log Page: Retain Asynchronous Event.
@@ -20,23 +20,17 @@ const OFFSET_IS_INDEX: u32 = 1 << 23;
 /// Log pages there are.
 const LOG_PAGES: [LogPage; 4] = [LogPage::SUPPORTED, LogPage::ERROR, LogPage::SMART, LogPage::FIRMWARE_SLOT];
 
-/// What a command ends with: dword 0 of its completion, or how it failed; `None` if it is held.
-type Answer = Option<Result<u32, Status>>;
-
 impl Controller {
     /// Executes an Admin command.
     pub(super) fn admin(&mut self, command: &Command) -> Answer {
         if self.events.holds(command.cid) {
             return Some(Err(Status::COMMAND_ID_CONFLICT.with_dnr()));
         }
-        match self.execute_admin(command) {
-            Ok(Held::No(dword)) => Some(Ok(dword)),
-            Ok(Held::Yes) => None,
-            Err(status) => Some(Err(status)),
-        }
+        self.execute_admin(command).transpose()
     }
 
-    fn execute_admin(&mut self, command: &Command) -> Result<Held, Status> {
+    /// Dword 0 of the completion; `None` if it waits for something to happen.
+    fn execute_admin(&mut self, command: &Command) -> Result<Option<u32>, Status> {
         let execute: fn(&mut Controller, &Command) -> Result<u32, Status> = match command.opcode {
             admin_opcode::DELETE_IO_SQ => Controller::delete_sq,
             admin_opcode::CREATE_IO_SQ => Controller::create_sq,
@@ -51,12 +45,12 @@ impl Controller {
                 common_fields(command)?;
                 unused_nsid(command)?;
                 self.events.request(command.cid)?;
-                return Ok(Held::Yes);
+                return Ok(None);
             }
             _ => return Err(Status::INVALID_OPCODE.with_dnr()),
         };
         common_fields(command)?;
-        execute(self, command).map(Held::No)
+        execute(self, command).map(Some)
     }
 
     /// Create I/O Completion Queue (Base 2.0, section 5.4).
@@ -124,8 +118,8 @@ impl Controller {
         }
     }
 
-    /// Delete I/O Submission Queue (Base 2.0, section 5.7). Commands that were not fetched yet are
-    /// never completed: the host knows that they are gone.
+    /// Delete I/O Submission Queue (Base 2.0, section 5.7). Commands that were not fetched yet, or not
+    /// carried out, are never completed: the host knows that they are gone.
     fn delete_sq(&mut self, command: &Command) -> Result<u32, Status> {
         unused_nsid(command)?;
         let qid = command.cdw10 as u16;
@@ -137,6 +131,7 @@ impl Controller {
         if let Some(cq) = &mut self.cqs[usize::from(queue.cqid())] {
             cq.remove_user();
         }
+        self.fetched.clear_queue(qid);
         self.clear_doorbell(self.doorbells.tail(qid));
         Ok(0)
     }
@@ -170,16 +165,16 @@ impl Controller {
         self.features.get(command)
     }
 
-    /// Abort (Base 2.0, section 5.1). Commands are executed as they are fetched, so only an
-    /// Asynchronous Event Request can be found waiting.
+    /// Abort (Base 2.0, section 5.1). Without a plan commands are executed as they are fetched, so that
+    /// only an Asynchronous Event Request can be found waiting.
     fn abort(&mut self, command: &Command) -> Result<u32, Status> {
         unused_nsid(command)?;
         let (sqid, cid) = (command.cdw10 as u16, (command.cdw10 >> 16) as u16);
-        if sqid != 0 || !self.events.abort(cid) {
-            return Ok(1);
+        if sqid == 0 && self.events.abort(cid) {
+            self.complete_admin(cid, Err(Status::ABORT_REQUESTED));
+            return Ok(0);
         }
-        self.complete_admin(cid, Err(Status::ABORT_REQUESTED));
-        Ok(0)
+        Ok(if self.abort_pending(sqid, cid) { 0 } else { 1 })
     }
 
     /// Get Log Page (Base 2.0, section 5.16).

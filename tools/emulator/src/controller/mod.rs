@@ -10,6 +10,7 @@ mod feature;
 mod identify;
 mod log;
 mod nvm;
+mod pending;
 mod queue;
 mod transfer;
 
@@ -30,6 +31,7 @@ use crate::pci_config::{ConfigSpace, Effect};
 use feature::Features;
 use log::{ErrorLog, Events};
 use nvm::Nvm;
+use pending::Fetched;
 use queue::{BadDoorbell, CompletionQueue, SubmissionQueue};
 pub(crate) use transfer::Run;
 
@@ -53,11 +55,9 @@ enum State {
     Failed,
 }
 
-/// Whether a command is answered now.
-enum Held {
-    No(u32),
-    Yes,
-}
+/// What a command ends with: dword 0 of its completion, or how it failed; `None` if it waits for
+/// something to happen.
+type Answer = Option<Result<u32, Status>>;
 
 pub(crate) struct Controller {
     config: Config,
@@ -67,6 +67,8 @@ pub(crate) struct Controller {
     state: State,
     /// Commands are executed: ready, not shut down, bus master, not gone.
     running: bool,
+    /// They are not completed as they are fetched: there are faults to be injected, or they are held.
+    planned: bool,
     cc: Cc,
     csts: Csts,
     aqa: Aqa,
@@ -89,6 +91,7 @@ pub(crate) struct Controller {
     events: Events,
     errors: ErrorLog,
     nvm: Nvm,
+    fetched: Fetched,
     counters: Counters,
     /// Idle polls between two looks at doorbells of queues that there are not. A power of two.
     scan_interval: u32,
@@ -101,12 +104,14 @@ impl Controller {
         let doorbells = Doorbells::new(config.queues);
         let dma = Dma::new();
         let queues = usize::from(config.queues) + 1;
+        let fetched = Fetched::new(config.faults(), queues);
         Controller {
             clock,
             pci: ConfigSpace::new(bar_len(&doorbells)),
             gone: false,
             state: State::Disabled,
             running: false,
+            planned: !fetched.is_idle(),
             cc: Cc::new(),
             csts: Csts::new(),
             aqa: Aqa::new(),
@@ -125,6 +130,7 @@ impl Controller {
             events: Events::default(),
             errors: ErrorLog::default(),
             nvm: Nvm::new(&config),
+            fetched,
             counters: Counters::default(),
             scan_interval,
             idle_polls: 0,
@@ -147,7 +153,8 @@ impl Controller {
     /// The device is pulled: registers read as all ones from now on, and nothing happens any more.
     pub(crate) fn remove(&mut self) {
         self.gone = true;
-        self.running = false;
+        self.fetched.clear();
+        self.update_running();
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -187,6 +194,7 @@ impl Controller {
         self.cqs.iter_mut().for_each(|queue| *queue = None);
         self.active.clear();
         self.backlog.clear();
+        self.fetched.clear();
         self.queues_created = false;
         self.features = Features::new(&self.config);
         self.events = Events::default();
@@ -195,6 +203,7 @@ impl Controller {
         self.csts = Csts::new().with_rdy(self.csts.rdy());
         self.counters.resets += 1;
         self.update_running();
+        self.update_planned();
     }
 
     fn update_running(&mut self) {
@@ -205,7 +214,7 @@ impl Controller {
     }
 
     /// Something that the controller cannot report in a completion (CSTS.CFS).
-    fn fail(&mut self) {
+    pub(crate) fn fail(&mut self) {
         self.state = State::Failed;
         self.csts.set_cfs(true);
         self.update_running();
@@ -333,6 +342,9 @@ impl Controller {
         if self.dma.epoch() != self.epoch {
             self.renew_windows();
         }
+        if self.planned {
+            return self.poll_planned();
+        }
         let mut work = self.poll_admin();
         for at in 0..self.active.len() {
             work += self.poll_io(self.active[at]);
@@ -446,7 +458,7 @@ impl Controller {
             if !self.backlog.is_empty() {
                 return work;
             }
-            let Some(command) = self.fetch_admin() else { return work };
+            let Some(command) = self.fetch(0) else { return work };
             work += 1;
             if let Some(answer) = self.admin(&command) {
                 if let Err(status) = answer {
@@ -457,11 +469,13 @@ impl Controller {
         }
     }
 
-    fn fetch_admin(&mut self) -> Option<Command> {
-        let sq = self.sqs[0].as_mut().filter(|sq| !sq.is_empty())?;
+    /// Fetches the next command of a submission queue, if there is one.
+    fn fetch(&mut self, qid: u16) -> Option<Command> {
+        let sq = self.sqs[usize::from(qid)].as_mut().filter(|sq| !sq.is_empty())?;
         match sq.fetch(&self.dma) {
             Ok(command) => {
-                self.counters.admin_commands += 1;
+                let Counters { admin_commands, io_commands, .. } = &mut self.counters;
+                *if qid == 0 { admin_commands } else { io_commands } += 1;
                 Some(command)
             }
             Err(Fault) => {
@@ -473,13 +487,33 @@ impl Controller {
 
     /// Completes an Admin command, as soon as there is room.
     fn complete_admin(&mut self, cid: u16, answer: Result<u32, Status>) {
-        let Some(sq) = &self.sqs[0] else { return };
+        let entry = self.entry(0, cid, answer);
+        self.backlog.extend(entry);
+    }
+
+    /// The completion of a command, counted if it is an error. None if its queue is gone.
+    fn entry(&mut self, qid: u16, cid: u16, answer: Result<u32, Status>) -> Option<Completion> {
+        let sq = self.sqs[usize::from(qid)].as_ref()?;
         let (dw0, status) = match answer {
             Ok(dw0) => (dw0, Status::SUCCESS),
             Err(status) => (0, status),
         };
         self.counters.errors += u64::from(!status.is_success());
-        self.backlog.push_back(completion(sq, 0, cid, dw0, status));
+        Some(completion(sq, qid, cid, dw0, status))
+    }
+
+    /// Whether another completion fits into a completion queue.
+    fn has_room(&mut self, cqid: u16) -> bool {
+        let Some(cq) = &mut self.cqs[usize::from(cqid)] else { return false };
+        if !cq.is_full() {
+            return true;
+        }
+        let value = self.doorbells.head(cqid).load(Ordering::Acquire);
+        let bad = note(cq.notice(value), &mut self.counters.cq_doorbells);
+        let room = !cq.is_full();
+        self.counters.full_queues += u64::from(!room);
+        self.after_doorbell(bad, cqid);
+        room
     }
 
     /// Posts Admin completions while there is room.
@@ -493,15 +527,10 @@ impl Controller {
                 self.complete_admin(cid, Ok(event.0));
             }
             let Some(entry) = self.backlog.front().copied() else { return posted };
-            let Some(cq) = &mut self.cqs[0] else { return posted };
-            if cq.is_full() {
-                let value = self.doorbells.head(0).load(Ordering::Acquire);
-                let bad = note(cq.notice(value), &mut self.counters.cq_doorbells);
-                if cq.is_full() {
-                    self.counters.full_queues += 1;
-                    return posted + self.after_doorbell(bad, 0);
-                }
+            if !self.has_room(0) {
+                return posted;
             }
+            let Some(cq) = &mut self.cqs[0] else { return posted };
             if cq.post(&self.dma, entry).is_err() {
                 self.fail();
                 return posted;

@@ -145,10 +145,11 @@ impl CompletionQueue {
         Ok(true)
     }
 
-    /// Posts an entry; its phase is filled in. The queue is not full.
+    /// Posts an entry; its phase is filled in, or the opposite if bit 0 of its status word is set. The
+    /// queue is not full.
     #[inline(always)]
     pub(crate) fn post(&mut self, dma: &Dma, mut entry: Completion) -> Result<(), Fault> {
-        entry.status_phase = entry.status_phase & !1 | u16::from(self.phase);
+        entry.status_phase ^= u16::from(self.phase);
         let words = dma.view(&self.window)?;
         let at = self.tail as usize * CQ_WORDS;
         let Some([low, high]) = words.get(at..at + CQ_WORDS) else { return Err(Fault) };
