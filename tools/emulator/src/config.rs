@@ -71,6 +71,13 @@ pub struct Config {
     pub dmsl: u64,
     /// `noiob`: optimal I/O boundary in blocks; 0 is none.
     pub noiob: u16,
+    /// `awupf`: AWUPF, one less than the blocks that are written whole or not at all, whatever happens.
+    pub awupf: u16,
+    /// `nawupf`: NAWUPF, the same for a namespace; 0 is not reported.
+    pub nawupf: u16,
+    /// `nabspf`: NABSPF, one less than the blocks between boundaries that such a write cannot cross; 0
+    /// is none.
+    pub nabspf: u16,
     /// `mpsmin`: CAP.MPSMIN, memory pages of at least 2^(12 + mpsmin) bytes.
     pub mpsmin: u8,
     /// `to`: CAP.TO, in units of 500 ms.
@@ -118,6 +125,9 @@ impl Default for Config {
             dmrsl: 0,
             dmsl: 0,
             noiob: 0,
+            awupf: 0,
+            nawupf: 0,
+            nabspf: 0,
             mpsmin: 0,
             to: 2,
             ready: Duration::ZERO,
@@ -287,6 +297,15 @@ const SETTINGS: &[Setting] = &[
     number!(dmrsl, "a number of blocks below 4G", |_: &Config, _| true),
     number!(dmsl, "a number of blocks", |_: &Config, _| true),
     number!(noiob, "a number of blocks up to 65535", |_: &Config, _| true),
+    number!(awupf, "a number of blocks less one, up to 65535", |_: &Config, _| true),
+    number!(nawupf, "a number of blocks less one, 0 (none) or not below awupf", |config: &Config, n: u16| {
+        n == 0 || n >= config.awupf
+    }),
+    number!(
+        nabspf,
+        "a number of blocks less one, 0 (none) or not below awupf and nawupf",
+        |config: &Config, n: u16| n == 0 || n >= config.awupf.max(config.nawupf)
+    ),
     number!(mpsmin, "a number from 0 to 4", |_: &Config, n: u8| n <= 4),
     number!(to, ANY_U8, |_: &Config, _| true),
     Setting {
@@ -445,7 +464,7 @@ mod tests {
     #[test]
     fn every_setting_is_read() {
         let text = "size=2G,block=512,media=ram,namespaces=2,mdts=0,mqes=255,queues=8,sgl=dword,oncs=0xc,vwc=off,\
-                    wzsl=3,dmrl=4,dmrsl=5,dmsl=6,noiob=7,mpsmin=1,to=9,ready=10,never_ready=on,iova_bits=48,\
+                    wzsl=3,dmrl=4,dmrsl=5,dmsl=6,noiob=7,awupf=3,nawupf=7,nabspf=15,mpsmin=1,to=9,ready=10,never_ready=on,iova_bits=48,\
                     serial=A-1,core=0,read_error=8,write_error=16-31,random_order=on,seed=32,fatal_after=33,\
                     unplug_after=34";
         let expected = Config {
@@ -465,6 +484,9 @@ mod tests {
             dmrsl: 5,
             dmsl: 6,
             noiob: 7,
+            awupf: 3,
+            nawupf: 7,
+            nabspf: 15,
             mpsmin: 1,
             to: 9,
             ready: Duration::from_millis(10),
@@ -510,6 +532,8 @@ mod tests {
         assert!(refused("read_error=9-8").starts_with("read_error=9-8 is not possible"));
         assert!(refused("size=1M,write_error=256").starts_with("write_error=256-256 is not possible"));
         assert!(refused("read_error=1-2-3").starts_with("read_error=1-2-3 is not possible"));
+        assert!(refused("awupf=7,nawupf=3").starts_with("nawupf=3 is not possible"));
+        assert!(refused("nawupf=7,nabspf=3").starts_with("nabspf=3 is not possible"));
         assert!(refused("oncs=2").starts_with("oncs=2 is not possible; oncs is a sum of 1 (compare)"));
     }
 

@@ -4,7 +4,7 @@
 
 use kiovec::spec::command::{CSI_NVM, NSID_ALL};
 use kiovec::spec::identify::{
-    ActiveNamespaces, Controller, Namespace, NvmController, SGLS_BIT_BUCKET, VWC_PRESENT,
+    ActiveNamespaces, Controller, NSFEAT_ATOMICS, Namespace, NvmController, SGLS_BIT_BUCKET, VWC_PRESENT,
 };
 use kiovec::spec::{Cns, Command, LbaFormat, Status, Version};
 use zerocopy::{FromZeros, IntoBytes};
@@ -77,6 +77,8 @@ fn controller(config: &Config) -> Controller {
     data.nn = config.namespaces;
     data.mnan = config.namespaces;
     data.oncs = config.oncs;
+    // What is atomic when power fails is atomic in normal operation.
+    (data.awun, data.awupf) = (config.awupf, config.awupf);
     // Flush takes the broadcast NSID; there is a cache or not.
     data.vwc = 0b11 << 1 | if config.vwc { VWC_PRESENT } else { 0 };
     data.sgls = match config.sgl {
@@ -103,6 +105,10 @@ fn namespace(config: &Config, nsid: u32) -> Namespace {
     // Deallocated blocks read as zeros, and Write Zeroes may deallocate.
     data.dlfeat = 0b0_1001;
     data.noiob = config.noiob;
+    if config.nawupf != 0 || config.nabspf != 0 {
+        data.nsfeat |= NSFEAT_ATOMICS;
+    }
+    (data.nawun, data.nawupf, data.nabspf) = (config.nawupf, config.nawupf, config.nabspf);
     data.nvmcap = u128::from(config.size).to_le_bytes();
     data.nguid = nguid(nsid);
     data.eui64 = eui64(nsid);
@@ -243,6 +249,22 @@ mod tests {
             NamespaceDescriptor::Csi(0),
         ];
         assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn atomic_write_units() {
+        let units = |text| {
+            let data = ask(text, Cns::CONTROLLER, 0).unwrap();
+            let data = Controller::read_from_bytes(&data[..]).unwrap();
+            let page = ask(text, Cns::NAMESPACE, 1).unwrap();
+            let page = Namespace::read_from_bytes(&page[..]).unwrap();
+            assert!(data.awun >= data.awupf && page.nawun >= page.nawupf);
+            (data.awupf, page.nsfeat & NSFEAT_ATOMICS != 0, page.nawupf, page.nabspf)
+        };
+        assert_eq!(units(""), (0, false, 0, 0));
+        assert_eq!(units("awupf=3"), (3, false, 0, 0));
+        assert_eq!(units("awupf=3,nawupf=7"), (3, true, 7, 0));
+        assert_eq!(units("nabspf=15"), (0, true, 0, 15));
     }
 
     #[test]

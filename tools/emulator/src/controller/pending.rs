@@ -33,7 +33,7 @@ struct Pending {
     repeated: bool,
 }
 
-/// All of them.
+/// All commands that are pending, and the plan that they follow.
 #[derive(Debug)]
 pub(super) struct Fetched {
     plan: Plan,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kiovec::memory::DmaSpace;
 use kiovec::spec::{Cns, Command, Completion, Status, admin_opcode, registers};
-use kiovec::{Controller, Event, IoContainer, Poller, QueueOptions};
+use kiovec::{Controller, Event, IoContainer, Poller, QueueId, QueueOptions, Target};
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
 use proptest::prelude::*;
 
@@ -491,7 +491,8 @@ fn a_thread_follows_a_plan_too() {
 /// The driver's requests, on a controller of its own.
 struct Bench {
     poller: Poller,
-    disk: kiovec::Target,
+    queue: QueueId,
+    disk: Target,
     space: DmaSpace,
     emulator: Emulator,
 }
@@ -503,7 +504,7 @@ fn bench(text: &str) -> Bench {
     let mut poller = Poller::new(64);
     let queue = poller.add_queue(&controller, QueueOptions::default().depth(8)).unwrap();
     let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
-    Bench { poller, disk, space, emulator }
+    Bench { poller, queue, disk, space, emulator }
 }
 
 impl Bench {
@@ -516,6 +517,11 @@ impl Bench {
     fn read(&mut self, lba: u64, blocks: usize) -> Event {
         let memory = self.space.allocate(4096 * blocks).unwrap();
         self.poller.request(self.disk, IoContainer::read(lba, memory)).unwrap()
+    }
+
+    /// Completions that the driver has found to be of no command.
+    fn faults(&self) -> u64 {
+        self.poller.stats(self.queue).faults
     }
 
     /// Waits for an event.
@@ -532,6 +538,28 @@ fn the_driver_reports_the_bad_block_of_a_request_of_many_commands() {
     let (_, result) = bench.poller.claim(event).unwrap();
     assert_eq!(result.unwrap_err().status, Status::UNRECOVERED_READ_ERROR);
     assert_eq!(bench.emulator.counters().faults.errors, 1);
+}
+
+#[test]
+fn the_driver_counts_strays_and_delivers_none() {
+    let mut bench = bench("size=16M,media=ram,mdts=1");
+    let all = |effect| Fault::new(Commands::io(), effect);
+    for (effect, strays) in
+        [(None, 16), (Some(Effect::UNKNOWN_CID), 16), (Some(Effect::WRONG_SQ_ID), 16), (None, 16)]
+    {
+        let plan = Faults::seeded(1).random_order().with(all(Effect::Double));
+        bench.emulator.set_faults(effect.into_iter().map(all).fold(plan, Faults::with));
+        let before = bench.faults();
+        let event = bench.read(0, 32);
+        assert!(bench.succeeds(event));
+        assert_eq!(bench.poller.claim(event).unwrap().1, Ok(()));
+        // Repetitions may come after the request is done, and may have to wait for room.
+        for _ in 0..100 {
+            bench.emulator.step();
+            bench.poller.poll(|_| panic!("everything here is an event"));
+        }
+        assert_eq!(bench.faults() - before, strays, "{effect:?}");
+    }
 }
 
 proptest! {
