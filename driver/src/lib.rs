@@ -62,7 +62,7 @@ pub mod spec;
 
 pub use controller::{Controller, Namespace};
 pub use error::{Error, Result};
-pub use poller::{DataForm, Done, Poller, QueueId, QueueOptions, Rejected, Target};
+pub use poller::{BadRange, DataForm, Done, Poller, QueueId, QueueOptions, Rejected, Target};
 pub use queue::{QueueStats, Refusal};
 pub use request::{
     BadEvent, Cause, Event, Failure, InPlace, IoContainer, Moment, Operation, State, Totals, Verdict,

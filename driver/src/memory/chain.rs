@@ -198,6 +198,19 @@ impl MemoryChain {
         Position { segment, offset }
     }
 
+    /// The contents from a place on, of which no command in flight moves anything; others may move other
+    /// parts of the chain.
+    pub(crate) fn slices(&self, at: Position, len: u64) -> impl Iterator<Item = &[u8]> {
+        let (mut skip, mut left) = (at.offset as usize, len as usize);
+        self.segments()[at.segment..].iter().map_while(move |segment| {
+            let (from, n) = (std::mem::take(&mut skip), left.min(segment.len()));
+            let n = n.min(segment.len() - from);
+            left -= n;
+            // SAFETY: within the segment, as in `as_slice`; the caller knows that nobody writes it.
+            (n > 0).then(|| unsafe { std::slice::from_raw_parts(segment.pointer().as_ptr().add(from), n) })
+        })
+    }
+
     /// Copies bytes into the chain, whatever else of it a device may be writing.
     pub(crate) fn copy_range_in(&self, at: Position, data: &[u8]) {
         let (mut offset, mut data) = (at.offset as usize, data);

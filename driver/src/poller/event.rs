@@ -92,6 +92,7 @@ impl<L: Layer> Poller<L> {
         let State::Settled(_, totals) = self.state(event)? else { return None };
         let node = self.core.events.request(event)?;
         self.core.events.release(event);
+        self.core.forget_observers(node);
         Some((self.core.tree.remove(node), totals.first.map_or(Ok(()), Err)))
     }
 
@@ -99,6 +100,7 @@ impl<L: Layer> Poller<L> {
     /// is settled; what the event does for events made from it goes on as well.
     pub fn release(&mut self, event: Event) {
         if self.claim(event).is_none() {
+            self.core.forget_observer(event);
             self.core.events.release(event);
         }
     }
@@ -121,8 +123,12 @@ impl Core {
         let node = &self.tree[id];
         let Some(event) = node.event else { return false };
         let (failure, bytes) = (node.failure(), node.io.memory().len() as u64);
+        if node.observed {
+            self.finish_observers(id, failure);
+        }
         if self.events.request(event).is_none() {
             // Nobody will claim it.
+            self.forget_observers(id);
             drop(self.tree.remove(id));
         }
         self.events.settle(event, if failure.is_none() { bytes } else { 0 }, failure);

@@ -144,7 +144,10 @@ impl Cx<'_> {
     /// The container. That of a child has no memory: it moves its parent's.
     #[inline]
     pub fn io(&self, io: &Handle) -> &IoContainer {
-        &self.core.tree[io.node].io
+        let node = &self.core.tree[io.node];
+        // Nobody looks at memory that a device writes, not even with a handle of another poller's.
+        assert!(node.in_flight == 0, "the handle of a request that is under way");
+        &node.io
     }
 
     /// Moves it to another first block.

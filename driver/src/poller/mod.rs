@@ -8,6 +8,7 @@ mod admit;
 mod done;
 mod event;
 mod layer;
+mod observe;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use std::time::Duration;
 
 pub use self::done::Done;
 pub use self::layer::{Cx, Direct, Geometry, Handle, Layer};
+pub use self::observe::BadRange;
+use self::observe::Observers;
 use crate::controller::{Controller, Namespace};
 use crate::memory::{Access, SharedArray};
 use crate::pci::Clock;
@@ -169,6 +172,7 @@ pub struct Poller<L: Layer = Direct> {
 struct Core {
     tree: Tree,
     events: Events,
+    observers: Observers,
     /// Requests that passed all layers upward while no closure was there to take them.
     surfaced: Line,
     /// A layer wants to be called.
@@ -253,6 +257,7 @@ impl<L: Layer> Poller<L> {
         let core = Core {
             tree: Tree::new(requests),
             events: Events::default(),
+            observers: Observers::default(),
             surfaced: Line::EMPTY,
             again: false,
             wake_at: None,
@@ -576,6 +581,9 @@ fn drain<L: Layer>(cx: &mut Cx<'_>, layers: &mut [Stacked<L>], f: &mut impl FnMu
     let mut finished = std::mem::replace(&mut cx.core.tree.finished, Line::EMPTY);
     while let Some(id) = finished.pop(&cx.core.tree) {
         count += ascend(cx, layers, Handle::new(id), f);
+    }
+    if !cx.core.tree.observed.is_empty() {
+        cx.core.tell_observers();
     }
     count
 }

@@ -180,7 +180,7 @@ pub(crate) fn count_blocks(io: &mut IoContainer, block_size: u64) -> Result<(), 
     match io.operation() {
         Operation::Read | Operation::Write => {
             let bytes = io.memory().len() as u64;
-            if bytes == 0 || bytes % block_size != 0 {
+            if bytes == 0 || !bytes.is_multiple_of(block_size) {
                 return Err(Refusal::Length { bytes, block_size });
             }
             io.set_blocks(bytes / block_size);

@@ -151,7 +151,7 @@ impl Node {
 
     /// Whether it moves memory of its own container, if any; else that of a node above.
     pub(crate) fn has_own_memory(&self) -> bool {
-        self.parent.is_none() || self.io.memory().len() > 0
+        self.parent.is_none() || !self.io.memory().is_empty()
     }
 
     pub(crate) fn parent(&self) -> NodeId {
@@ -420,7 +420,12 @@ impl Tree {
 
     /// Goes on from a node's first failure: what lies before it is done.
     pub(crate) fn resume(&mut self, id: NodeId) {
-        let from = self[id].failed.map_or(0, |failed| failed.at);
+        let failed = self[id].failed;
+        let from = failed.map_or(0, |failed| failed.at);
+        if self[id].observed {
+            // What comes after may have been done already, and is now done once more.
+            self.observed.push((id, from..u64::MAX, failed.map(|failed| failed.cause)));
+        }
         self[id].rewind();
         if from > 0 {
             self.advance(id, from, self[id].block_shift);
