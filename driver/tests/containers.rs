@@ -367,7 +367,7 @@ fn merged_or_not_the_medium_is_the_same() {
                     lba = i * 37 % 1500;
                 }
                 let byte = (i % 251) as u8 + 1;
-                let mut memory = odd_chain(&bench.space, 1 + (i % 3) as usize, 512 * 9);
+                let mut memory = odd_chain(&bench.space, 1 + (i / 4 % 3) as usize, 512 * 9);
                 memory = memory.split_at(512 * blocks as usize).0;
                 memory.fill(byte);
                 // Overlapping requests are not ordered: the line only goes on upward.
