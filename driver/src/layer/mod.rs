@@ -27,11 +27,15 @@
 
 mod disk;
 mod partition;
+mod plan;
+mod stack;
 mod through;
 mod trace;
 
 pub use self::disk::Disk;
 pub use self::partition::{Part, Partition};
+pub use self::plan::{BadPlan, Plan};
+pub use self::stack::Stack;
 pub use self::through::{Filter, Through};
 pub use self::trace::{Counts, Trace, Tracer};
 pub use crate::poller::{Cx, Direct, Geometry, Handle, Layer};

@@ -1,0 +1,149 @@
+//! Any stack of the built-in layers, made at run time from text, at no cost of virtual calls.
+//!
+//! Knows the layers by name and what their options are; must not know how a device's name becomes a
+//! device.
+
+use super::{Cx, Disk, Geometry, Handle, Layer, Partition, Plan, Trace};
+use crate::memory::DmaSpace;
+use crate::{Error, Result};
+
+/// A stack of built-in layers.
+#[derive(Debug)]
+pub enum Stack {
+    /// A namespace.
+    Disk(Disk),
+    /// `partition(start=BLOCK,blocks=N,A)`
+    Partition(Box<Partition<Stack>>),
+    /// `trace(A)`
+    Trace(Box<Trace<Stack>>),
+}
+
+/// Calls a method of whichever layer it is.
+macro_rules! each {
+    ($stack:expr, $layer:ident => $call:expr) => {
+        match $stack {
+            Stack::Disk($layer) => $call,
+            Stack::Partition($layer) => $call,
+            Stack::Trace($layer) => $call,
+        }
+    };
+}
+
+/// The layers and their options, for messages.
+const LAYERS: &str = "partition(start=BLOCK,blocks=N,A), trace(A)";
+
+impl Stack {
+    /// Makes the layers of a plan. `disk` opens a device by its name; `space` is where the layers get
+    /// memory of their own.
+    pub fn new(plan: &Plan, space: &DmaSpace, disk: &mut impl FnMut(&str) -> Result<Disk>) -> Result<Stack> {
+        let Plan::Layer { name, options, below } = plan else {
+            let Plan::Device(name) = plan else { return Err(Error::InvalidInput(plan.to_string())) };
+            return disk(name).map(Stack::Disk);
+        };
+        let mut legs = Vec::new();
+        for below in below {
+            legs.push(Stack::new(below, space, disk)?);
+        }
+        let mut options = Options { plan, options: options.clone() };
+        let stack = match name.as_str() {
+            "partition" => {
+                let below = options.only(legs)?;
+                let start = options.number("start")?.unwrap_or(0);
+                let rest = below.geometry().blocks.saturating_sub(start);
+                let blocks = options.number("blocks")?.unwrap_or(rest);
+                Stack::Partition(Box::new(Partition::new(below, start..start.saturating_add(blocks))?))
+            }
+            "trace" => Stack::Trace(Box::new(Trace::new(options.only(legs)?))),
+            _ => return Err(options.refuse(format!("there is no layer {name}; there are: {LAYERS}"))),
+        };
+        options.finish()?;
+        Ok(stack)
+    }
+
+    /// Itself and all layers below, from top to bottom and from left to right.
+    pub fn layers(&self) -> Vec<&Stack> {
+        let below = match self {
+            Stack::Disk(_) => vec![],
+            Stack::Partition(layer) => vec![layer.below()],
+            Stack::Trace(layer) => vec![layer.below()],
+        };
+        std::iter::once(self).chain(below.into_iter().flat_map(Stack::layers)).collect()
+    }
+}
+
+/// The options of a layer that nobody asked for yet.
+struct Options<'a> {
+    plan: &'a Plan,
+    options: Vec<(String, String)>,
+}
+
+impl Options<'_> {
+    fn take(&mut self, key: &str) -> Option<String> {
+        let at = self.options.iter().position(|(name, _)| name == key)?;
+        Some(self.options.remove(at).1)
+    }
+
+    /// A number, with K, M, G or T for binary multiples.
+    fn number(&mut self, key: &str) -> Result<Option<u64>> {
+        let Some(text) = self.take(key) else { return Ok(None) };
+        let digits = text.trim_end_matches(['K', 'M', 'G', 'T', 'k']);
+        let shift = match &text[digits.len()..] {
+            "" => 0,
+            "K" | "k" => 10,
+            "M" => 20,
+            "G" => 30,
+            "T" => 40,
+            _ => 64,
+        };
+        let number = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1u64.checked_shl(shift)?));
+        number.map(Some).ok_or_else(|| self.refuse(format!("{key}={text} is no number such as 8 or 64K")))
+    }
+
+    /// The one layer below.
+    fn only(&self, mut legs: Vec<Stack>) -> Result<Stack> {
+        match (legs.pop(), legs.is_empty()) {
+            (Some(below), true) => Ok(below),
+            _ => Err(self.refuse("it stands on one device".into())),
+        }
+    }
+
+    /// Options that are left are none.
+    fn finish(&self) -> Result<()> {
+        match self.options.first() {
+            None => Ok(()),
+            Some((key, _)) => {
+                Err(self.refuse(format!("{key} is no option of it, or twice; layers are: {LAYERS}")))
+            }
+        }
+    }
+
+    fn refuse(&self, what: String) -> Error {
+        Error::InvalidInput(format!("{}: {what}", self.plan))
+    }
+}
+
+impl Layer for Stack {
+    fn geometry(&self) -> Geometry {
+        each!(self, layer => layer.geometry())
+    }
+
+    fn frames(&self) -> usize {
+        each!(self, layer => layer.frames())
+    }
+
+    fn children(&self) -> u32 {
+        each!(self, layer => layer.children())
+    }
+
+    fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
+        each!(self, layer => layer.submit(cx, io))
+    }
+
+    fn complete(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
+        each!(self, layer => layer.complete(cx, io))
+    }
+
+    fn poll(&mut self, cx: &mut Cx<'_>) -> Option<Handle> {
+        each!(self, layer => layer.poll(cx))
+    }
+}
