@@ -243,7 +243,7 @@ impl Cx<'_> {
             Ok(()) => self.start(target, io.node),
             Err(_) => {
                 self.core.tree[io.node].fail(0, Cause::Refused);
-                self.core.finish(io.node);
+                self.core.tree.finish(io.node);
             }
         }
     }
@@ -372,11 +372,13 @@ impl Cx<'_> {
     /// Has [`Layer::poll`] called soon.
     pub fn call_again(&mut self) {
         self.core.again = true;
+        self.core.tree.attention = true;
     }
 
     /// Has [`Layer::poll`] called at a time, or a little later.
     pub fn call_at(&mut self, when: Duration) {
         self.core.wake_at = Some(self.core.wake_at.map_or(when, |earlier| earlier.min(when)));
+        self.core.tree.attention = true;
     }
 
     /// Gives the slot of a finished command back.

@@ -11,6 +11,7 @@ mod layer;
 mod observe;
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -216,31 +217,15 @@ impl Core {
         }
     }
 
-    /// A node that finished without a command of its own: whoever is above it learns of it.
-    fn finish(&mut self, id: NodeId) {
-        let mut line = self.tree.finished;
-        line.push(&mut self.tree, id);
-        self.tree.finished = line;
-    }
-
     /// A request that passed all layers upward.
     fn surface(&mut self, io: Handle) {
         let Core { surfaced, tree, .. } = self;
         surfaced.push(tree, io.node);
+        tree.attention = true;
     }
 
     fn nanos(&mut self) -> u64 {
         *self.now.get_or_insert_with(|| self.clock.as_ref().map_or(0, Clock::nanos))
-    }
-
-    /// Whether there is more to do than to look at the completion queues.
-    #[inline]
-    fn has_work(&self) -> bool {
-        !self.surfaced.is_empty()
-            || !self.tree.finished.is_empty()
-            || self.again
-            || self.wake_at.is_some()
-            || !self.tree.observed.is_empty()
     }
 }
 
@@ -399,43 +384,11 @@ impl<L: Layer> Poller<L> {
     pub fn poll(&mut self, mut f: impl FnMut(Done<'_, L>)) -> usize {
         self.turns += 1;
         self.core.now = None;
-        let mut count = if self.core.has_work() { self.attend(&mut f) } else { 0 };
+        let mut count = 0;
         for index in 0..self.queues.len() {
             count += Turn::new(self, index as u16).run(&mut f);
         }
         count
-    }
-
-    /// What happens in a poll by other means than a completion.
-    #[cold]
-    fn attend(&mut self, f: &mut impl FnMut(Done<'_, L>)) -> usize {
-        let mut turn = Turn::new(self, 0);
-        let Some((mut cx, layers)) = turn.cx() else { return 0 };
-        let mut count = 0;
-        let mut surfaced = std::mem::replace(&mut cx.core.surfaced, Line::EMPTY);
-        while let Some(id) = surfaced.pop(&cx.core.tree) {
-            count += deliver(&mut cx, layers, Handle::new(id), f);
-        }
-        let due = cx.core.wake_at.is_some_and(|at| at <= cx.now());
-        if due || cx.core.again {
-            cx.core.again = false;
-            if due {
-                cx.core.wake_at = None;
-            }
-            // What the closure submits may be finished at once, and must not keep us here.
-            let mut left = cx.core.tree.len();
-            for index in 0..layers.len() {
-                while let Some(io) = layers[index].layer.poll(&mut cx) {
-                    count += deliver(&mut cx, layers, io, f);
-                    left = left.saturating_sub(1);
-                    if left == 0 {
-                        cx.core.again = true;
-                        break;
-                    }
-                }
-            }
-        }
-        count + drain(&mut cx, layers, f)
     }
 
     /// Requests in the tree: in flight or waiting.
@@ -538,54 +491,73 @@ fn start_again<L: Layer>(
     Ok(())
 }
 
-/// A node that finished at the bottom passes its layers, and is delivered if it was a request.
+/// A node that finished at the bottom passes its layers: `Some` if that finishes a request.
 #[inline(always)]
-fn ascend<L: Layer>(
-    cx: &mut Cx<'_>,
-    layers: &mut [Stacked<L>],
-    io: Handle,
-    f: &mut impl FnMut(Done<'_, L>),
-) -> usize {
+fn ascend<L: Layer>(cx: &mut Cx<'_>, layers: &mut [Stacked<L>], io: Handle) -> Option<Handle> {
     // No layer is the last number there is, which no stack has.
     let layer = usize::from(cx.core.tree[io.node].layer);
     match layers.get_mut(layer) {
-        None => deliver(cx, layers, io, f),
-        Some(stacked) => match stacked.layer.complete(cx, io) {
-            Some(io) => deliver(cx, layers, io, f),
-            None => 0,
-        },
+        None => Some(io),
+        Some(stacked) => stacked.layer.complete(cx, io),
     }
 }
 
-/// A request that is finished goes to the closure, unless its completion is an event.
-#[inline(always)]
-fn deliver<L: Layer>(
-    cx: &mut Cx<'_>,
-    layers: &mut [Stacked<L>],
-    io: Handle,
-    f: &mut impl FnMut(Done<'_, L>),
-) -> usize {
-    // One that went down whole, and still has its slot, is none.
-    if io.has_slot() || !cx.core.settled(io.node) {
-        let Cx { here, queue, core, others } = cx;
-        f(Done::new(Cx { here: *here, queue, core, others }, layers, io));
-    }
-    1
+/// What is finished by other means than the success of a command that carried all of a request.
+///
+/// What finishes while this is worked off is left for the next time: a closure that submits what fails at
+/// once must not keep us here.
+struct Rest {
+    finished: Line,
+    surfaced: Line,
+    /// Layers that have still to be called.
+    layers: Range<usize>,
+    /// What they may return.
+    most: usize,
 }
 
-/// Nodes that finished otherwise than by the success of a command that carried all of one.
-#[cold]
-fn drain<L: Layer>(cx: &mut Cx<'_>, layers: &mut [Stacked<L>], f: &mut impl FnMut(Done<'_, L>)) -> usize {
-    let mut count = 0;
-    // Not those that finish meanwhile: a closure that submits what fails at once must not keep us here.
-    let mut finished = std::mem::replace(&mut cx.core.tree.finished, Line::EMPTY);
-    while let Some(id) = finished.pop(&cx.core.tree) {
-        count += ascend(cx, layers, Handle::new(id), f);
-    }
-    if !cx.core.tree.observed.is_empty() {
+impl Rest {
+    const NONE: Rest = Rest { finished: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
+
+    #[cold]
+    fn new(cx: &mut Cx<'_>, layers: usize) -> Rest {
+        let finished = cx.core.tree.take_finished();
+        let surfaced = std::mem::replace(&mut cx.core.surfaced, Line::EMPTY);
+        let due = cx.core.wake_at.is_some_and(|at| at <= cx.now());
+        if due {
+            cx.core.wake_at = None;
+        }
+        let call = std::mem::take(&mut cx.core.again) || due;
+        let layers = if call { 0..layers } else { 0..0 };
+        cx.core.tree.attention = cx.core.wake_at.is_some();
         cx.core.tell_observers();
+        Rest { finished, surfaced, layers, most: cx.core.tree.len() }
     }
-    count
+
+    /// The next request; it has passed its layers.
+    #[cold]
+    fn next<L: Layer>(&mut self, cx: &mut Cx<'_>, layers: &mut [Stacked<L>]) -> Option<Handle> {
+        if let Some(id) = self.surfaced.pop(&cx.core.tree) {
+            return Some(Handle::new(id));
+        }
+        while let Some(id) = self.finished.pop(&cx.core.tree) {
+            if let Some(io) = ascend(cx, layers, Handle::new(id)) {
+                return Some(io);
+            }
+        }
+        while let Some(index) = self.layers.clone().next() {
+            if self.most > 0
+                && let Some(io) = layers[index].layer.poll(cx)
+            {
+                self.most -= 1;
+                return Some(io);
+            }
+            self.layers.next();
+            if self.most == 0 {
+                cx.call_again();
+            }
+        }
+        None
+    }
 }
 
 /// One queue's turn within a poll. The queue is out of the poller, so that the caller's closure
@@ -614,17 +586,48 @@ impl<'a, L: Layer> Turn<'a, L> {
     fn run(&mut self, f: &mut impl FnMut(Done<'_, L>)) -> usize {
         let here = self.index;
         let Some((mut cx, layers)) = self.cx() else { return 0 };
-        let mut count = 0;
-        let mut idle = true;
+        let (mut count, mut idle, mut rest) = (0, true, Rest::NONE);
+        let mut more = cx.core.tree.attention;
+        if more {
+            rest = Rest::new(&mut cx, layers.len());
+        }
         // What the closure submits is not rung before the loop ends, so an honest controller has no
         // more completions than this, and another one must not keep us here.
-        for _ in 0..cx.queue.most_completions() {
-            count += match cx.queue.next(&mut cx.core.tree) {
-                Next::Whole(node, slot) => ascend(&mut cx, layers, Handle::with_slot(node, slot, here), f),
-                Next::Other => drain(&mut cx, layers, f),
-                Next::Nothing => break,
+        let mut left = cx.queue.most_completions();
+        loop {
+            let finished = if more {
+                match rest.next(&mut cx, layers) {
+                    None => {
+                        more = false;
+                        continue;
+                    }
+                    finished => finished,
+                }
+            } else {
+                if left == 0 {
+                    break;
+                }
+                match cx.queue.next(&mut cx.core.tree) {
+                    Next::Nothing => break,
+                    Next::Other => {
+                        (idle, left) = (false, left - 1);
+                        rest = Rest::new(&mut cx, layers.len());
+                        more = true;
+                        continue;
+                    }
+                    Next::Whole(node, slot) => {
+                        (idle, left) = (false, left - 1);
+                        ascend(&mut cx, layers, Handle::with_slot(node, slot, here))
+                    }
+                }
             };
-            idle = false;
+            let Some(io) = finished else { continue };
+            count += 1;
+            // One that went down whole, and still has its slot, is no event.
+            if io.has_slot() || !cx.core.settled(io.node) {
+                let Cx { here, queue, core, others } = &mut cx;
+                f(Done::new(Cx { here: *here, queue, core, others }, layers, io));
+            }
         }
         cx.queue.finish_poll(&mut cx.core.tree, idle);
         if idle {

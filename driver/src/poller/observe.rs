@@ -105,10 +105,9 @@ impl<L: Layer> Poller<L> {
 
 impl Core {
     /// Counts the pieces of observed requests that settled since the last time.
-    #[cold]
     pub(super) fn tell_observers(&mut self) {
         let Core { observers, tree, events, .. } = self;
-        for (node, blocks, failed) in tree.observed.drain(..) {
+        while let Some((node, blocks, failed)) = tree.next_observed() {
             for observer in observers.list.iter_mut().filter(|here| here.node == node) {
                 let common = overlap(&observer.blocks, &blocks);
                 match failed {

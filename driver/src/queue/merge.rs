@@ -7,7 +7,7 @@
 use super::cut::nlb;
 use super::runs::{Parts, Run};
 use super::slots::Piece;
-use super::{Queue, Reachable, WAITING, finish};
+use super::{Queue, Reachable, WAITING};
 use crate::request::{Cause, Failed, Line, Node, NodeId, Operation, Tree, Wire};
 
 /// Requests in one command, at most.
@@ -89,7 +89,7 @@ impl Queue {
                 // Recovered from nowhere: a lost controller carries out nothing more.
                 None | Some(Cause::ControllerLost) => {
                     node.settle(cause.map(|cause| Failed { at: 0, cause }));
-                    finish(tree, id);
+                    tree.finish(id);
                 }
                 // Whose fault it was is not known, not even with Do Not Retry set.
                 Some(_) if node.failed.is_none() => {
@@ -101,7 +101,7 @@ impl Queue {
                 // Cancelled meanwhile: it is not issued again.
                 Some(_) => {
                     node.in_flight = 0;
-                    finish(tree, id);
+                    tree.finish(id);
                 }
             }
             id = next;

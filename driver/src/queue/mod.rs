@@ -188,7 +188,7 @@ impl Queue {
     pub(crate) fn start(&mut self, tree: &mut Tree, id: NodeId) {
         if self.gate & DEAD != 0 {
             tree[id].fail(0, Cause::ControllerLost);
-            return finish(tree, id);
+            return tree.finish(id);
         }
         if self.gate != 0 || !self.issue(tree, id) {
             tree[id].waits = true;
@@ -301,7 +301,7 @@ impl Queue {
             self.open_gate();
         }
         if tree[id].is_finished() {
-            finish(tree, id);
+            tree.finish(id);
         }
     }
 
@@ -400,7 +400,7 @@ impl Queue {
             tree[id].waits = false;
             let at = tree[id].cursor;
             tree[id].fail(at, Cause::ControllerLost);
-            finish(tree, id);
+            tree.finish(id);
         }
         self.gate = DEAD;
     }
@@ -414,11 +414,4 @@ impl Queue {
             Piece::Whole | Piece::Merged { .. } => None,
         })
     }
-}
-
-/// Whoever is above a node looks for it here.
-fn finish(tree: &mut Tree, id: NodeId) {
-    let mut line = tree.finished;
-    line.push(tree, id);
-    tree.finished = line;
 }

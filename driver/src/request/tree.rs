@@ -262,9 +262,11 @@ pub(crate) struct Tree {
     /// Children that a request can have at the same time.
     children: u32,
     /// Nodes that finished and wait for whoever is above them.
-    pub(crate) finished: Line,
+    finished: Line,
     /// Pieces of observed nodes that settled.
-    pub(crate) observed: Vec<(NodeId, Range<u64>, Option<Cause>)>,
+    observed: Vec<(NodeId, Range<u64>, Option<Cause>)>,
+    /// The poller has more to do than to look at completion queues.
+    pub(crate) attention: bool,
 }
 
 impl Tree {
@@ -280,6 +282,7 @@ impl Tree {
             children: 0,
             finished: Line::EMPTY,
             observed: Vec::new(),
+            attention: false,
         };
         tree.grow(capacity);
         tree
@@ -373,11 +376,34 @@ impl Tree {
         id
     }
 
+    /// A node has finished: whoever is above it learns of it.
+    pub(crate) fn finish(&mut self, id: NodeId) {
+        let mut line = self.take_finished();
+        line.push(self, id);
+        self.finished = line;
+        self.attention = true;
+    }
+
+    /// Nodes that finished and wait for whoever is above them.
+    pub(crate) fn take_finished(&mut self) -> Line {
+        std::mem::replace(&mut self.finished, Line::EMPTY)
+    }
+
+    /// A piece of an observed node that settled, or that a failure leaves open.
+    pub(crate) fn next_observed(&mut self) -> Option<(NodeId, Range<u64>, Option<Cause>)> {
+        self.observed.pop()
+    }
+
+    fn observe(&mut self, id: NodeId, blocks: Range<u64>, cause: Option<Cause>) {
+        self.observed.push((id, blocks, cause));
+        self.attention = true;
+    }
+
     /// Counts a piece of a node that completed: those blocks of it.
     pub(crate) fn settle_piece(&mut self, id: NodeId, blocks: Range<u64>, failed: Option<Failed>) {
         self[id].settle(failed);
         if self[id].observed {
-            self.observed.push((id, blocks, failed.map(|failed| failed.cause)));
+            self.observe(id, blocks, failed.map(|failed| failed.cause));
         }
     }
 
@@ -424,7 +450,7 @@ impl Tree {
         let from = failed.map_or(0, |failed| failed.at);
         if self[id].observed {
             // What comes after may have been done already, and is now done once more.
-            self.observed.push((id, from..u64::MAX, failed.map(|failed| failed.cause)));
+            self.observe(id, from..u64::MAX, failed.map(|failed| failed.cause));
         }
         self[id].rewind();
         if from > 0 {

@@ -536,7 +536,7 @@ fn the_driver_reports_the_bad_block_of_a_request_of_many_commands() {
     let event = bench.read(0, 16);
     assert!(!bench.succeeds(event));
     let (_, result) = bench.poller.claim(event).unwrap();
-    assert_eq!(result.unwrap_err().status, Status::UNRECOVERED_READ_ERROR);
+    assert_eq!(result.unwrap_err().status().unwrap(), Status::UNRECOVERED_READ_ERROR);
     assert_eq!(bench.emulator.counters().faults.errors, 1);
 }
 
