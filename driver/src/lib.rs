@@ -65,5 +65,5 @@ pub use error::{Error, Result};
 pub use poller::{BadRange, DataForm, Done, Poller, QueueId, QueueOptions, Rejected, Target};
 pub use queue::{QueueStats, Refusal};
 pub use request::{
-    BadEvent, Cause, Event, Failure, InPlace, IoContainer, Moment, Operation, State, Totals, Verdict,
+    BadEvent, Cause, Event, Failure, InPlace, IoContainer, Moment, Operation, Reason, State, Totals, Verdict,
 };
