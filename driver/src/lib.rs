@@ -62,7 +62,9 @@ pub mod spec;
 
 pub use controller::{Controller, Namespace};
 pub use error::{Error, Result};
-pub use poller::{BadRange, DataForm, Done, Poller, QueueId, QueueOptions, Rejected, Target};
+pub use poller::{
+    BadRange, DataForm, Done, Poller, QueueId, QueueOptions, Reactor, Rejected, Request, Target,
+};
 pub use queue::{QueueStats, Refusal};
 pub use request::{
     BadEvent, Cause, Event, Failure, InPlace, IoContainer, Moment, Operation, Reason, State, Totals, Verdict,

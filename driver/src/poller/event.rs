@@ -68,20 +68,18 @@ impl<L: Layer> Poller<L> {
     ///
     /// Resolved is not settled: other requests below may still be under way.
     pub fn wait(&mut self, event: Event, limit: Duration, mut f: impl FnMut(Done<'_, L>)) -> Option<Verdict> {
-        let controller = self.queues.iter().flatten().next().map(|pair| pair.controller.clone());
-        let end = controller.as_ref().map(|controller| controller.clock().now() + limit);
+        let end = self.core.clock.as_ref()?.now() + limit;
         loop {
             match self.state(event)? {
                 State::Resolved(verdict) | State::Settled(verdict, _) => return Some(verdict),
                 State::Pending => {}
             }
-            let (controller, end) = (controller.as_ref()?, end?);
-            let late = controller.clock().now() > end;
+            let late = self.core.clock.as_ref()?.now() > end;
             if self.poll(&mut f) == 0 {
                 if late {
                     return None;
                 }
-                controller.pause();
+                self.pause();
             }
         }
     }
@@ -105,8 +103,12 @@ impl<L: Layer> Poller<L> {
         }
     }
 
-    /// Tells of an event's moments by `token` from now on.
+    /// Tells of an event's moments by `token`, a number below 2^63, from now on. An event has one token.
+    ///
+    /// # Panics
+    /// If the token is larger.
     pub fn notify(&mut self, event: Event, token: u64) {
+        assert!(token < 1 << 63, "a token is below 2^63");
         self.core.events.notify(event, token);
     }
 

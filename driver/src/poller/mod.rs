@@ -6,9 +6,11 @@
 
 mod admit;
 mod done;
+mod end;
 mod event;
 mod layer;
 mod observe;
+mod reactor;
 
 use std::fmt;
 use std::ops::Range;
@@ -19,6 +21,7 @@ pub use self::done::Done;
 pub use self::layer::{Cx, Direct, Geometry, Handle, Layer};
 pub use self::observe::BadRange;
 use self::observe::Observers;
+pub use self::reactor::{Reactor, Request};
 use crate::controller::{Controller, Namespace};
 use crate::memory::{Access, SharedArray};
 use crate::pci::Clock;
@@ -384,11 +387,22 @@ impl<L: Layer> Poller<L> {
     pub fn poll(&mut self, mut f: impl FnMut(Done<'_, L>)) -> usize {
         self.turns += 1;
         self.core.now = None;
+        if self.core.events.next_deadline().is_some() {
+            self.expire();
+        }
         let mut count = 0;
         for index in 0..self.queues.len() {
             count += Turn::new(self, index as u16).run(&mut f);
         }
         count
+    }
+
+    /// Lets others run: after a poll that found nothing, where there is nothing else to do.
+    fn pause(&self) {
+        match self.queues.iter().flatten().next() {
+            Some(pair) => pair.controller.pause(),
+            None => std::thread::yield_now(),
+        }
     }
 
     /// Requests in the tree: in flight or waiting.

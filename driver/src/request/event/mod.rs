@@ -121,7 +121,12 @@ pub(crate) struct Events {
     work: VecDeque<(u32, News)>,
     /// Moments that came, for whoever waits.
     fired: VecDeque<(u64, Moment)>,
+    /// Events of which a moment came, by index, for whoever waits for them by index.
+    watched: VecDeque<u32>,
 }
+
+/// Owners' numbers are below it: above, it is an event's index that is noted.
+const WATCHED: u64 = 1 << 63;
 
 impl Events {
     /// An event that has nothing below, and is settled by [`settle`](Events::settle). It stands for a
@@ -249,8 +254,8 @@ impl Events {
         }
     }
 
-    /// Tells of an event's moments from now on, under a number of the owner's; of those that came
-    /// already, at once.
+    /// Tells of an event's moments from now on, under a number of the owner's below 2^63; of those that
+    /// came already, at once.
     pub(crate) fn notify(&mut self, event: Event, token: u64) {
         if self.held(event).is_some() {
             let node = &mut self.arena[event.index];
@@ -258,6 +263,18 @@ impl Events {
             let news = News { resolved: node.verdict.is_some(), settled: node.is_settled() };
             self.fire(token, news);
         }
+    }
+
+    /// Notes an event's moments from now on, for [`next_watched`](Events::next_watched). Returns its index,
+    /// which no other event has as long as nobody releases it.
+    pub(crate) fn watch(&mut self, event: Event) -> usize {
+        self.notify(event, WATCHED | u64::from(event.index));
+        event.index as usize
+    }
+
+    /// The index of the next event that was watched and of which a moment came.
+    pub(crate) fn next_watched(&mut self) -> Option<usize> {
+        self.watched.pop_front().map(|index| index as usize)
     }
 
     /// The next moment to be told of; of one event, resolved before settled.
@@ -329,6 +346,9 @@ impl Events {
     }
 
     fn fire(&mut self, token: u64, news: News) {
+        if token & WATCHED != 0 {
+            return self.watched.extend((news != News::NONE).then_some(token as u32));
+        }
         self.fired.extend(news.resolved.then_some((token, Moment::Resolved)));
         self.fired.extend(news.settled.then_some((token, Moment::Settled)));
     }
@@ -366,7 +386,6 @@ impl Node {
 }
 
 /// Ends before the end: cancel and deadlines.
-#[cfg_attr(not(test), expect(dead_code, reason = "the poller does not cancel yet"))]
 impl Events {
     /// Decides a pending event as a failure, now, since its owner cancelled it or its deadline passed;
     /// whether it was pending. It settles as always, when everything below has completed. Events above

@@ -1,0 +1,72 @@
+//! Ends before the end: requests that are cancelled, or whose deadline passed.
+//!
+//! What was not issued yet is dropped at once; what is in flight goes on, and its memory stays where it is,
+//! until its completion comes. Knows which requests an event stands for; must not know why it is ended.
+
+use std::time::Duration;
+
+use super::{Layer, Poller};
+use crate::request::{Cause, Event, NodeId, Reason, State};
+
+impl<L: Layer> Poller<L> {
+    /// Ends what an event waits for: it is resolved now, as a failure, if it was pending, and so is every
+    /// pending request below it. No part of them is issued any more. An event settles when what was in
+    /// flight has completed, which may have been carried out: outcome unknown.
+    ///
+    /// Losers of an `any` that has its winner are ended by cancelling the `any`.
+    pub fn cancel(&mut self, event: Event) {
+        self.end(event, Reason::Cancelled);
+    }
+
+    /// Gives an event `limit` from now on to be resolved; else it is [ended](Poller::cancel) as
+    /// [expired](Reason::Expired), by the first poll after that. It is the caller's own limit: what the
+    /// controller gets in time is another matter. A further one takes the place of the first.
+    pub fn set_deadline(&mut self, event: Event, limit: Duration) {
+        // Not the time of this poll: much may have happened since.
+        let now = self.core.clock.as_ref().map_or(Duration::ZERO, |clock| clock.now());
+        self.core.events.set_deadline(event, Some(now + limit));
+    }
+
+    /// Takes an event's deadline away.
+    pub fn clear_deadline(&mut self, event: Event) {
+        self.core.events.set_deadline(event, None);
+    }
+
+    /// Ends what is late.
+    #[cold]
+    pub(super) fn expire(&mut self) {
+        let now = Duration::from_nanos(self.core.nanos());
+        while let Some(event) = self.core.events.expired(now) {
+            self.end(event, Reason::Expired);
+        }
+    }
+
+    fn end(&mut self, event: Event, reason: Reason) {
+        if matches!(self.core.events.state(event), None | Some(State::Settled(..))) {
+            return;
+        }
+        let below = self.core.events.pending_requests(event);
+        self.core.events.resolve(event, reason);
+        let cause = if reason == Reason::Expired { Cause::Expired } else { Cause::Cancelled };
+        for (leaf, request) in below {
+            self.core.events.resolve(leaf, reason);
+            self.stop(request, cause);
+        }
+    }
+
+    /// Lets nothing more of a request go down, nor of its children.
+    fn stop(&mut self, request: NodeId, cause: Cause) {
+        let mut work = vec![request];
+        while let Some(id) = work.pop() {
+            let Poller { queues, core, .. } = self;
+            let node = &mut core.tree[id];
+            // What is in flight may or may not be carried out: from its first block on.
+            node.fail(0, cause);
+            let queue = if node.waits { queues.get_mut(usize::from(node.queue)) } else { None };
+            if let Some(Some(pair)) = queue {
+                pair.queue.drop_unissued(&mut core.tree, id);
+            }
+            work.extend(core.tree.children(id));
+        }
+    }
+}
