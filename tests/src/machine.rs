@@ -34,13 +34,24 @@ pub struct Iommu {
     pub address_bits: u8,
 }
 
-/// A place on PCI bus 0.
+/// A place on the PCI buses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
+    /// The bus: 0 is the root complex's own.
+    pub bus: u8,
     /// The device.
     pub slot: u8,
     /// The function.
     pub function: u8,
+}
+
+/// A root port with a hot-plug slot that has a power controller, so that what is in it can be removed.
+#[derive(Debug)]
+pub struct RootPort {
+    /// Where the port itself is.
+    pub address: Address,
+    /// The number of its slot.
+    pub slot: u8,
 }
 
 /// An NVMe controller.
@@ -48,14 +59,27 @@ pub struct Address {
 pub struct Controller {
     /// Where it is.
     pub address: Address,
+    /// The port in whose slot it is; `None` for one that is part of the root complex.
+    pub root_port: Option<RootPort>,
     /// Whether other functions are in its slot; without ACS they share its IOMMU group.
     pub multifunction: bool,
     /// Its serial number, by which the guest finds its block devices.
     pub serial: &'static str,
     /// How much it takes at once.
     pub mdts: Mdts,
+    /// What it writes as a whole or not at all.
+    pub atomic: Atomic,
     /// Namespaces.
     pub namespaces: &'static [Namespace],
+}
+
+/// Atomic writes (NVM Command Set 1.0, section 2.1.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Atomic {
+    /// One block, as every controller has to.
+    Block,
+    /// So many, in normal operation and across a power failure: AWUN and AWUPF are one less.
+    Blocks(u32),
 }
 
 /// Maximum Data Transfer Size.
@@ -78,6 +102,26 @@ pub struct Namespace {
     pub block: u32,
     /// What is on it when the machine starts.
     pub content: Content,
+    /// Where its medium is broken, in every boot.
+    pub defects: &'static [Defect],
+}
+
+/// A sector whose every access of one kind fails. The others keep their data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defect {
+    /// What fails.
+    pub access: Access,
+    /// Which sector, of 512 bytes whatever the namespace's blocks are.
+    pub sector: u64,
+}
+
+/// A kind of access to a medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
 }
 
 /// What a medium holds before the first boot.
@@ -93,11 +137,24 @@ pub enum Content {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "0000:00:{:02x}.{:x}", self.slot, self.function)
+        write!(f, "0000:{:02x}:{:02x}.{:x}", self.bus, self.slot, self.function)
     }
 }
 
 impl Controller {
+    /// A controller like the others but for its address and its serial number.
+    const fn usual(address: Address, serial: &'static str) -> Controller {
+        Controller {
+            address,
+            root_port: None,
+            multifunction: false,
+            serial,
+            mdts: Mdts::Pages(7),
+            atomic: Atomic::Block,
+            namespaces: BOTH_BLOCK_SIZES,
+        }
+    }
+
     /// Its address as the command line takes it, `0000:00:10.0`.
     pub fn bdf(&self) -> String {
         self.address.to_string()
@@ -107,80 +164,84 @@ impl Controller {
 const MIB: u64 = 1 << 20;
 
 const fn blank(nsid: u32, size: u64, block: u32) -> Namespace {
-    Namespace { nsid, size, block, content: Content::Blank }
+    Namespace { nsid, size, block, content: Content::Blank, defects: &[] }
 }
 
+/// On the root complex's own bus.
 const fn at(slot: u8, function: u8) -> Address {
-    Address { slot, function }
+    Address { bus: 0, slot, function }
 }
 
 const BOTH_BLOCK_SIZES: &[Namespace] = &[blank(1, 32 * MIB, 512), blank(2, 32 * MIB, 4096)];
 
 /// The controller that most cases use: two namespaces of both block sizes, QEMU's own MDTS of 512 KiB.
-pub static DISK: Controller = Controller {
-    address: at(0x10, 0),
-    multifunction: false,
-    serial: "KIOVECDISK",
-    mdts: Mdts::Pages(7),
-    namespaces: BOTH_BLOCK_SIZES,
-};
+pub static DISK: Controller = Controller::usual(at(0x10, 0), "KIOVECDISK");
 
 /// A controller that takes 8 KiB at once.
-pub static SMALL_TRANSFERS: Controller = Controller {
-    address: at(0x11, 0),
-    multifunction: false,
-    serial: "KIOVECSMALL",
-    mdts: Mdts::Pages(1),
-    namespaces: BOTH_BLOCK_SIZES,
-};
+pub static SMALL_TRANSFERS: Controller =
+    Controller { mdts: Mdts::Pages(1), ..Controller::usual(at(0x11, 0), "KIOVECSMALL") };
 
 /// A controller that takes the largest transfers that QEMU has.
-pub static LARGE_TRANSFERS: Controller = Controller {
-    address: at(0x12, 0),
-    multifunction: false,
-    serial: "KIOVECLARGE",
-    mdts: Mdts::Largest,
-    namespaces: BOTH_BLOCK_SIZES,
-};
+pub static LARGE_TRANSFERS: Controller =
+    Controller { mdts: Mdts::Largest, ..Controller::usual(at(0x12, 0), "KIOVECLARGE") };
 
 /// Two controllers in one slot: they share one IOMMU group.
-pub static TWIN: Controller = Controller {
-    address: at(0x13, 0),
-    multifunction: true,
-    serial: "KIOVECTWIN0",
-    mdts: Mdts::Pages(7),
-    namespaces: &[blank(1, 16 * MIB, 512)],
-};
+pub static TWIN: Controller = twin(0, "KIOVECTWIN0");
 /// The other of the two.
-pub static OTHER_TWIN: Controller = Controller {
-    address: at(0x13, 1),
-    multifunction: true,
-    serial: "KIOVECTWIN1",
-    mdts: Mdts::Pages(7),
-    namespaces: &[blank(1, 16 * MIB, 512)],
-};
+pub static OTHER_TWIN: Controller = twin(1, "KIOVECTWIN1");
+
+const ONE_NAMESPACE: &[Namespace] = &[blank(1, 16 * MIB, 512)];
+
+const fn twin(function: u8, serial: &'static str) -> Controller {
+    Controller {
+        multifunction: true,
+        namespaces: ONE_NAMESPACE,
+        ..Controller::usual(at(0x13, function), serial)
+    }
+}
 
 /// A controller whose namespaces the machine uses: swap, a file system, device-mapper.
 pub static USED: Controller = Controller {
-    address: at(0x14, 0),
-    multifunction: false,
-    serial: "KIOVECUSED",
-    mdts: Mdts::Pages(7),
     namespaces: &[
-        Namespace { nsid: 1, size: 16 * MIB, block: 512, content: Content::SwapPartition },
-        Namespace { nsid: 2, size: MIB, block: 512, content: Content::FileSystem },
+        Namespace { content: Content::SwapPartition, ..blank(1, 16 * MIB, 512) },
+        Namespace { content: Content::FileSystem, ..blank(2, MIB, 512) },
         blank(3, MIB, 4096),
     ],
+    ..Controller::usual(at(0x14, 0), "KIOVECUSED")
 };
 
 /// A controller whose data nobody minds: for workloads that destroy it.
-pub static SCRATCH: Controller = Controller {
-    address: at(0x15, 0),
-    multifunction: false,
-    serial: "KIOVECSCRATCH",
-    mdts: Mdts::Pages(7),
-    namespaces: BOTH_BLOCK_SIZES,
+pub static SCRATCH: Controller = Controller::usual(at(0x15, 0), "KIOVECSCRATCH");
+
+/// One of two equal controllers, each in a hot-plug slot: whatever is kept twice, or can lose a half.
+pub static LEG: Controller = leg(1, "KIOVECLEG0");
+/// The other of the two.
+pub static OTHER_LEG: Controller = leg(2, "KIOVECLEG1");
+
+/// Slots are numbered in the order of their ports, from 1, because that is how the buses behind them get numbers.
+const fn leg(slot: u8, serial: &'static str) -> Controller {
+    let port = RootPort { address: at(0x17 + slot, 0), slot };
+    let address = Address { bus: slot, slot: 0, function: 0 };
+    Controller { root_port: Some(port), ..Controller::usual(address, serial) }
+}
+
+/// A controller as large as the legs, whose medium has defects: the same in both namespaces, where no partition scan
+/// comes near.
+pub static DEFECTIVE: Controller = Controller {
+    namespaces: &[
+        Namespace { defects: DEFECTS, ..blank(1, 32 * MIB, 512) },
+        Namespace { defects: DEFECTS, ..blank(2, 32 * MIB, 4096) },
+    ],
+    ..Controller::usual(at(0x16, 0), "KIOVECDEFECT")
 };
+
+/// Neither is at the start of a block of 4 KiB, so that an error's place and the block's are two things.
+const DEFECTS: &[Defect] =
+    &[Defect { access: Access::Read, sector: 20_003 }, Defect { access: Access::Write, sector: 30_005 }];
+
+/// A controller that writes 256 blocks as a whole or not at all.
+pub static ATOMIC: Controller =
+    Controller { atomic: Atomic::Blocks(256), ..Controller::usual(at(0x17, 0), "KIOVECATOMIC") };
 
 /// What the guest's kernel writes on a namespace before kiovec may have it: a pattern from end to end.
 pub fn kernel_extent(namespace: &Namespace) -> Extent {
@@ -245,6 +306,32 @@ pub static MACHINES: &[Machine] = &[
         limit: Duration::from_secs(400),
     },
     Machine {
+        name: "legs",
+        processors: 2,
+        iommu: Some(PLAIN_IOMMU),
+        controllers: &[&LEG, &OTHER_LEG, &DEFECTIVE],
+        cases: &[
+            "modules-loaded",
+            "kernel-writes",
+            "defects",
+            "kiovec-duplicates-prp",
+            "kiovec-duplicates-sgl",
+            "power-lost-and-back",
+            "kernel-reads-kiovecs",
+            "removed-in-use",
+            "no-dma-faults",
+        ],
+        limit: Duration::from_secs(300),
+    },
+    Machine {
+        name: "atomic",
+        processors: 1,
+        iommu: Some(PLAIN_IOMMU),
+        controllers: &[&ATOMIC],
+        cases: &["modules-loaded", "atomic-writes"],
+        limit: Duration::from_secs(120),
+    },
+    Machine {
         name: "39-bits",
         processors: 1,
         iommu: Some(Iommu { address_bits: 39, ..PLAIN_IOMMU }),
@@ -293,13 +380,30 @@ mod tests {
     #[test]
     fn addresses_look_as_linux_writes_them() {
         assert_eq!(OTHER_TWIN.bdf(), "0000:00:13.1");
+        assert_eq!(OTHER_LEG.bdf(), "0000:02:00.0");
+    }
+
+    /// Firmware and kernel number buses in the order in which they find the ports.
+    #[test]
+    fn controllers_in_slots_are_on_the_bus_of_their_port() {
+        for machine in MACHINES {
+            let in_slots = machine.controllers.iter().filter_map(|c| Some((c.root_port.as_ref()?, c)));
+            let mut in_slots: Vec<_> = in_slots.collect();
+            in_slots.sort_by_key(|(port, _)| port.address.slot);
+            let buses: Vec<u8> = in_slots.iter().map(|(_, c)| c.address.bus).collect();
+            assert_eq!(buses, (1..=in_slots.len() as u8).collect::<Vec<_>>(), "{}", machine.name);
+            let others = machine.controllers.iter().filter(|c| c.root_port.is_none());
+            assert!(others.map(|c| c.address.bus).all(|bus| bus == 0), "{}", machine.name);
+        }
     }
 
     #[test]
     fn nothing_is_there_twice() {
         for machine in MACHINES {
             let distinct = |items: Vec<String>| items.len() == items.iter().collect::<BTreeSet<_>>().len();
-            assert!(distinct(machine.controllers.iter().map(|c| c.bdf()).collect()), "{}", machine.name);
+            let ports = machine.controllers.iter().filter_map(|c| Some(c.root_port.as_ref()?.address));
+            let functions = machine.controllers.iter().map(|c| c.address).chain(ports);
+            assert!(distinct(functions.map(|address| address.to_string()).collect()), "{}", machine.name);
             assert!(
                 distinct(machine.controllers.iter().map(|c| c.serial.to_owned()).collect()),
                 "{}",

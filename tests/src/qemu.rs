@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::machine::{Content, Controller, Machine, Mdts, Namespace};
+use crate::machine::{
+    Access, Address, Atomic, Content, Controller, Defect, Machine, Mdts, Namespace, RootPort,
+};
 use crate::process;
 use crate::report::{EXIT_PORT, Ending, Line};
 
@@ -194,11 +196,19 @@ fn arguments(machine: &Machine, boot: &Boot, files: &Files) -> Vec<String> {
         let bits = iommu.address_bits;
         add("-device", format!("intel-iommu,intremap={remapping},caching-mode=on,aw-bits={bits}"));
     }
+    if machine.controllers.iter().any(|controller| controller.root_port.is_some()) {
+        // Else the firmware's tables keep hot-plug to themselves, by a mechanism that only QEMU has, and the kernel
+        // leaves the ports' slots alone.
+        add("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off".into());
+    }
     for controller in machine.controllers {
+        if let Some(port) = &controller.root_port {
+            add("-device", root_port_device(port).to_string());
+        }
         add("-device", controller_device(controller, boot.largest_mdts).to_string());
         for namespace in controller.namespaces {
             let node = format!("{}-{}", controller.serial, namespace.nsid);
-            add("-blockdev", medium_node(&node, &files.medium(controller, namespace)).to_string());
+            add("-blockdev", medium_node(namespace, &node, &files.medium(controller, namespace)).to_string());
             add("-device", namespace_device(controller, namespace, &node).to_string());
         }
     }
@@ -216,20 +226,46 @@ fn arguments(machine: &Machine, boot: &Boot, files: &Files) -> Vec<String> {
     arguments
 }
 
+/// The bus of a port, for what is in its slot.
+fn port_bus(port: &RootPort) -> String {
+    format!("slot{}", port.slot)
+}
+
+fn root_port_device(port: &RootPort) -> Value {
+    json!({
+        "driver": "pcie-root-port",
+        "id": port_bus(port),
+        "bus": "pcie.0",
+        "addr": device_address(port.address),
+        "chassis": port.slot,
+        "slot": port.slot,
+    })
+}
+
 fn controller_device(controller: &Controller, largest_mdts: u8) -> Value {
     let mdts = match controller.mdts {
         Mdts::Pages(exponent) => exponent,
         Mdts::Largest => largest_mdts,
     };
-    json!({
+    let mut device = json!({
         "driver": "nvme",
         "id": controller.serial,
         "serial": controller.serial,
         "mdts": mdts,
         "multifunction": controller.multifunction,
-        "bus": "pcie.0",
-        "addr": format!("{:x}.{:x}", controller.address.slot, controller.address.function),
-    })
+        "bus": controller.root_port.as_ref().map_or_else(|| "pcie.0".into(), port_bus),
+        "addr": device_address(controller.address),
+    });
+    // Only where it is asked for: QEMU before 9.2 does not have these.
+    if let Atomic::Blocks(blocks) = controller.atomic {
+        device["atomic.awun"] = json!(blocks - 1);
+        device["atomic.awupf"] = json!(blocks - 1);
+    }
+    device
+}
+
+fn device_address(address: Address) -> String {
+    format!("{:x}.{:x}", address.slot, address.function)
 }
 
 fn namespace_device(controller: &Controller, namespace: &Namespace, node: &str) -> Value {
@@ -243,8 +279,28 @@ fn namespace_device(controller: &Controller, namespace: &Namespace, node: &str) 
     })
 }
 
-fn medium_node(node: &str, path: &Path) -> Value {
-    json!({ "driver": "file", "node-name": node, "filename": path.display().to_string(), "discard": "unmap" })
+fn medium_node(namespace: &Namespace, node: &str, path: &Path) -> Value {
+    let mut file = json!({ "driver": "file", "filename": path.display().to_string(), "discard": "unmap" });
+    if namespace.defects.is_empty() {
+        file["node-name"] = json!(node);
+        return file;
+    }
+    let errors: Vec<Value> = namespace.defects.iter().map(injected_error).collect();
+    json!({
+        "driver": "blkdebug",
+        "node-name": node,
+        "discard": "unmap",
+        "image": file,
+        "inject-error": errors,
+    })
+}
+
+fn injected_error(defect: &Defect) -> Value {
+    let access = match defect.access {
+        Access::Read => "read",
+        Access::Write => "write",
+    };
+    json!({ "event": "none", "iotype": access, "sector": defect.sector, "errno": libc::EIO, "once": false })
 }
 
 fn for_media(
@@ -319,7 +375,7 @@ fn romfs_sum(image: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{self, DISK, MACHINES, OTHER_TWIN};
+    use crate::machine::{self, ATOMIC, DEFECTIVE, DISK, LEG, MACHINES, OTHER_TWIN, USED};
     use std::collections::BTreeSet;
 
     fn arguments_of(machine: &Machine) -> Vec<String> {
@@ -344,8 +400,11 @@ mod tests {
                 parsed("-blockdev").iter().map(|n| n["node-name"].to_string()).collect();
             let devices = parsed("-device");
             let of = |driver: &'static str| devices.iter().filter(move |device| device["driver"] == driver);
+            let mut slots: BTreeSet<String> = of("pcie-root-port").map(|d| d["id"].to_string()).collect();
+            slots.insert(json!("pcie.0").to_string());
             let buses: BTreeSet<String> = of("nvme").map(|d| d["id"].to_string()).collect();
             assert_eq!(buses.len(), machine.controllers.len());
+            assert!(of("nvme").all(|controller| slots.contains(&controller["bus"].to_string())));
             for namespace in of("nvme-ns") {
                 assert!(nodes.contains(&namespace["drive"].to_string()), "{namespace}");
                 assert!(buses.contains(&namespace["bus"].to_string()), "{namespace}");
@@ -376,6 +435,30 @@ mod tests {
     }
 
     #[test]
+    fn a_controller_in_a_slot_is_behind_its_port() {
+        let port = LEG.root_port.as_ref().expect("a port");
+        assert_eq!(root_port_device(port)["id"], controller_device(&LEG, 0)["bus"]);
+        assert_eq!(controller_device(&LEG, 0)["addr"], "0.0");
+        assert_eq!(controller_device(&DISK, 0)["bus"], "pcie.0");
+    }
+
+    #[test]
+    fn atomic_writes_are_zeroes_based() {
+        assert_eq!(controller_device(&ATOMIC, 0)["atomic.awupf"], 255);
+        assert_eq!(controller_device(&DISK, 0)["atomic.awupf"], Value::Null);
+    }
+
+    #[test]
+    fn defects_lie_over_the_medium() {
+        let node = medium_node(&DEFECTIVE.namespaces[0], "n", Path::new("/m"));
+        assert_eq!((&node["driver"], &node["image"]["filename"]), (&json!("blkdebug"), &json!("/m")));
+        let errors = node["inject-error"].as_array().expect("errors");
+        assert_eq!(errors.len(), DEFECTIVE.namespaces[0].defects.len());
+        assert_eq!((&errors[1]["iotype"], &errors[1]["sector"]), (&json!("write"), &json!(30_005)));
+        assert_eq!(medium_node(&DISK.namespaces[0], "n", Path::new("/m"))["driver"], "file");
+    }
+
+    #[test]
     fn a_comma_in_a_path_is_escaped() {
         let arguments = arguments_of(&MACHINES[0]);
         assert_eq!(values(&arguments, "-chardev"), ["file,id=console,path=/run,,1/console.log"]);
@@ -389,7 +472,7 @@ mod tests {
     #[test]
     fn the_swap_partition_is_where_the_table_says() {
         let path = std::env::temp_dir().join(format!("kiovec-swap-{}", std::process::id()));
-        let namespace = Namespace { nsid: 1, size: 16 << 20, block: 512, content: Content::SwapPartition };
+        let namespace = USED.namespaces[0];
         make_medium(&path, &namespace).expect("written");
         let bytes = fs::read(&path).expect("read");
         fs::remove_file(&path).expect("removed");

@@ -1,11 +1,12 @@
 //! The judge: a namespace as the kernel's own driver reads and writes it.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kiovec_tests::machine::Controller;
+use kiovec_tests::machine::{Access, Controller};
 use kiovec_tests::pattern::{self, Extent};
 
 use crate::{Verdict, ensure, uevent};
@@ -56,8 +57,22 @@ fn find(controller: &Controller, nsid: u32) -> Option<PathBuf> {
 
 fn open(controller: &Controller, nsid: u32) -> Result<(File, PathBuf), String> {
     let path = path(controller, nsid)?;
-    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path);
-    Ok((file.map_err(|e| format!("{}: {e}", path.display()))?, path))
+    let file = open_direct(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok((file, path))
+}
+
+fn open_direct(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)
+}
+
+/// Reads a stretch, or writes it anew, and gives the kernel's error.
+pub fn access(path: &Path, access: Access, offset: u64, len: usize) -> io::Result<()> {
+    let file = open_direct(path)?;
+    let mut buffer = Aligned::new(len);
+    match access {
+        Access::Read => file.read_exact_at(buffer.get(), offset),
+        Access::Write => file.write_all_at(buffer.get(), offset),
+    }
 }
 
 /// Calls `each` with every stretch of the extent, at most [`CHUNK`] long.

@@ -16,6 +16,7 @@ mod kmsg;
 mod pci;
 mod program;
 mod reporter;
+mod slot;
 mod uevent;
 
 /// How a case ended: nothing to say, or why it failed.

@@ -2,8 +2,10 @@
 //! shape of memory, PRPs and SGLs, both block sizes, several queue pairs in several threads.
 //!
 //! `read` expects what the guest's kernel wrote before; `write` writes, reads back, and prints a manifest that the
-//! kernel's driver is held against afterwards.
+//! kernel's driver is held against afterwards; `duplicate` writes the same memory to two controllers, and its manifest
+//! holds for both.
 
+mod duplicate;
 mod plan;
 mod shape;
 mod worker;
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiovec::memory::DmaSpace;
 use kiovec::pci::Vfio;
 use kiovec::{Controller, DataForm};
@@ -26,23 +28,34 @@ use worker::{Job, Way};
 /// Threads, each with a poller of its own.
 const THREADS: usize = 2;
 
-/// Reads or writes the test patterns on a controller that is bound to vfio-pci.
+/// Reads or writes the test patterns on controllers that are bound to vfio-pci.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to do
+    #[command(subcommand)]
     what: What,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum What {
+    /// Expect the kernel's patterns, change nothing
+    Read(One),
+    /// Write patterns, read them back, print a manifest
+    Write(One),
+    /// Write every pattern to two controllers from the same memory, read it back, print a manifest
+    Duplicate {
+        #[command(flatten)]
+        one: One,
+        /// The other function
+        other: String,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+struct One {
     /// The form of data pointers
     form: Form,
     /// The function: 0000:00:10.0
     device: String,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum What {
-    /// Expect the kernel's patterns, change nothing
-    Read,
-    /// Write patterns, read them back, print a manifest
-    Write,
 }
 
 /// The form of data pointers; each has its half of every namespace.
@@ -52,32 +65,63 @@ pub enum Form {
     Sgl,
 }
 
+impl Form {
+    fn data(self) -> DataForm {
+        match self {
+            Form::Prp => DataForm::Prp,
+            Form::Sgl => DataForm::Sgl,
+        }
+    }
+}
+
 type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(&arguments) {
+    let what = Arguments::parse().what;
+    let (What::Read(One { device, .. })
+    | What::Write(One { device, .. })
+    | What::Duplicate { one: One { device, .. }, .. }) = &what;
+    match run(&what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("kiovec-guest-io: {}: {e}", arguments.device);
+            eprintln!("kiovec-guest-io: {device}: {e}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), Failure> {
+fn run(what: &What) -> Result<(), Failure> {
     let space = DmaSpace::new()?;
-    let function = Arc::new(Vfio::open(arguments.device.parse()?, &space)?);
-    let controller = Controller::open(function, &space)?;
-    let namespaces = controller.active_namespaces()?;
-    let namespaces: Result<Vec<Geometry>, Failure> =
-        namespaces.into_iter().map(|nsid| geometry(&controller, nsid)).collect();
-    let steps: Vec<Step> =
-        namespaces?.iter().flat_map(|namespace| plan::steps(*namespace, arguments.form)).collect();
-    match arguments.what {
-        What::Read => read_kernels(&controller, arguments.form, steps),
-        What::Write => write(&controller, arguments.form, steps),
+    match what {
+        What::Read(One { form, device }) => {
+            let controller = open(device, &space)?;
+            read_kernels(&controller, *form, steps(&controller, *form)?)
+        }
+        What::Write(One { form, device }) => {
+            let controller = open(device, &space)?;
+            write(&controller, *form, steps(&controller, *form)?)
+        }
+        What::Duplicate { one: One { form, device }, other } => {
+            let controllers = [open(device, &space)?, open(other, &space)?];
+            let steps = steps(&controllers[0], *form)?;
+            duplicate::run(&controllers, form.data(), &steps)?;
+            steps.iter().for_each(|step| println!("{}", step.extent()));
+            println!("{} writes read back from both", steps.len());
+            Ok(())
+        }
     }
+}
+
+fn open(device: &str, space: &DmaSpace) -> Result<Arc<Controller>, Failure> {
+    let function = Arc::new(Vfio::open(device.parse()?, space)?);
+    Ok(Controller::open(function, space)?)
+}
+
+/// What there is to do on all namespaces.
+fn steps(controller: &Controller, form: Form) -> Result<Vec<Step>, Failure> {
+    let namespaces: Result<Vec<Geometry>, Failure> =
+        controller.active_namespaces()?.into_iter().map(|nsid| geometry(controller, nsid)).collect();
+    Ok(namespaces?.iter().flat_map(|namespace| plan::steps(*namespace, form)).collect())
 }
 
 fn geometry(controller: &Controller, nsid: u32) -> Result<Geometry, Failure> {
@@ -113,10 +157,7 @@ fn write(controller: &Arc<Controller>, form: Form, steps: Vec<Step>) -> Result<(
 
 /// Does the steps, each thread its share, and waits for all of them.
 fn in_threads(controller: &Arc<Controller>, form: Form, way: Way, steps: Vec<Step>) -> Result<(), Failure> {
-    let data = match form {
-        Form::Prp => DataForm::Prp,
-        Form::Sgl => DataForm::Sgl,
-    };
+    let data = form.data();
     thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|thread| {

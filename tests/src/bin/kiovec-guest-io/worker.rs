@@ -106,7 +106,8 @@ fn request(space: &DmaSpace, way: Way, step: &Step) -> kiovec::Result<IoContaine
     })
 }
 
-fn filled(mut memory: MemoryChain, step: &Step) -> MemoryChain {
+/// The memory with the step's pattern in it.
+pub fn filled(mut memory: MemoryChain, step: &Step) -> MemoryChain {
     let mut data = vec![0; memory.len()];
     pattern::fill(step.seed, step.extent().offset, &mut data);
     memory.copy_from_slice(0, &data);
@@ -116,10 +117,15 @@ fn filled(mut memory: MemoryChain, step: &Step) -> MemoryChain {
 fn check(done: Done<'_>, way: Way, step: &Step) -> Result<(), Failure> {
     done.result()?;
     if way == Way::Read {
-        let data = done.take().into_memory().to_vec();
-        if let Some(at) = pattern::mismatch(step.seed, step.extent().offset, &data) {
-            return Err(format!("byte {at} of the namespace differs").into());
-        }
+        compare(done.take().memory(), step)?;
     }
     Ok(())
+}
+
+/// Whether what was read is the step's pattern.
+pub fn compare(memory: &MemoryChain, step: &Step) -> Result<(), Failure> {
+    match pattern::mismatch(step.seed, step.extent().offset, &memory.to_vec()) {
+        None => Ok(()),
+        Some(at) => Err(format!("byte {at} of the namespace differs").into()),
+    }
 }

@@ -64,7 +64,8 @@ fn writes(machine: &Machine, form: &str) -> Verdict {
     })
 }
 
-fn manifest(disk: &Controller, form: &str) -> String {
+/// Where the list is of what kiovec wrote on a controller.
+pub fn manifest(disk: &Controller, form: &str) -> String {
     format!("/tmp/manifest-{}-{form}", disk.serial)
 }
 

@@ -3,10 +3,11 @@
 mod commands;
 mod io;
 mod kernel;
+mod legs;
 mod perf;
 mod setup;
 
-use kiovec_tests::machine::{Controller, DISK, LARGE_TRANSFERS, Machine, SMALL_TRANSFERS};
+use kiovec_tests::machine::{Controller, DISK, LARGE_TRANSFERS, LEG, Machine, OTHER_LEG, SMALL_TRANSFERS};
 
 use crate::Verdict;
 
@@ -53,11 +54,17 @@ const CASES: &[(&str, Case)] = &[
     ("perf-without-hugepages", perf::no_hugepages),
     ("perf-interrupted", perf::interrupted_run_reports),
     ("perf-killed", perf::killed_run_leaves_it_usable),
+    ("kiovec-duplicates-prp", legs::duplicates_prp),
+    ("kiovec-duplicates-sgl", legs::duplicates_sgl),
+    ("power-lost-and-back", legs::power_is_lost_and_back),
+    ("removed-in-use", legs::removed_in_use),
+    ("defects", legs::defects),
+    ("atomic-writes", legs::atomic_writes),
 ];
 
 /// The controllers of the machine that kernel and kiovec write for each other.
 fn written_disks(machine: &Machine) -> impl Iterator<Item = &'static Controller> {
-    let written = [&DISK, &SMALL_TRANSFERS, &LARGE_TRANSFERS];
+    let written = [&DISK, &SMALL_TRANSFERS, &LARGE_TRANSFERS, &LEG, &OTHER_LEG];
     machine.controllers.iter().copied().filter(move |c| written.iter().any(|w| w.serial == c.serial))
 }
 

@@ -23,7 +23,7 @@ fn is_bound() -> Verdict {
 }
 
 /// Runs a workload; it has to do I/O without an error and, if it verifies, to find every block as it was written.
-fn sound(program: Program) -> Result<Output, String> {
+pub fn sound(program: Program) -> Result<Output, String> {
     let output = program.succeeds()?;
     sound_report(&output)?;
     Ok(output)
@@ -127,13 +127,13 @@ pub fn killed_run_leaves_it_usable(_: &'static Machine) -> Verdict {
 
 /// Waits until the process has the device open and has since worked for a while. It polls, so that its processor
 /// time is the measure of its I/O.
-fn wait_until_busy(child: &mut Child) -> Verdict {
+pub fn wait_until_busy(child: &mut Child) -> Verdict {
     const TICKS: u64 = 50;
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut start = None;
     while Instant::now() < deadline {
         let ended = process::ended(child, Duration::from_millis(20)).map_err(|e| format!("poll: {e}"))?;
-        ensure!(!ended, "the first run ended by itself");
+        ensure!(!ended, "it ended by itself");
         let used = processor_ticks(child.id())?;
         if start.is_some_and(|start| used >= start + TICKS) {
             return Ok(());
@@ -142,7 +142,7 @@ fn wait_until_busy(child: &mut Child) -> Verdict {
             start = Some(used);
         }
     }
-    Err("the first run did not get busy".into())
+    Err("it did not get busy".into())
 }
 
 fn has_device_open(pid: u32) -> bool {
