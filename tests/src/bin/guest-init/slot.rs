@@ -6,8 +6,8 @@
 //!
 //! What a process sees that has the function open through vfio-pci, tried with Linux 6.1 and QEMU 10.0:
 //! - Registers of the mapped BAR read as **zeros**, where real hardware answers with all ones: QEMU has nobody to
-//!   answer for a bus. Writes go nowhere. There is no SIGBUS, and the BAR can even be mapped again; SIGBUS comes only
-//!   once Memory Space Enable was cleared, or the function reset, through VFIO itself.
+//!   answer for a bus. Writes go nowhere. There is no SIGBUS, and the BAR can even be mapped again; SIGBUS came
+//!   only where Memory Space Enable had been cleared through VFIO itself.
 //! - Configuration space reads as all ones where VFIO passes it on: Status is FFFFh. IDs and BARs are VFIO's own copy
 //!   and stay.
 //! - Reset (VFIO_DEVICE_RESET) fails at once with EAGAIN after a removal. Mapping and unmapping DMA go on working.
@@ -15,7 +15,9 @@
 //!   stays in sysfs, and pciehp waits in vfio-pci, until its user closes the device, or dies; then everything goes in
 //!   milliseconds. Other slots and other processes notice nothing of it.
 //! - After a mere loss of power nothing fires, and the kernel goes on believing in the function: whoever resets or
-//!   closes it sits in the kernel, beyond SIGKILL's reach, until power is back, at most a minute (pci_dev_wait).
+//!   closes it sits in the kernel, beyond the reach of signals, until power is back, or for more than a minute each
+//!   time (pci_dev_wait). With power back the command register is 0 and the BARs are empty, so that registers still read
+//!   as zeros, until Memory Space Enable is written through VFIO, which puts the BARs back: then the old mapping works.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
