@@ -90,9 +90,15 @@ impl Map {
         }
     }
 
+    /// Gives the memory of a part back: it reads as zeros from then on. Only a wish.
+    pub(crate) fn discard(&self, offset: usize, len: usize) {
+        let _ = self.advise(offset, len, Advice::LinuxRemove);
+    }
+
     fn advise(&self, offset: usize, len: usize, advice: Advice) -> io::Result<()> {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
-        // SAFETY: within the mapping, as checked; populating keeps its contents.
+        // SAFETY: within the mapping, as checked, which stays a mapping: what is advised here changes
+        // its contents at most, and those are accessed through raw pointers only.
         unsafe { rustix::mm::madvise(self.base.as_ptr().byte_add(offset).cast(), len, advice)? };
         Ok(())
     }

@@ -42,26 +42,32 @@ impl PrpTable {
         self.iova
     }
 
-    /// Writes the entries of a region, which starts on a 2 MiB boundary.
-    pub(super) fn fill(&self, region: &Range<u64>) -> io::Result<()> {
-        let bytes = Self::bytes_of(region);
+    /// Writes the entries of a region's 2 MiB blocks.
+    pub(super) fn fill(&self, blocks: &Range<u64>) -> io::Result<()> {
+        let bytes = Self::bytes_of(blocks);
         self.map.populate(bytes.start as usize, (bytes.end - bytes.start) as usize)?;
-        for page in (region.start..region.end).step_by(PAGE_SIZE as usize) {
+        for page in (blocks.start..blocks.end).step_by(PAGE_SIZE as usize) {
             let offset = (page / RATIO) as usize;
             assert!(offset + 8 <= self.map.len(), "a region lies outside the window");
-            // SAFETY: within the table, as checked; the pages of a region are its own, so no device
+            // SAFETY: within the table, as checked; the blocks of a region are its own, so no device
             // and no other thread reads these entries before the region exists.
             unsafe { self.map.base().byte_add(offset).cast::<u64>().write(page.to_le()) };
         }
         Ok(())
     }
 
-    /// The part of the table that serves a region.
-    pub(super) fn mapping(&self, region: &Range<u64>) -> Mapping<'_> {
-        let bytes = Self::bytes_of(region);
+    /// Gives the entries of blocks back that no device reaches any more.
+    pub(super) fn release(&self, blocks: &Range<u64>) {
+        let bytes = Self::bytes_of(blocks);
+        self.map.discard(bytes.start as usize, (bytes.end - bytes.start) as usize);
+    }
+
+    /// The part of the table that serves a region's blocks.
+    pub(super) fn mapping(&self, blocks: &Range<u64>) -> Mapping<'_> {
+        let bytes = Self::bytes_of(blocks);
         Mapping {
             iova: self.iova + bytes.start,
-            // SAFETY: the region lies in the window, which the table spans.
+            // SAFETY: the blocks lie in the window, which the table spans.
             memory: unsafe { self.map.base().byte_add(bytes.start as usize) },
             len: bytes.end - bytes.start,
             file: Some((self.file.as_fd(), bytes.start)),
@@ -69,8 +75,8 @@ impl PrpTable {
         }
     }
 
-    fn bytes_of(region: &Range<u64>) -> Range<u64> {
-        region.start / RATIO..(region.end / RATIO).next_multiple_of(PAGE_SIZE)
+    fn bytes_of(blocks: &Range<u64>) -> Range<u64> {
+        blocks.start / RATIO..blocks.end / RATIO
     }
 }
 
@@ -81,15 +87,17 @@ mod tests {
     #[test]
     fn entry_i_is_page_i() {
         let table = PrpTable::new(0x2000_0000, 1 << 32).unwrap();
-        let region = 0x60_0000..0xa0_0000;
-        table.fill(&region).unwrap();
-        let mapping = table.mapping(&region);
+        let blocks = 0x60_0000..0xa0_0000;
+        table.fill(&blocks).unwrap();
+        let mapping = table.mapping(&blocks);
         assert_eq!(mapping.iova(), 0x2000_0000 + 3 * 4096);
         assert_eq!(mapping.len(), 2 * 4096);
-        for (i, page) in region.clone().step_by(4096).enumerate() {
-            // SAFETY: within the mapping, which nobody else uses.
-            let entry = unsafe { mapping.memory().cast::<u64>().add(i).read() };
-            assert_eq!(entry, page);
+        // SAFETY: within the mapping, which nobody else uses.
+        let entry = |i| unsafe { mapping.memory().cast::<u64>().add(i).read() };
+        for (i, page) in blocks.clone().step_by(4096).enumerate() {
+            assert_eq!(entry(i), page);
         }
+        table.release(&blocks);
+        assert_eq!(entry(0), 0, "the memory was given back");
     }
 }

@@ -32,6 +32,19 @@ impl FreeRanges {
         Some(at)
     }
 
+    /// Takes exactly this range, if all of it is free. It must not be empty.
+    pub(super) fn take_at(&mut self, range: Range<u64>) -> bool {
+        assert!(range.start < range.end);
+        let around = self.by_start.range(..=range.start).next_back().map(|(&start, &end)| (start, end));
+        match around {
+            Some((start, end)) if range.end <= end => {
+                self.cut(start, end, range);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Removes whatever of `range` is free.
     pub(super) fn exclude(&mut self, range: Range<u64>) {
         if range.is_empty() {
@@ -99,6 +112,7 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Step {
         Take { len: u64, align: u64 },
+        TakeAt(u64, u64),
         Give(usize),
         Exclude(u64, u64),
     }
@@ -106,6 +120,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             (1..40u64, 0..6u32).prop_map(|(len, align)| Step::Take { len, align: 1 << align }),
+            (0..SIZE, 1..20u64).prop_map(|(start, len)| Step::TakeAt(start, len)),
             (0..64usize).prop_map(Step::Give),
             (0..SIZE, 0..20u64).prop_map(|(start, len)| Step::Exclude(start, len)),
         ]
@@ -132,6 +147,14 @@ mod tests {
                         if let Some(at) = at {
                             free[at as usize..(at + len) as usize].fill(false);
                             taken.push(at..at + len);
+                        }
+                    }
+                    Step::TakeAt(start, len) => {
+                        let all = (start..start + len).all(|i| free.get(i as usize) == Some(&true));
+                        prop_assert_eq!(ranges.take_at(start..start + len), all);
+                        if all {
+                            free[start as usize..(start + len) as usize].fill(false);
+                            taken.push(start..start + len);
                         }
                     }
                     Step::Give(which) if !taken.is_empty() => {

@@ -14,6 +14,7 @@ use super::domain::{Access, Domain, Mapping};
 use super::prp_table::PrpTable;
 use super::ranges::FreeRanges;
 use super::region::{Backing, GRID, Pages, Region};
+use super::source::Source;
 use crate::{Error, Result};
 
 /// Where the IOVAs of a space begin and end. 2^38 because many IOMMUs translate 39 bits only.
@@ -49,7 +50,10 @@ struct Inner {
 
 struct State {
     iovas: FreeRanges,
+    /// What is mapped in every domain, whoever brought it.
     regions: Vec<Arc<Region>>,
+    /// What is allocated from.
+    pool: Vec<Arc<Source>>,
     domains: Vec<Attached>,
     known: Vec<Weak<dyn Domain>>,
 }
@@ -67,7 +71,13 @@ impl DmaSpace {
         let mut iovas = FreeRanges::new(WINDOW);
         iovas.exclude(PRP_TABLE..PRP_TABLE + PrpTable::len_for(WINDOW.end));
         iovas.exclude(MSI_WINDOW);
-        let state = Mutex::new(State { iovas, regions: Vec::new(), domains: Vec::new(), known: Vec::new() });
+        let state = Mutex::new(State {
+            iovas,
+            regions: Vec::new(),
+            pool: Vec::new(),
+            domains: Vec::new(),
+            known: Vec::new(),
+        });
         let id = IDS.fetch_add(1, Ordering::Relaxed);
         Ok(DmaSpace { inner: Arc::new(Inner { id, table, state }) })
     }
@@ -81,9 +91,10 @@ impl DmaSpace {
         Ok(MemoryChain::from(self.segment(len, PAGE_SIZE, Access::ReadWrite)?))
     }
 
-    /// The worst pages that any memory of the space stands on, `None` while it has none.
+    /// The worst pages that any memory of the space's own stands on, `None` while it has none. Nothing
+    /// is known of registered memory's pages.
     pub fn pages(&self) -> Option<Pages> {
-        self.state().regions.iter().map(|region| region.pages()).max()
+        self.state().regions.iter().filter_map(|region| region.pages()).max()
     }
 
     /// Identifies the space among all of this process.
@@ -107,15 +118,42 @@ impl DmaSpace {
         // Data begins and ends on pages of its own, so that no two buffers share a page that a
         // device writes.
         let room = bytes.next_multiple_of(PAGE_SIZE);
-        let fit = |region: &Arc<Region>| {
-            let iova = (region.access() == access).then(|| region.take(room, align))??;
-            Some(Segment::new(iova, len, room, Arc::clone(region)))
+        let fit = |source: &Arc<Source>| {
+            let iova = (source.access() == access).then(|| source.take(room, align))??;
+            Some(Segment::new(iova, len, room, Arc::clone(source)))
         };
-        if let Some(segment) = state.regions.iter().find_map(fit) {
+        if let Some(segment) = state.pool.iter().find_map(fit) {
             return Ok(segment);
         }
-        let region = self.grow(&mut state, room.next_multiple_of(GRID), access)?;
-        fit(&region).ok_or_else(|| unreachable!("a new region has room for what it was made for"))
+        let backing = Backing::new(room.next_multiple_of(GRID))
+            .map_err(|e| Error::OutOfMemory { bytes: room, reason: e.to_string() })?;
+        let iova = self.place(&mut state, &backing)?;
+        let region = Arc::new(Region::new(backing, iova, access));
+        self.map_everywhere(&mut state, &region)?;
+        let source = Arc::new(Source::exclusive(region, self.id(), None));
+        state.pool.push(Arc::clone(&source));
+        fit(&source).ok_or_else(|| unreachable!("a new region has room for what it was made for"))
+    }
+
+    /// Adds memory that came from elsewhere, until what is returned is dropped.
+    pub(super) fn add_external(&self, backing: Backing) -> Result<Arc<Registered>> {
+        // Declared before the lock is taken: whatever fails, the owner, whose code is not ours, is
+        // dropped without it.
+        let region;
+        let mut state = self.state();
+        let new = backing.address();
+        let overlaps = |old: Range<u64>| new.start < old.end && old.start < new.end;
+        if state.regions.iter().any(|region| !region.is_retired() && overlaps(region.address())) {
+            return Err(Error::InvalidInput(format!(
+                "memory at {:#x}-{:#x}, or part of it, is in this space already; end the earlier registration first",
+                new.start,
+                new.end - 1
+            )));
+        }
+        let iova = self.place(&mut state, &backing)?;
+        region = Arc::new(Region::new(backing, iova, Access::ReadWrite));
+        self.map_everywhere(&mut state, &region)?;
+        Ok(Arc::new(Registered { space: self.clone(), region }))
     }
 
     /// Makes all memory of this space, present and future, reachable through `domain`, until the
@@ -125,7 +163,7 @@ impl DmaSpace {
         let ranges = domain.iova_ranges();
         self.check_table(&domain, &ranges)?;
         for region in &state.regions {
-            check_range(&domain, &ranges, region.iova(), "a region of this space")?;
+            check_range(&domain, &ranges, region.blocks(), "a region of this space")?;
         }
         match state.domains.iter_mut().find(|attached| Arc::ptr_eq(&attached.domain, &domain)) {
             Some(attached) => attached.users += 1,
@@ -167,50 +205,72 @@ impl DmaSpace {
         Ok(())
     }
 
-    /// Adds a region and maps it everywhere.
-    fn grow(&self, state: &mut State, len: u64, access: Access) -> Result<Arc<Region>> {
-        let out_of_memory = |reason: String| Error::OutOfMemory { bytes: len, reason };
+    /// Takes IOVAs for memory: it gets 2 MiB blocks of its own, and is as far into the first one as its
+    /// address is into a (huge) page.
+    fn place(&self, state: &mut State, backing: &Backing) -> Result<u64> {
+        let out_of_memory = |reason: String| Error::OutOfMemory { bytes: backing.len(), reason };
         if state.regions.len() == MAX_REGIONS {
             return Err(out_of_memory(format!("the space has {MAX_REGIONS} regions already")));
         }
-        let backing = Backing::new(len).map_err(|e| out_of_memory(e.to_string()))?;
-        let start = state
-            .iovas
-            .take(len, backing.iova_align())
-            .ok_or_else(|| out_of_memory("no room left in the IOVA window".into()))?;
-        let region = Arc::new(Region::new(backing, start, access, self.inner.id));
-        let mapped = self.inner.table.fill(&region.iova()).map_err(Error::os("PRP table")).and_then(|()| {
+        let align = backing.iova_align();
+        let skip = backing.address().start % align;
+        let start = state.iovas.take((skip + backing.len()).next_multiple_of(GRID), align);
+        start.map(|start| start + skip).ok_or_else(|| out_of_memory("no room left in the IOVA window".into()))
+    }
+
+    /// Maps a region that has its place in every domain, or gives the place back.
+    fn map_everywhere(&self, state: &mut State, region: &Arc<Region>) -> Result<()> {
+        // All of the table that the region can need: to map a part of it when it is first used would
+        // be a system call per domain on the way of an I/O. VFIO gives mapped pages memory at once,
+        // so writing the entries later would save none.
+        let filled = self.inner.table.fill(&region.blocks()).map_err(Error::os("PRP table"));
+        let mapped = filled.and_then(|()| {
             for (done, attached) in state.domains.iter().enumerate() {
-                if let Err(error) = self.map_region(&attached.domain, &region) {
-                    state.domains[..done].iter().for_each(|d| self.unmap_region(&d.domain, &region));
+                if let Err(error) = self.map_region(&attached.domain, region) {
+                    state.domains[..done].iter().for_each(|d| self.unmap_region(&d.domain, region));
                     return Err(error);
                 }
             }
             Ok(())
         });
         match mapped {
-            Ok(()) => state.regions.push(Arc::clone(&region)),
-            Err(error) => {
-                // What could not be unmapped again keeps its address, so that nothing else gets it.
-                if !region.is_retired() {
-                    state.iovas.give(region.iova());
-                }
-                return Err(error);
-            }
+            Ok(()) => state.regions.push(Arc::clone(region)),
+            Err(_) => self.reclaim(state, region),
         }
-        Ok(region)
+        mapped
+    }
+
+    /// Takes a region out of the space whose last segment is gone.
+    fn remove(&self, region: &Arc<Region>) {
+        let mut state = self.state();
+        // What is retired stays mapped, and its place taken.
+        if region.is_retired() {
+            return;
+        }
+        state.regions.retain(|other| !Arc::ptr_eq(other, region));
+        state.domains.iter().for_each(|attached| self.unmap_region(&attached.domain, region));
+        self.reclaim(&mut state, region);
+    }
+
+    /// Frees the place of a region that is mapped nowhere. What could not be unmapped keeps it, so
+    /// that nothing else gets it.
+    fn reclaim(&self, state: &mut State, region: &Region) {
+        if !region.is_retired() {
+            self.inner.table.release(&region.blocks());
+            state.iovas.give(region.blocks());
+        }
     }
 
     fn map_region(&self, domain: &Arc<dyn Domain>, region: &Arc<Region>) -> Result<()> {
         domain.map(&region.mapping())?;
-        domain.map(&self.inner.table.mapping(&region.iova())).inspect_err(|_| {
+        domain.map(&self.inner.table.mapping(&region.blocks())).inspect_err(|_| {
             let range = region.iova();
             retire_unless(domain.unmap(range.start, range.end - range.start), region);
         })
     }
 
     fn unmap_region(&self, domain: &Arc<dyn Domain>, region: &Arc<Region>) {
-        for mapping in [region.mapping(), self.inner.table.mapping(&region.iova())] {
+        for mapping in [region.mapping(), self.inner.table.mapping(&region.blocks())] {
             let Mapping { iova, len, .. } = mapping;
             retire_unless(domain.unmap(iova, len), region);
         }
@@ -279,6 +339,29 @@ impl fmt::Debug for DmaSpace {
             .field("regions", &state.regions)
             .field("domains", &state.domains.iter().map(|d| d.domain.name()).collect::<Vec<_>>())
             .finish()
+    }
+}
+
+/// Memory that came from elsewhere, as part of a space. Dropping it unmaps it everywhere, and only then
+/// drops its owner. Every source of it holds this, so that this comes after its last segment.
+pub(super) struct Registered {
+    space: DmaSpace,
+    region: Arc<Region>,
+}
+
+impl Registered {
+    pub(super) fn space(&self) -> u64 {
+        self.space.id()
+    }
+
+    pub(super) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.space.remove(&self.region);
     }
 }
 
