@@ -102,8 +102,14 @@ pub enum Error {
         /// The device as it was named.
         device: String,
     },
-    /// Registers read as all ones.
-    #[error("{device}: registers read as all ones: the device is gone from the bus")]
+    /// CSTS.RDY of an enabled controller is 0.
+    #[error("{device}: the controller was reset or lost its power behind the driver's back; open it again")]
+    Disabled {
+        /// The device as it was named.
+        device: String,
+    },
+    /// Registers read as all ones, or as zeros that they never have.
+    #[error("{device}: no register answers: the device is gone from the bus")]
     Gone {
         /// The device as it was named.
         device: String,

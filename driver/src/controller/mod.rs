@@ -284,10 +284,12 @@ impl Controller {
 
     /// Makes sure that the controller touches no memory: disabled, or reset, or off the bus.
     pub(crate) fn quiesce(&self) -> Result<()> {
-        self.registers
-            .disable()
-            .or_else(|_| self.function.reset())
-            .or_else(|_| self.function.set_bus_master(false))
+        let reset = |error| match error {
+            // To reset what is gone can block for minutes in the kernel.
+            Error::Gone { .. } => Err(error),
+            _ => self.function.reset(),
+        };
+        self.registers.disable().or_else(reset).or_else(|_| self.function.set_bus_master(false))
     }
 
     pub(crate) fn prp_table(&self) -> Option<u64> {

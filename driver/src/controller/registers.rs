@@ -146,16 +146,23 @@ impl Registers {
 
 /// CSTS, or an error if the device is gone.
 fn status(function: &dyn Function) -> Result<Csts> {
+    let gone = || Error::Gone { device: function.name().into() };
     match function.read32(reg::CSTS)? {
-        u32::MAX => Err(Error::Gone { device: function.name().into() }),
+        u32::MAX => Err(gone()),
+        // Some bridges answer for a device that is gone with zeros, and a controller that is there always
+        // has a version.
+        0 if matches!(function.read32(reg::VS)?, 0 | u32::MAX) => Err(gone()),
         csts => Ok(Csts::from_bits(csts)),
     }
 }
 
-/// Fails if the controller answers nothing any more: it is gone, or has stopped (CSTS.CFS).
+/// Fails if an enabled controller answers nothing any more: it is gone, has stopped (CSTS.CFS), or was
+/// disabled by something else than this driver.
 pub(super) fn check(function: &dyn Function) -> Result<()> {
-    match status(function)?.cfs() {
-        true => Err(Error::Fatal { device: function.name().into() }),
-        false => Ok(()),
+    let csts = status(function)?;
+    match (csts.cfs(), csts.rdy()) {
+        (true, _) => Err(Error::Fatal { device: function.name().into() }),
+        (false, false) => Err(Error::Disabled { device: function.name().into() }),
+        (false, true) => Ok(()),
     }
 }
