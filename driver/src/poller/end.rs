@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Layer, Poller};
+use super::{Core, Layer, Poller};
 use crate::request::{Cause, Event, NodeId, Reason, State};
 
 impl<L: Layer> Poller<L> {
@@ -58,15 +58,15 @@ impl<L: Layer> Poller<L> {
     fn stop(&mut self, request: NodeId, cause: Cause) {
         let mut work = vec![request];
         while let Some(id) = work.pop() {
-            let Poller { queues, core, .. } = self;
-            let node = &mut core.tree[id];
+            let Core { queues, tree, .. } = &mut self.core;
+            let node = &mut tree[id];
             // What is in flight may or may not be carried out: from its first block on.
             node.fail(0, cause);
             let queue = if node.waits { queues.get_mut(usize::from(node.queue)) } else { None };
             if let Some(Some(pair)) = queue {
-                pair.queue.drop_unissued(&mut core.tree, id);
+                pair.queue.drop_unissued(tree, id);
             }
-            work.extend(core.tree.children(id));
+            work.extend(tree.children(id));
         }
     }
 }

@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use super::{Core, Pair, Target};
+use super::{Core, Target};
 use crate::queue::{Queue, Refusal};
-use crate::request::{Cause, Failure, IoContainer, NodeId, Operation};
+use crate::request::{Cause, Failure, IoContainer, NodeId, Operation, Tree};
 
 /// A request in the hands of one layer: not in flight, and nobody else's at this moment.
 ///
@@ -131,11 +131,10 @@ impl Layer for Direct {
 /// A poller, in the hands of a layer.
 #[derive(Debug)]
 pub struct Cx<'a> {
-    /// The queue whose turn it is; it is not among the others.
+    /// The queue whose turn it is; it is not in its place in the core.
     pub(super) here: u16,
     pub(super) queue: &'a mut Queue,
     pub(super) core: &'a mut Core,
-    pub(super) others: &'a mut [Option<Box<Pair>>],
 }
 
 impl Cx<'_> {
@@ -249,14 +248,14 @@ impl Cx<'_> {
     }
 
     pub(super) fn admit(&mut self, target: Target, id: NodeId) -> Result<(), Refusal> {
-        let Cx { here, queue, core, others } = self;
-        core.tree[id].queue = target.queue;
-        queue_of(target.queue, *here, queue, others).admit(&mut core.tree, id, target.namespace)
+        self.core.tree[id].queue = target.queue;
+        let (queue, tree) = self.queue(target.queue);
+        queue.admit(tree, id, target.namespace)
     }
 
     pub(super) fn start(&mut self, target: Target, id: NodeId) {
-        let Cx { here, queue, core, others } = self;
-        queue_of(target.queue, *here, queue, others).start(&mut core.tree, id);
+        let (queue, tree) = self.queue(target.queue);
+        queue.start(tree, id);
     }
 
     // ---- children ----
@@ -384,23 +383,19 @@ impl Cx<'_> {
     /// Gives the slot of a finished command back.
     pub(super) fn release_slot(&mut self, io: &mut Handle) {
         if io.has_slot() {
-            let Cx { here, queue, others, core } = self;
-            queue_of(io.queue, *here, queue, others).release(usize::from(io.slot));
+            let (queue, tree) = self.queue(io.queue);
+            queue.release(usize::from(io.slot));
             io.slot = NO_SLOT;
-            core.tree[io.node].wire = None;
+            tree[io.node].wire = None;
         }
     }
-}
 
-fn queue_of<'q>(
-    index: u16,
-    here: u16,
-    queue: &'q mut Queue,
-    others: &'q mut [Option<Box<Pair>>],
-) -> &'q mut Queue {
-    if index == here {
-        return queue;
+    fn queue(&mut self, index: u16) -> (&mut Queue, &mut Tree) {
+        let Core { queues, tree, .. } = &mut *self.core;
+        if index == self.here {
+            return (self.queue, tree);
+        }
+        let pair = queues[usize::from(index)].as_mut();
+        (&mut pair.expect("only the queue whose turn it is is out").queue, tree)
     }
-    let pair = others[usize::from(index)].as_mut();
-    &mut pair.expect("only the queue whose turn it is is out").queue
 }

@@ -165,7 +165,6 @@ impl From<Rejected> for Error {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Poller<L: Layer = Direct> {
-    queues: Vec<Option<Box<Pair>>>,
     core: Core,
     layers: Vec<Stacked<L>>,
     turns: u64,
@@ -174,6 +173,8 @@ pub struct Poller<L: Layer = Direct> {
 /// What all queues of a poller share.
 #[derive(Debug)]
 struct Core {
+    /// One is out during its turn.
+    queues: Vec<Option<Box<Pair>>>,
     tree: Tree,
     events: Events,
     observers: Observers,
@@ -243,6 +244,7 @@ impl<L: Layer> Poller<L> {
     /// The same, for requests that pass layers as well.
     pub fn with_layers(requests: u32) -> Poller<L> {
         let core = Core {
+            queues: Vec::new(),
             tree: Tree::new(requests),
             events: Events::default(),
             observers: Observers::default(),
@@ -252,12 +254,12 @@ impl<L: Layer> Poller<L> {
             clock: None,
             now: None,
         };
-        Poller { queues: Vec::new(), core, layers: Vec::new(), turns: 0 }
+        Poller { core, layers: Vec::new(), turns: 0 }
     }
 
     /// Creates an I/O queue pair on a controller.
     pub fn add_queue(&mut self, controller: &Arc<Controller>, options: QueueOptions) -> Result<QueueId> {
-        if self.queues.len() == MAX_QUEUES {
+        if self.core.queues.len() == MAX_QUEUES {
             return Err(Error::InvalidInput(format!("a poller has at most {MAX_QUEUES} queue pairs")));
         }
         if !(1..=MAX_DEPTH).contains(&options.depth) {
@@ -268,8 +270,8 @@ impl<L: Layer> Poller<L> {
         }
         let pair = Pair::new(controller, options)?;
         self.core.clock.get_or_insert_with(|| controller.clock());
-        self.queues.push(Some(Box::new(pair)));
-        Ok(QueueId { poller: self.core.tree.id(), index: self.queues.len() as u16 - 1 })
+        self.core.queues.push(Some(Box::new(pair)));
+        Ok(QueueId { poller: self.core.tree.id(), index: self.core.queues.len() as u16 - 1 })
     }
 
     /// Makes a namespace of the queue's controller a target.
@@ -330,7 +332,7 @@ impl<L: Layer> Poller<L> {
         if target.queue == LAYERED {
             return Some(self.layers.get(usize::from(target.namespace))?.geometry);
         }
-        let queue = &self.queues.get(usize::from(target.queue))?.as_ref()?.queue;
+        let queue = &self.core.queues.get(usize::from(target.queue))?.as_ref()?.queue;
         let limits = &queue.reachable(target.namespace).limits;
         Some(Geometry {
             block_shift: limits.block_shift,
@@ -375,9 +377,9 @@ impl<L: Layer> Poller<L> {
     /// Lets go what was held back.
     pub fn unplug(&mut self, queue: QueueId) {
         if self.find(queue).is_some() {
-            let Poller { queues, core, .. } = self;
+            let Core { queues, tree, .. } = &mut self.core;
             let pair = queues[usize::from(queue.index)].as_mut().expect("a queue is out only during poll");
-            pair.queue.unplug(&mut core.tree);
+            pair.queue.unplug(tree);
         }
     }
 
@@ -391,7 +393,7 @@ impl<L: Layer> Poller<L> {
             self.expire();
         }
         let mut count = 0;
-        for index in 0..self.queues.len() {
+        for index in 0..self.core.queues.len() {
             count += Turn::new(self, index as u16).run(&mut f);
         }
         count
@@ -399,7 +401,7 @@ impl<L: Layer> Poller<L> {
 
     /// Lets others run: after a poll that found nothing, where there is nothing else to do.
     fn pause(&self) {
-        match self.queues.iter().flatten().next() {
+        match self.core.queues.iter().flatten().next() {
             Some(pair) => pair.controller.pause(),
             None => std::thread::yield_now(),
         }
@@ -428,11 +430,11 @@ impl<L: Layer> Poller<L> {
 
     fn find(&self, queue: QueueId) -> Option<&Pair> {
         let here = (queue.poller == self.core.tree.id()).then_some(usize::from(queue.index))?;
-        self.queues.get(here)?.as_deref()
+        self.core.queues.get(here)?.as_deref()
     }
 
     fn pair(&mut self, queue: u16) -> &mut Pair {
-        self.queues[usize::from(queue)].as_mut().expect("a queue is out only during poll")
+        self.core.queues[usize::from(queue)].as_mut().expect("a queue is out only during poll")
     }
 }
 
@@ -585,15 +587,15 @@ struct Turn<'a, L: Layer> {
 impl<'a, L: Layer> Turn<'a, L> {
     #[inline(always)]
     fn new(poller: &'a mut Poller<L>, index: u16) -> Turn<'a, L> {
-        let pair = poller.queues.get_mut(usize::from(index)).and_then(Option::take);
+        let pair = poller.core.queues.get_mut(usize::from(index)).and_then(Option::take);
         Turn { poller, index, pair }
     }
 
     #[inline(always)]
     fn cx(&mut self) -> Option<(Cx<'_>, &mut [Stacked<L>])> {
-        let Poller { queues, core, layers, .. } = &mut *self.poller;
+        let Poller { core, layers, .. } = &mut *self.poller;
         let queue = &mut self.pair.as_mut()?.queue;
-        Some((Cx { here: self.index, queue, core, others: queues }, layers))
+        Some((Cx { here: self.index, queue, core }, layers))
     }
 
     #[inline(always)]
@@ -639,8 +641,8 @@ impl<'a, L: Layer> Turn<'a, L> {
             count += 1;
             // One that went down whole, and still has its slot, is no event.
             if io.has_slot() || !cx.core.settled(io.node) {
-                let Cx { here, queue, core, others } = &mut cx;
-                f(Done::new(Cx { here: *here, queue, core, others }, layers, io));
+                let Cx { here, queue, core } = &mut cx;
+                f(Done::new(Cx { here: *here, queue, core }, layers, io));
             }
         }
         cx.queue.finish_poll(&mut cx.core.tree, idle);
@@ -666,7 +668,7 @@ impl<'a, L: Layer> Turn<'a, L> {
 impl<L: Layer> Drop for Turn<'_, L> {
     #[inline(always)]
     fn drop(&mut self) {
-        if let Some(home) = self.poller.queues.get_mut(usize::from(self.index)) {
+        if let Some(home) = self.poller.core.queues.get_mut(usize::from(self.index)) {
             *home = self.pair.take();
         }
     }
@@ -741,7 +743,7 @@ fn data_pointer(controller: &Controller, wanted: DataForm) -> Result<DataPointer
 
 impl<L: Layer> Drop for Poller<L> {
     fn drop(&mut self) {
-        for pair in self.queues.drain(..).flatten() {
+        for pair in self.core.queues.drain(..).flatten() {
             // Deleting a submission queue ends its commands (Base 2.0, section 5.7); only then may
             // the memory of its rings, lists and requests be used again.
             if pair.controller.delete_queue_pair(pair.qid).or_else(|_| pair.controller.quiesce()).is_err() {
@@ -754,7 +756,7 @@ impl<L: Layer> Drop for Poller<L> {
 impl<L: Layer> fmt::Debug for Poller<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Poller")
-            .field("queues", &self.queues.len())
+            .field("queues", &self.core.queues.len())
             .field("outstanding", &self.outstanding())
             .finish_non_exhaustive()
     }

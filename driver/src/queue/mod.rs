@@ -312,18 +312,19 @@ impl Queue {
     pub(crate) fn next(&mut self, tree: &mut Tree) -> Next {
         let high = self.cq.high();
         let index = self.slots.index(high);
-        let slot = *self.slots.get(index);
-        if high >> 16 != slot.expect || slot.piece != Piece::Whole {
+        let slot = self.slots.get(index);
+        if high >> 16 != slot.expect {
             if !CompletionRing::is_new(high) {
                 return Next::Nothing;
             }
             self.exception(tree, high, index);
             return Next::Other;
         }
+        let node = slot.node;
         self.cq.advance();
         self.slots.vacate(index);
-        tree[slot.node].in_flight = 0;
-        Next::Whole(slot.node, index)
+        tree[node].in_flight = 0;
+        Next::Whole(node, index)
     }
 
     /// A new entry, of anything but the success of a whole node.

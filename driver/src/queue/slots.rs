@@ -11,12 +11,14 @@ pub(super) const MAX: usize = 4096;
 
 /// No completion matches it: above the 48 bits that one is compared by.
 const VACANT: u64 = u64::MAX;
+/// Above them as well: what else a completion is compared by is below.
+const NOT_WHOLE: u64 = 1 << 63;
 
 /// A command in flight: a node, or a piece of one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slot {
-    /// What a new completion's high word is, shifted right by 16, if the command succeeded: SQ
-    /// identifier, CID, phase as expected, status 0. One comparison checks all of it.
+    /// What a new completion's high word is, shifted right by 16, if the command succeeded and carried
+    /// all of its node: SQ identifier, CID, phase as expected, status 0. One comparison checks all of it.
     pub(super) expect: u64,
     cid: u16,
     pub(super) node: NodeId,
@@ -89,7 +91,8 @@ impl Slots {
         // The next generation; the last one, whose CIDs include FFFFh, is left out.
         let next = u32::from(slot.cid) + generation;
         let cid = if next >= 0x1_0000 - generation { index as u16 } else { next as u16 };
-        *slot = Slot { expect: u64::from(cid) << 16 | u64::from(qid), cid, node, piece };
+        let whole = if piece == Piece::Whole { 0 } else { NOT_WHOLE };
+        *slot = Slot { expect: whole | u64::from(cid) << 16 | u64::from(qid), cid, node, piece };
         cid
     }
 
@@ -109,7 +112,7 @@ impl Slots {
     /// Whether a completion, whatever its status, answers the command in the slot it names.
     pub(super) fn answers(&self, index: usize, completion: &Completion) -> bool {
         let expect = u64::from(completion.cid) << 16 | u64::from(completion.sq_id);
-        self.slots[index].expect == expect
+        self.slots[index].expect & !NOT_WHOLE == expect
     }
 
     pub(super) fn is_in_flight(&self, index: usize) -> bool {
