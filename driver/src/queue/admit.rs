@@ -113,7 +113,7 @@ impl Queue {
     fn check_atomic(
         &self,
         io: &IoContainer,
-        parts: impl Iterator<Item = Run>,
+        parts: impl Iterator<Item = Run> + Clone,
         limits: &Limits,
     ) -> Result<(), Refusal> {
         let (lba, blocks) = (io.lba(), io.blocks());

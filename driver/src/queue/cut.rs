@@ -61,7 +61,7 @@ impl Queue {
                     let (index, run) = self.bounce.begin(chain, at, bytes, write)?;
                     self.counted.bounces += 1;
                     buffer = Some(index);
-                    self.data_pointer(std::iter::once(run), slot)
+                    self.contiguous_pointer(run, slot)
                 };
                 (blocks, pointer, nlb(io, blocks))
             }
@@ -105,36 +105,61 @@ impl Queue {
     }
 
     /// Bytes of `parts` that one command can express, from their beginning on.
-    pub(super) fn expressible(&self, parts: impl Iterator<Item = Run>) -> u64 {
-        let runs = Runs::new(parts);
-        match self.pointer {
-            DataPointer::Prp { .. } => prp::expressible(runs),
-            DataPointer::Sgl { granularity } => {
-                sgl::expressible(runs, granularity, self.list_pages * PAGE_WORDS / 2)
+    #[inline]
+    pub(super) fn expressible(&self, mut parts: impl Iterator<Item = Run> + Clone) -> u64 {
+        let all = parts.clone();
+        // Nearly always there is one.
+        let only = parts.next().filter(|_| parts.next().is_none());
+        match (self.pointer, only) {
+            (DataPointer::Prp { .. }, Some(run)) if run.iova.is_multiple_of(4) => run.len,
+            (DataPointer::Sgl { granularity: 1 }, Some(run)) => run.len,
+            (DataPointer::Prp { .. }, _) => prp::expressible(Runs::new(all)),
+            (DataPointer::Sgl { granularity }, _) => {
+                sgl::expressible(Runs::new(all), granularity, self.list_pages * PAGE_WORDS / 2)
             }
         }
     }
 
     /// The data pointer of a piece, and the flags that go with it.
+    #[inline]
     pub(super) fn data_pointer(
         &mut self,
-        parts: impl Iterator<Item = Run> + Clone,
+        mut parts: impl Iterator<Item = Run> + Clone,
         slot: usize,
     ) -> ([u64; 2], u16) {
+        let all = parts.clone();
+        match parts.next().filter(|_| parts.next().is_none()) {
+            Some(run) => self.contiguous_pointer(run, slot),
+            None => self.scattered_pointer(Runs::new(all), slot),
+        }
+    }
+
+    #[inline]
+    fn contiguous_pointer(&mut self, run: Run, slot: usize) -> ([u64; 2], u16) {
+        match self.pointer {
+            DataPointer::Sgl { .. } => (sgl::contiguous(run), SGL),
+            DataPointer::Prp { table } => match prp::contiguous(run, table) {
+                Some(direct) => (direct, 0),
+                None => self.scattered_pointer(std::iter::once(run), slot),
+            },
+        }
+    }
+
+    /// With a list in the slot's memory.
+    fn scattered_pointer(&mut self, runs: impl Iterator<Item = Run> + Clone, slot: usize) -> ([u64; 2], u16) {
         let first_word = slot * self.list_pages * PAGE_WORDS;
         let list = self.lists.iova() + 8 * first_word as u64;
         let words = &self.lists[first_word..first_word + self.list_pages * PAGE_WORDS];
         let store = |i: usize, word: u64| words[i][0].store(word, Ordering::Relaxed);
-        let whole = Runs::new(parts);
-        let mut runs = whole.clone();
-        let only = runs.next().filter(|_| runs.next().is_none());
+        let mut ahead = runs.clone();
+        let only = ahead.next().filter(|_| ahead.next().is_none());
         match (self.pointer, only) {
             (DataPointer::Prp { table }, only) => {
                 let direct = only.and_then(|run| prp::contiguous(run, table));
-                (direct.unwrap_or_else(|| prp::scattered(whole, list, store)), 0)
+                (direct.unwrap_or_else(|| prp::scattered(runs, list, store)), 0)
             }
             (DataPointer::Sgl { .. }, Some(run)) => (sgl::contiguous(run), SGL),
-            (DataPointer::Sgl { .. }, None) => (sgl::scattered(whole, list, store), SGL),
+            (DataPointer::Sgl { .. }, None) => (sgl::scattered(runs, list, store), SGL),
         }
     }
 
