@@ -28,14 +28,18 @@
 mod disk;
 mod partition;
 mod plan;
+mod retry;
 mod stack;
 mod through;
 mod trace;
+mod verify;
 
 pub use self::disk::Disk;
 pub use self::partition::{Part, Partition};
 pub use self::plan::{BadPlan, Plan};
+pub use self::retry::{Retries, Retry, RetryOptions};
 pub use self::stack::Stack;
 pub use self::through::{Filter, Through};
 pub use self::trace::{Counts, Trace, Tracer};
-pub use crate::poller::{Cx, Direct, Geometry, Handle, Layer};
+pub use self::verify::{Checks, Verifier, Verify};
+pub use crate::poller::{Cx, Direct, Geometry, Handle, Layer, Waiting};

@@ -4,11 +4,12 @@
 //! A request is in the tree all the time, in one place; what passes from layer to layer is a
 //! [`Handle`] to it. Knows requests, children and frames; must not know what any layer does.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::{Core, Target};
 use crate::queue::{Queue, Refusal};
-use crate::request::{Cause, Failure, IoContainer, NodeId, Operation, Tree};
+use crate::request::{Cause, Failure, IoContainer, Line, NodeId, Operation, Tree};
 
 /// A request in the hands of one layer: not in flight, and nobody else's at this moment.
 ///
@@ -39,6 +40,20 @@ impl Handle {
     #[inline(always)]
     pub(super) fn has_slot(&self) -> bool {
         self.slot != NO_SLOT
+    }
+}
+
+/// Requests that a layer keeps until their time comes, in order. They are linked through themselves, so
+/// that it has room for all there are, and needs no memory.
+#[derive(Debug)]
+pub struct Waiting {
+    line: Line,
+}
+
+impl Default for Waiting {
+    /// None.
+    fn default() -> Waiting {
+        Waiting { line: Line::EMPTY }
     }
 }
 
@@ -210,11 +225,56 @@ impl Cx<'_> {
         chain.copy_range_out(chain.advance(start, offset), data);
     }
 
+    /// Copies what lies in a range of bytes of its memory out, and shows it to `f` piece by piece, in
+    /// order: each fills the buffer, but for the last one. Walks the memory once, where repeated
+    /// [`copy_out`](Cx::copy_out) begins at the beginning each time.
+    ///
+    /// # Panics
+    /// If the range is beyond the end of the request, or the buffer empty.
+    pub fn copy_pieces(&self, io: &Handle, bytes: Range<u64>, buffer: &mut [u8], mut f: impl FnMut(&[u8])) {
+        assert!(bytes.end <= self.len(io) && !buffer.is_empty(), "beyond the end of the request");
+        let (chain, start) = self.core.tree.memory_from_start(io.node);
+        let (mut at, mut left) = (chain.advance(start, bytes.start), bytes.end.saturating_sub(bytes.start));
+        while left > 0 {
+            let len = left.min(buffer.len() as u64);
+            let piece = &mut buffer[..len as usize];
+            chain.copy_range_out(at, piece);
+            f(piece);
+            (at, left) = (chain.advance(at, len), left - len);
+        }
+    }
+
     /// Copies into its memory, `offset` bytes behind its beginning.
     pub fn copy_in(&mut self, io: &Handle, offset: u64, data: &[u8]) {
         assert!(offset + data.len() as u64 <= self.len(io), "beyond the end of the request");
         let (chain, start) = self.core.tree.memory_from_start(io.node);
         chain.copy_range_in(chain.advance(start, offset), data);
+    }
+
+    // ---- waiting ----
+
+    /// Puts a request behind those that wait.
+    pub fn wait(&mut self, waiting: &mut Waiting, mut io: Handle) {
+        self.release_slot(&mut io);
+        waiting.line.push(&mut self.core.tree, io.node);
+    }
+
+    /// Takes the first of those that wait, if `is_due` says so.
+    pub fn next_waiting(
+        &mut self,
+        waiting: &mut Waiting,
+        is_due: impl FnOnce(&mut Cx<'_>, &Handle) -> bool,
+    ) -> Option<Handle> {
+        let first = waiting.line.first();
+        if first.is_none() {
+            return None;
+        }
+        let io = Handle::new(first);
+        if !is_due(self, &io) {
+            return None;
+        }
+        waiting.line.pop(&self.core.tree);
+        Some(io)
     }
 
     // ---- down ----

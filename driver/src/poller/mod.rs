@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::done::Done;
-pub use self::layer::{Cx, Direct, Geometry, Handle, Layer};
+pub use self::layer::{Cx, Direct, Geometry, Handle, Layer, Waiting};
 pub use self::observe::BadRange;
 use self::observe::Observers;
 pub use self::reactor::{Reactor, Request};
