@@ -9,7 +9,8 @@ use kiovec::layer::{
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::spec::Status;
 use kiovec::{
-    Cause, Controller, Error, Failure, IoContainer, Operation, Poller, QueueId, QueueOptions, Target,
+    Cause, Controller, Error, Event, Failure, IoContainer, Operation, Poller, QueueId, QueueOptions, State,
+    Target,
 };
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
 use proptest::prelude::*;
@@ -324,6 +325,54 @@ fn a_cured_request_is_an_event_that_succeeded() {
     assert!(verdict.success);
     let (io, result) = bench.poller.claim(event).unwrap();
     assert_eq!((result, io.blocks(), bench.retries()), (Ok(()), 16, (2, 1, 0)));
+}
+
+fn cause<L: Layer>(bench: &mut Bench<L>, event: Event) -> Option<Cause> {
+    bench.poller.claim(event).expect("settled").1.err().map(|failure| failure.cause)
+}
+
+#[test]
+fn what_is_ended_while_it_waits_is_not_tried_again() {
+    let mut bench = plain(4, RetryOptions::default().delay(Duration::from_secs(1000)));
+    bench.faults([error(0..30, Status::INTERNAL_ERROR)]);
+    // The first blocks of one fail, the last ones of the other; and one is left alone.
+    let reads = [(0, 4), (24, 12), (10, 2)];
+    let events = reads.map(|(lba, blocks)| {
+        let io = IoContainer::read(lba, bench.scattered(blocks, 0));
+        bench.poller.request(bench.stack, io).unwrap()
+    });
+    bench.poller.set_deadline(events[1], Duration::from_secs(10));
+    (0..20).for_each(|_| assert!(bench.turn().is_none()));
+    assert_eq!(events.map(|event| bench.poller.state(event)), [Some(State::Pending); 3]);
+    let commands = bench.commands();
+    bench.poller.cancel(events[0]);
+    bench.poller.poll(|_| {});
+    assert_eq!(cause(&mut bench, events[0]), Some(Cause::Cancelled), "without any time passing");
+    bench.emulator.advance(Duration::from_secs(11));
+    bench.poller.poll(|_| {});
+    assert_eq!(cause(&mut bench, events[1]), Some(Cause::Expired));
+    assert_eq!((bench.commands(), bench.poller.outstanding()), (commands, 1));
+    bench.faults([]);
+    bench.emulator.advance(Duration::from_secs(990));
+    (0..20).for_each(|_| assert!(bench.turn().is_none()));
+    assert_eq!(cause(&mut bench, events[2]), None);
+    assert_eq!((bench.commands(), bench.retries()), (commands + 1, (1, 1, 0)));
+}
+
+#[test]
+fn what_is_cancelled_while_it_fails_is_not_tried_again() {
+    let mut bench = plain(2, RetryOptions::default());
+    // Its first command fails while its second is in flight: then it is cancelled.
+    bench.faults([error(0..1, Status::INTERNAL_ERROR)]);
+    bench.emulator.hold(Commands::io().lbas(2..3));
+    let io = IoContainer::read(0, bench.scattered(4, 0));
+    let event = bench.poller.request(bench.stack, io).unwrap();
+    (0..20).for_each(|_| assert!(bench.turn().is_none()));
+    bench.poller.cancel(event);
+    bench.emulator.release_all();
+    (0..20).for_each(|_| assert!(bench.turn().is_none()));
+    assert_eq!(cause(&mut bench, event), Some(Cause::Cancelled));
+    assert_eq!((bench.commands(), bench.retries()), (2, (0, 0, 0)));
 }
 
 #[test]

@@ -154,17 +154,19 @@ impl<B: Layer> Retry<B> {
         cx.call_at(due);
     }
 
-    /// The next request whose time has come; if there is none, asks to be called when one has.
+    /// The next request whose time has come, or that was ended meanwhile; if there is none, asks to be
+    /// called when the time of the first has come.
     fn due(&mut self, cx: &mut Cx<'_>) -> Option<Handle> {
-        let frame = self.frame;
-        cx.next_waiting(&mut self.waiting, |cx, io| {
+        let (frame, now, mut first) = (self.frame, cx.nanos(), None);
+        let io = cx.next_waiting(&mut self.waiting, |cx, io| {
             let due = cx.frame(io, frame) >> COUNT_BITS;
-            let has_come = due <= cx.nanos();
-            if !has_come {
-                cx.call_at(Duration::from_nanos(due));
-            }
-            has_come
-        })
+            first.get_or_insert(due);
+            due <= now || cx.failure(io).is_none_or(|failure| !may_pass(failure.cause))
+        });
+        if let (None, Some(due)) = (&io, first) {
+            cx.call_at(Duration::from_nanos(due));
+        }
+        io
     }
 }
 
@@ -255,7 +257,7 @@ impl<B: Layer> Layer for Retry<B> {
             }
         }
         while let Some(io) = self.due(cx) {
-            // It may have been given up meanwhile.
+            // One that was ended is not carried out any more.
             let io = if self.is_worth_it(cx, &io) { self.again(cx, io) } else { Some(io) };
             if let Some(io) = io.and_then(|io| self.up(cx, io)) {
                 return Some(io);

@@ -58,11 +58,16 @@ impl<L: Layer> Poller<L> {
     fn stop(&mut self, request: NodeId, cause: Cause) {
         let mut work = vec![request];
         while let Some(id) = work.pop() {
-            let Core { queues, tree, .. } = &mut self.core;
+            let Core { queues, tree, again, .. } = &mut self.core;
             let node = &mut tree[id];
             // What is in flight may or may not be carried out: from its first block on.
-            node.fail(0, cause);
-            let queue = if node.waits { queues.get_mut(usize::from(node.queue)) } else { None };
+            node.end(cause);
+            let (waits, queue) = (node.waits, usize::from(node.queue));
+            if node.in_flight == 0 && !waits {
+                // Some layer keeps it for later.
+                (*again, tree.attention) = (true, true);
+            }
+            let queue = if waits { queues.get_mut(queue) } else { None };
             if let Some(Some(pair)) = queue {
                 pair.queue.drop_unissued(tree, id);
             }

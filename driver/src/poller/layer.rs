@@ -259,22 +259,23 @@ impl Cx<'_> {
         waiting.line.push(&mut self.core.tree, io.node);
     }
 
-    /// Takes the first of those that wait, if `is_due` says so.
+    /// Takes the first of those that wait for which `is_due` is true. One may have been ended meanwhile,
+    /// which its [`failure`](Cx::failure) says; [`Layer::poll`] is called soon after.
     pub fn next_waiting(
         &mut self,
         waiting: &mut Waiting,
-        is_due: impl FnOnce(&mut Cx<'_>, &Handle) -> bool,
+        mut is_due: impl FnMut(&Cx<'_>, &Handle) -> bool,
     ) -> Option<Handle> {
-        let first = waiting.line.first();
-        if first.is_none() {
-            return None;
+        let mut id = waiting.line.first();
+        while !id.is_none() {
+            let io = Handle::new(id);
+            if is_due(self, &io) {
+                waiting.line.remove(&mut self.core.tree, id);
+                return Some(io);
+            }
+            id = self.core.tree[id].next;
         }
-        let io = Handle::new(first);
-        if !is_due(self, &io) {
-            return None;
-        }
-        waiting.line.pop(&self.core.tree);
-        Some(io)
+        None
     }
 
     // ---- down ----
@@ -298,6 +299,10 @@ impl Cx<'_> {
     #[cold]
     fn submit_changed(&mut self, target: Target, mut io: Handle) {
         self.release_slot(&mut io);
+        if self.core.tree[io.node].failed.is_some() {
+            // Ended while some layer kept it: it goes back as it is.
+            return self.core.tree.finish(io.node);
+        }
         match self.admit(target, io.node) {
             Ok(()) => self.start(target, io.node),
             Err(_) => {

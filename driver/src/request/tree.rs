@@ -116,6 +116,12 @@ impl Node {
         self.cursor = self.io.extent();
     }
 
+    /// Fails it as a whole, whatever failed of it before: nobody goes on with it.
+    pub(crate) fn end(&mut self, cause: Cause) {
+        self.failed = Some(Failed { at: 0, cause });
+        self.cursor = self.io.extent();
+    }
+
     /// The failure, by LBA.
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.failed.map(|failed| failed.by_lba(&self.io))
@@ -239,6 +245,10 @@ impl Line {
 
     /// Takes a node out, wherever it stands.
     pub(crate) fn remove(&mut self, tree: &mut Tree, id: NodeId) {
+        if self.first == id {
+            self.pop(tree);
+            return;
+        }
         let mut others = Line::EMPTY;
         while let Some(first) = self.pop(tree) {
             if first != id {
