@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use kiovec::layer::{
-    Cx, Disk, Geometry, Handle, Layer, Partition, Retries, Retry, RetryOptions, Trace, Verify,
+    Cx, Disk, Geometry, Handle, Layer, Partition, Retries, Retry, RetryOptions, Stack, Trace, Verify,
 };
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::spec::Status;
@@ -496,6 +496,38 @@ fn layers_keep_their_words_apart() {
         assert_eq!((result, memory.to_vec()), (Ok(()), bench.scattered(8, round).to_vec()));
     }
     assert_eq!(bench.retries(), (20, 20, 0));
+}
+
+#[test]
+fn it_is_a_layer_of_a_stack_that_is_text() {
+    for (text, error) in [
+        ("retry(times=2,delay=5,verify(disk))", None),
+        ("retry(disk)", None),
+        ("retry(times=16,disk)", Some("at most 15")),
+        ("retry(times=99999999999,disk)", Some("at most 15")),
+        ("retry(delay=4M,disk)", Some("3600s")),
+        ("retry(often=3,disk)", Some("no option")),
+    ] {
+        Bench::new(DISK, 4, |disk| {
+            let space = DmaSpace::new().unwrap();
+            let made = Stack::new(&text.parse().unwrap(), &space, &mut |_| Ok(disk));
+            match (made, error) {
+                (Ok(stack), None) => assert!(matches!(stack, Stack::Retry(_))),
+                (Err(said), Some(part)) => assert!(said.to_string().contains(part), "{said}"),
+                (made, _) => panic!("{text}: {made:?}"),
+            }
+            disk
+        });
+    }
+    let mut bench = Bench::new(DISK, 4, |disk| {
+        let plan = "retry(times=1,delay=5,verify(disk))".parse().unwrap();
+        Stack::new(&plan, &DmaSpace::new().unwrap(), &mut |_| Ok(disk)).unwrap()
+    });
+    bench.faults([error(0..1, Status::INTERNAL_ERROR).once()]);
+    bench.submit(IoContainer::read(0, bench.scattered(2, 0)));
+    assert!((0..20).all(|_| bench.turn().is_none()));
+    bench.emulator.advance(Duration::from_millis(5));
+    assert_eq!((0..20).find_map(|_| bench.turn()).unwrap().0, Ok(()));
 }
 
 #[derive(Debug, Clone)]

@@ -3,7 +3,9 @@
 //! Knows the layers by name and what their options are; must not know how a device's name becomes a
 //! device.
 
-use super::{Cx, Disk, Geometry, Handle, Layer, Partition, Plan, Trace};
+use std::time::Duration;
+
+use super::{Cx, Disk, Geometry, Handle, Layer, Partition, Plan, Retry, RetryOptions, Trace, Verify};
 use crate::memory::DmaSpace;
 use crate::{Error, Result};
 
@@ -14,8 +16,12 @@ pub enum Stack {
     Disk(Disk),
     /// `partition(start=BLOCK,blocks=N,A)`
     Partition(Box<Partition<Stack>>),
+    /// `retry(times=N,delay=MILLISECONDS,A)`
+    Retry(Box<Retry<Stack>>),
     /// `trace(A)`
     Trace(Box<Trace<Stack>>),
+    /// `verify(A)`
+    Verify(Box<Verify<Stack>>),
 }
 
 /// Calls a method of whichever layer it is.
@@ -24,13 +30,16 @@ macro_rules! each {
         match $stack {
             Stack::Disk($layer) => $call,
             Stack::Partition($layer) => $call,
+            Stack::Retry($layer) => $call,
             Stack::Trace($layer) => $call,
+            Stack::Verify($layer) => $call,
         }
     };
 }
 
 /// The layers and their options, for messages.
-const LAYERS: &str = "partition(start=BLOCK,blocks=N,A), trace(A)";
+const LAYERS: &str = "partition(start=BLOCK,blocks=N,A), \
+    retry(times=N,delay=MILLISECONDS,A), trace(A), verify(A)";
 
 impl Stack {
     /// Makes the layers of a plan. `disk` opens a device by its name; `space` is where the layers get
@@ -53,6 +62,17 @@ impl Stack {
                 let blocks = options.number("blocks")?.unwrap_or(rest);
                 Stack::Partition(Box::new(Partition::new(below, start..start.saturating_add(blocks))?))
             }
+            "retry" => {
+                let (below, mut retry) = (options.only(legs)?, RetryOptions::default());
+                if let Some(times) = options.number("times")? {
+                    retry.times = u32::try_from(times).unwrap_or(u32::MAX);
+                }
+                if let Some(delay) = options.number("delay")? {
+                    retry.delay = Duration::from_millis(delay);
+                }
+                Stack::Retry(Box::new(Retry::new(below, retry)?))
+            }
+            "verify" => Stack::Verify(Box::new(Verify::new(options.only(legs)?)?)),
             "trace" => Stack::Trace(Box::new(Trace::new(options.only(legs)?))),
             _ => return Err(options.refuse(format!("there is no layer {name}; there are: {LAYERS}"))),
         };
@@ -65,7 +85,9 @@ impl Stack {
         let below = match self {
             Stack::Disk(_) => vec![],
             Stack::Partition(layer) => vec![layer.below()],
+            Stack::Retry(layer) => vec![layer.below()],
             Stack::Trace(layer) => vec![layer.below()],
+            Stack::Verify(layer) => vec![layer.below()],
         };
         std::iter::once(self).chain(below.into_iter().flat_map(Stack::layers)).collect()
     }
