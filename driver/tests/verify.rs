@@ -477,3 +477,28 @@ proptest! {
         prop_assert_eq!((checks.checked, checks.unchecked, checks.mismatches), (checked, unchecked, 0));
     }
 }
+
+/// A part of a read is not known to be right before the layer has looked at all of it.
+#[test]
+fn a_part_that_is_corrupt_is_never_said_to_have_succeeded() {
+    let mut bench = plain("size=1M,block=4096,media=ram,mdts=1");
+    let (write, spoiled) = (bench.write(0, 8, 1), bench.write(1, 1, 2));
+    bench.one(write).0.unwrap();
+    bench.behind(spoiled);
+    bench.emulator.hold(Commands::reads().lbas(6..));
+    let read = bench.read(0, 8);
+    let request = bench.poller.request(bench.stack, read).unwrap();
+    let part = bench.poller.observe(request, 0..8192).unwrap();
+    for _ in 0..10 {
+        bench.poller.poll(|_| {});
+        bench.emulator.step();
+    }
+    assert_eq!(bench.poller.state(part), Some(kiovec::State::Pending));
+    bench.emulator.release_all();
+    for _ in 0..10 {
+        bench.emulator.step();
+        bench.poller.poll(|_| {});
+    }
+    assert!(matches!(bench.poller.state(part), Some(kiovec::State::Settled(v, _)) if !v.success));
+    assert!(bench.poller.observed(part).is_none());
+}

@@ -239,6 +239,7 @@ impl Filter for Verifier {
 
     #[inline]
     fn down(&mut self, cx: &mut Cx<'_>, io: &Handle, frame: usize) {
+        cx.judge(io);
         match cx.io(io).operation() {
             Operation::Write | Operation::WriteZeroes | Operation::Deallocate => self.begin(cx, io, frame),
             // Of one that failed before, the first part was read long ago: the time of that stands.

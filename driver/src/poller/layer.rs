@@ -203,7 +203,14 @@ impl Cx<'_> {
         self.core.tree[io.node].unissued()
     }
 
-    /// Ready to be submitted once more, from its first failure on: what lies before is done.
+    /// Whether it succeeded is this layer's to say, on the way up: until then, nobody who observes a part
+    /// of it is told that it did.
+    pub fn judge(&mut self, io: &Handle) {
+        self.core.tree[io.node].judged = true;
+    }
+
+    /// Ready to be submitted once more, from its first failure on: what lies before is done. One that was
+    /// cancelled, or whose deadline passed, stays as it is.
     pub fn resume(&mut self, io: &mut Handle) {
         self.release_slot(io);
         self.core.tree.resume(io.node);

@@ -361,6 +361,8 @@ impl<L: Layer> Poller<L> {
             return Err(Rejected { io, reason: Refusal::ForeignTarget });
         }
         let index = if target.queue == LAYERED { 0 } else { target.queue };
+        // It may be long since the last poll.
+        self.core.now = None;
         let mut turn = Turn::new(self, index);
         let (mut cx, layers) = turn.cx().expect("a target's queue is there");
         enter(&mut cx, layers, target, io, accepted)

@@ -73,7 +73,7 @@ impl<L: Layer> Poller<L> {
     /// How many blocks of a range have not succeeded yet, and whether that cannot be told.
     fn unsettled(&mut self, id: NodeId, blocks: &Range<u64>) -> (u64, bool) {
         let node = &self.core.tree[id];
-        if node.failed.is_some() {
+        if node.failed.is_some() || node.judged {
             return (overlap(blocks, blocks), true);
         }
         let unissued = overlap(blocks, &(node.cursor..u64::MAX));

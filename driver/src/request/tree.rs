@@ -61,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) block_shift: u32,
     /// Somebody observes ranges of it.
     pub(crate) observed: bool,
+    /// Whether a part of it succeeded is known no sooner than of all of it: a layer has the last word.
+    pub(crate) judged: bool,
     /// It stands in a queue's line.
     pub(crate) waits: bool,
     /// Blocks that commands or children were made for, from the container's first block on.
@@ -180,6 +182,7 @@ impl Node {
             block_shift: 0,
             alone: false,
             observed: false,
+            judged: false,
             waits: false,
             cursor: 0,
             in_flight: 0,
@@ -326,7 +329,7 @@ impl Tree {
         node.io = io;
         node.layer = layer;
         node.event = None;
-        node.observed = false;
+        (node.observed, node.judged) = (false, false);
         node.owner = id;
         node.parent = NodeId::NONE;
         node.start = Position::default();
@@ -454,9 +457,12 @@ impl Tree {
         }
     }
 
-    /// Goes on from a node's first failure: what lies before it is done.
+    /// Goes on from a node's first failure: what lies before it is done. Not with one whose owner ended it.
     pub(crate) fn resume(&mut self, id: NodeId) {
         let failed = self[id].failed;
+        if failed.is_some_and(|failed| matches!(failed.cause, Cause::Cancelled | Cause::Expired)) {
+            return;
+        }
         let from = failed.map_or(0, |failed| failed.at);
         if self[id].observed {
             // What comes after may have been done already, and is now done once more.
