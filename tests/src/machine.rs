@@ -314,6 +314,7 @@ pub static MACHINES: &[Machine] = &[
             "modules-loaded",
             "kernel-writes",
             "defects",
+            "defects-under-merged",
             "kiovec-duplicates-prp",
             "kiovec-duplicates-sgl",
             "power-lost-and-back",

@@ -3,9 +3,10 @@
 //!
 //! `read` expects what the guest's kernel wrote before; `write` writes, reads back, and prints a manifest that the
 //! kernel's driver is held against afterwards; `duplicate` writes the same memory to two controllers, and its manifest
-//! holds for both.
+//! holds for both; `merge` has neighbours share a command over a defect of the medium.
 
 mod duplicate;
+mod merge;
 mod plan;
 mod shape;
 mod worker;
@@ -18,7 +19,7 @@ use std::thread;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiovec::memory::DmaSpace;
 use kiovec::pci::Vfio;
-use kiovec::{Controller, DataForm};
+use kiovec::{Controller, DataForm, Operation};
 use kiovec_tests::machine::kernel_seed;
 
 use plan::{Action, Geometry, Step};
@@ -47,6 +48,18 @@ enum What {
         one: One,
         /// The other function
         other: String,
+    },
+    /// Read or write neighbours in one command, one of them over a defect
+    Merge {
+        #[command(flatten)]
+        one: One,
+        /// The namespace
+        nsid: u32,
+        /// The block that cannot be read or written
+        lba: u64,
+        /// Write instead of read
+        #[arg(long)]
+        write: bool,
     },
 }
 
@@ -80,7 +93,8 @@ fn main() -> ExitCode {
     let what = Arguments::parse().what;
     let (What::Read(One { device, .. })
     | What::Write(One { device, .. })
-    | What::Duplicate { one: One { device, .. }, .. }) = &what;
+    | What::Duplicate { one: One { device, .. }, .. }
+    | What::Merge { one: One { device, .. }, .. }) = &what;
     match run(&what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -107,6 +121,14 @@ fn run(what: &What) -> Result<(), Failure> {
             duplicate::run(&controllers, form.data(), &steps)?;
             steps.iter().for_each(|step| println!("{}", step.extent()));
             println!("{} writes read back from both", steps.len());
+            Ok(())
+        }
+        What::Merge { one: One { form, device }, nsid, lba, write } => {
+            let controller = open(device, &space)?;
+            let operation = if *write { Operation::Write } else { Operation::Read };
+            let bad = merge::Bad { nsid: *nsid, lba: *lba, operation };
+            let stats = merge::run(&controller, form.data(), &bad)?;
+            println!("one request failed alone; {} merges, {} commands", stats.merges, stats.commands);
             Ok(())
         }
     }

@@ -109,6 +109,23 @@ pub fn defects(_: &'static Machine) -> Verdict {
     namespace.defects.iter().try_for_each(|defect| kiovec_meets(namespace, defect))
 }
 
+/// Of neighbours that share a command, only the one over the defect fails: on the namespace whose blocks are
+/// pages, so that PRPs can join them too.
+pub fn defects_under_merged(_: &'static Machine) -> Verdict {
+    pci::rebind(&DEFECTIVE, "vfio-pci")?;
+    let Some(Namespace { nsid, defects, block, .. }) = DEFECTIVE.namespaces.iter().find(|n| n.block == 4096)
+    else {
+        return Err("no namespace of 4096-byte blocks".into());
+    };
+    for (form, defect) in ["prp", "sgl"].iter().flat_map(|form| defects.iter().map(move |d| (form, d))) {
+        let lba = defect.sector * 512 / u64::from(*block);
+        let write = if defect.access == Access::Write { "--write" } else { "" };
+        let line = format!("kiovec-guest-io merge {form} {} {nsid} {lba} {write}", DEFECTIVE.bdf());
+        program(&line).succeeds()?;
+    }
+    Ok(())
+}
+
 fn kiovec_meets(namespace: &Namespace, defect: &Defect) -> Verdict {
     let Namespace { nsid, block, .. } = namespace;
     let workload = match defect.access {

@@ -59,6 +59,7 @@ const CASES: &[(&str, Case)] = &[
     ("power-lost-and-back", legs::power_is_lost_and_back),
     ("removed-in-use", legs::removed_in_use),
     ("defects", legs::defects),
+    ("defects-under-merged", legs::defects_under_merged),
     ("atomic-writes", legs::atomic_writes),
 ];
 
