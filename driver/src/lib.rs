@@ -44,6 +44,8 @@
 //! ```
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
+// Whoever is refused a container gets it back, by value: it is the common way that is to be cheap.
+#![allow(clippy::result_large_err)]
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("NVMe structures are little-endian; so is this crate, for now");

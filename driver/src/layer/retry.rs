@@ -301,7 +301,6 @@ mod tests {
             Cause::ControllerLost,
             Cause::Refused,
             Cause::Corrupt,
-            Cause::NoCopy,
         ] {
             assert!(!may_pass(cause), "{cause}");
         }

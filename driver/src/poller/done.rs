@@ -76,7 +76,6 @@ impl<'a, L: Layer> Done<'a, L> {
 
     /// Submits the container again, where it is, to the same target.
     #[inline(always)]
-    #[allow(clippy::result_large_err)]
     pub fn resubmit(mut self) -> Result<(), Rejected> {
         if let Some(io) = self.io.take_if(|io| io.has_slot() && !self.cx.core.tree[io.node].is_layered()) {
             let node = &mut self.cx.core.tree[io.node];
@@ -89,7 +88,6 @@ impl<'a, L: Layer> Done<'a, L> {
     }
 
     /// Any container, as if it were new, but in the same node; or one that passes layers.
-    #[allow(clippy::result_large_err)]
     fn resubmit_changed(&mut self) -> Result<(), Rejected> {
         let Some(io) = self.io.take() else { return Ok(()) };
         super::start_again(&mut self.cx, self.layers, io)
@@ -103,7 +101,6 @@ impl<'a, L: Layer> Done<'a, L> {
     }
 
     /// Submits another container, to any target of the poller, and goes on with this one.
-    #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
         super::enter(&mut self.cx, self.layers, target, io, |_, _| {})
     }

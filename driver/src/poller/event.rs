@@ -34,7 +34,6 @@ impl<L: Layer> Poller<L> {
     /// poller.release(both);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    #[allow(clippy::result_large_err)]
     pub fn request(&mut self, target: Target, io: IoContainer) -> Result<Event, Rejected> {
         let mut event = None;
         self.enter(target, io, |core, node| {

@@ -78,6 +78,11 @@ impl Geometry {
         1 << self.block_shift
     }
 
+    /// The same with another number of blocks.
+    pub fn with_blocks(self, blocks: u64) -> Geometry {
+        Geometry { blocks, ..self }
+    }
+
     /// Whether memory for the one is memory for the other.
     pub fn shares_space(&self, other: &Geometry) -> bool {
         self.space == other.space

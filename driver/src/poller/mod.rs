@@ -345,12 +345,10 @@ impl<L: Layer> Poller<L> {
 
     /// Hands a container over. The controller learns of it at the next [`poll`](Poller::poll), with
     /// everything else that was submitted by then. Once accepted it completes, whatever its size.
-    #[allow(clippy::result_large_err)]
     pub fn submit(&mut self, target: Target, io: IoContainer) -> std::result::Result<(), Rejected> {
         self.enter(target, io, |_, _| {})
     }
 
-    #[allow(clippy::result_large_err)]
     fn enter(
         &mut self,
         target: Target,
@@ -403,9 +401,8 @@ impl<L: Layer> Poller<L> {
 
     /// Lets others run: after a poll that found nothing, where there is nothing else to do.
     fn pause(&self) {
-        match self.core.queues.iter().flatten().next() {
-            Some(pair) => pair.controller.pause(),
-            None => std::thread::yield_now(),
+        for pair in self.core.queues.iter().flatten() {
+            pair.controller.pause();
         }
     }
 
@@ -441,7 +438,6 @@ impl<L: Layer> Poller<L> {
 }
 
 /// Puts a container into the tree and starts it.
-#[allow(clippy::result_large_err)]
 fn enter<L: Layer>(
     cx: &mut Cx<'_>,
     layers: &mut [Stacked<L>],
@@ -476,7 +472,6 @@ fn enter<L: Layer>(
 }
 
 /// Starts a request once more.
-#[allow(clippy::result_large_err)]
 fn start_again<L: Layer>(
     cx: &mut Cx<'_>,
     layers: &mut [Stacked<L>],

@@ -90,7 +90,7 @@ impl<L: Layer> Poller<L> {
     }
 
     /// The bytes of an observed part, once it is settled and succeeded, as long as its request is not
-    /// claimed.
+    /// claimed. `None` as well if any of its request's memory is a guest's.
     pub fn observed(&self, observer: Event) -> Option<impl Iterator<Item = &[u8]>> {
         let here = self.core.observers.list.iter().find(|here| here.event == observer)?;
         let finished = self.core.tree[here.node].is_finished();
@@ -98,6 +98,9 @@ impl<L: Layer> Poller<L> {
             return None;
         }
         let (chain, start) = self.core.tree.memory_from_start(here.node);
+        if chain.iter().any(|segment| segment.is_shared()) {
+            return None;
+        }
         let at = chain.advance(start, here.blocks.start << here.block_shift);
         Some(chain.slices(at, (here.blocks.end - here.blocks.start) << here.block_shift))
     }

@@ -42,12 +42,12 @@ use crate::request::{BadEvent, Event, Failure, IoContainer, State, Totals, Verdi
 #[derive(Debug)]
 pub struct Reactor<'p, L: Layer = Direct> {
     poller: RefCell<&'p mut Poller<L>>,
-    waiting: RefCell<Vec<Waiting>>,
+    waiting: RefCell<Vec<Wakers>>,
 }
 
 /// Who waits for the event with an index of its arena.
 #[derive(Debug, Default)]
-struct Waiting {
+struct Wakers {
     one: Option<Waker>,
     /// Nearly always empty.
     others: Vec<Waker>,
@@ -91,7 +91,6 @@ impl<L: Layer> Poller<L> {
 impl<'p, L: Layer> Reactor<'p, L> {
     /// Hands a container over. The future is ready when the request is settled; a future that is dropped
     /// before detaches: the request goes on, and its memory is freed when it is settled.
-    #[allow(clippy::result_large_err)]
     pub fn submit(&self, target: Target, io: IoContainer) -> Result<Request<'_, 'p, L>, Rejected> {
         let event = self.poller.borrow_mut().request(target, io)?;
         Ok(Request { reactor: self, event: Some(event) })
@@ -170,7 +169,7 @@ impl<'p, L: Layer> Reactor<'p, L> {
         let index = self.poller.borrow_mut().core.events.watch(event);
         let mut all = self.waiting.borrow_mut();
         if all.len() <= index {
-            all.resize_with(index + 1, Waiting::default);
+            all.resize_with(index + 1, Wakers::default);
         }
         let waiting = &mut all[index];
         match &mut waiting.one {

@@ -220,7 +220,8 @@ impl IoContainer {
         self.atomic
     }
 
-    pub(crate) fn is_no_bounce(&self) -> bool {
+    /// Whether none of its data may be copied on the way.
+    pub fn is_no_bounce(&self) -> bool {
         self.no_bounce
     }
 

@@ -37,9 +37,6 @@ pub enum Cause {
     /// A layer found the data to be other than what was written.
     #[error("data differ from what was written")]
     Corrupt,
-    /// Every copy was lost before.
-    #[error("no copy is left")]
-    NoCopy,
 }
 
 impl Failure {

@@ -318,7 +318,6 @@ impl Tree {
     }
 
     /// Puts a container in, or gives it back when the tree is full.
-    #[allow(clippy::result_large_err)]
     pub(crate) fn insert(&mut self, io: IoContainer, layer: u16) -> Result<NodeId, IoContainer> {
         if self.requests >= self.capacity {
             return Err(io);

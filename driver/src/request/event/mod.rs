@@ -60,8 +60,8 @@ pub enum Reason {
 
 /// Sums over everything below an event. A leaf that is reached by two ways counts twice.
 ///
-/// They say what became of the leaves, whatever was decided of them before: a leaf that was cancelled
-/// too late counts with the bytes that it moved. A sum that is too large stays at the largest number.
+/// A request that failed counts no bytes, and one that was ended early has failed, even if all of it was
+/// carried out. A sum that is too large stays at the largest number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
     /// Bytes that leaves moved.
