@@ -7,9 +7,9 @@ mod text;
 use clap::Args;
 use kiovec::{Controller, Namespace};
 
-use crate::Result;
 use crate::device::{Device, FORMS};
 use crate::output::{self, Format};
+use crate::{Error, Result};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -30,8 +30,15 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let opened = options.device.open()?;
-    let controller = &*opened.controller;
+    let device = &options.device;
+    if device.is_stack() {
+        // The specification describes controllers, and layers have nothing to add to that.
+        let leaf = &device.leaves[0];
+        let what = format!("{device}: only controllers have Identify data, layers have none");
+        return Err(Error::Usage(format!("{what}; identify them one by one: kiovec identify {leaf}")));
+    }
+    let opened = device.open()?;
+    let controller = &*opened.controllers[0];
     let namespaces = namespaces(controller, options.nsid)?;
     match output::format(options.output_format, options.json) {
         Format::Json => output::print_json(&json::document(controller, &namespaces)),

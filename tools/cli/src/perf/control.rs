@@ -13,7 +13,8 @@ pub enum Phase {
     Measure,
     /// What is in flight ends; what was written is read back, if it has to be.
     Finish,
-    /// What is in flight ends, and nothing else begins: the user has had enough.
+    /// What is in flight ends, and nothing else begins: the user has had enough, or a part of the
+    /// device is lost.
     Stop,
     /// Nothing is waited for: the device is gone.
     Abort,
@@ -35,6 +36,7 @@ pub struct Gauge {
     ios: AtomicU64,
     busy: AtomicBool,
     ready: AtomicBool,
+    lost: AtomicBool,
 }
 
 impl Control {
@@ -61,6 +63,10 @@ impl Control {
     pub fn all_ready(&self) -> bool {
         self.gauges.iter().all(|gauge| gauge.ready.load(Ordering::Relaxed))
     }
+
+    pub fn any_lost(&self) -> bool {
+        self.gauges.iter().any(|gauge| gauge.lost.load(Ordering::Relaxed))
+    }
 }
 
 impl Gauge {
@@ -84,6 +90,11 @@ impl Gauge {
 
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// An I/O failed for want of a device that is gone for good: others will.
+    pub fn set_lost(&self) {
+        self.lost.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,10 +1,13 @@
 //! What a run is going to do: the options, as they apply to one device.
 
+use std::sync::Arc;
+
 use hugepage_setup::Bytes;
-use kiovec::{DataForm, Namespace};
+use kiovec::{Controller, DataForm, Namespace, QueueOptions};
 
 use super::options::Options;
 use super::random;
+use super::route::Route;
 use super::verify::Ledger;
 use super::workload::Mix;
 use crate::device::Opened;
@@ -22,8 +25,11 @@ const PAGE: u64 = 4096;
 /// A run, with everything decided.
 #[derive(Debug)]
 pub struct Job {
-    pub namespace: Namespace,
+    /// One on each controller.
+    pub namespaces: Vec<Namespace>,
     pub block_size: u32,
+    /// All blocks of the device, of which the parts are some.
+    pub blocks: u64,
     pub io_size: u64,
     /// I/Os in flight of each worker.
     pub depth: u32,
@@ -71,19 +77,14 @@ impl Part {
 
 impl Job {
     pub fn new(options: &Options, opened: &Opened, cores: Vec<usize>, crowded: bool) -> Result<Job> {
-        let namespace = namespace(options, opened)?;
-        let nsid = namespace.nsid();
-        let block_size = namespace.block_size().ok_or_else(|| {
-            let what = format!("{}: the format of namespace {nsid} has no block size", options.device);
-            Error::Unsuitable(what + "; choose another with --nsid")
-        })?;
-        let whole = range(options, &namespace, block_size)?;
+        let namespaces = namespaces(options, opened)?;
+        let (block_size, blocks) = size(opened, &namespaces)?;
+        let whole = range(options, blocks, block_size)?;
         let parts = parts(options, whole, cores.len() as u64)?;
         let units = parts.first().map_or(0, |part| part.units);
-        let controller = &opened.controller;
-        let mdts = controller.identity().max_transfer(controller.capabilities().mpsmin());
         let job = Job {
             block_size,
+            blocks,
             io_size: options.io_size,
             // Verified I/Os keep off each other's blocks, so there are no more than units.
             depth: if options.verify { options.io_depth.min(clamp(units)) } else { options.io_depth },
@@ -93,8 +94,8 @@ impl Job {
             read_back: options.verify && options.io_pattern.writes(),
             seed: options.seed.unwrap_or_else(random::seed),
             data: options.data.into(),
-            max_transfer: mdts.unwrap_or(u64::MAX).min(MAX_TRANSFER),
-            namespace,
+            max_transfer: max_transfer(opened),
+            namespaces,
             cores,
             parts,
             crowded,
@@ -103,7 +104,8 @@ impl Job {
         Ok(job)
     }
 
-    /// Commands that a worker has in flight if all of its I/Os are.
+    /// Commands that a worker has in flight, on a controller that has a part in each of its I/Os, if
+    /// all of them are.
     pub fn queue_depth(&self) -> usize {
         let commands = u64::from(self.depth).saturating_mul(self.io_size.div_ceil(self.max_transfer));
         commands.min(MAX_COMMANDS) as usize
@@ -155,26 +157,47 @@ fn clamp(units: u64) -> u32 {
     u32::try_from(units).unwrap_or(u32::MAX)
 }
 
-fn namespace(options: &Options, opened: &Opened) -> Result<Namespace> {
-    let nsid = match options.nsid {
-        Some(nsid) => nsid,
-        None => *opened.controller.active_namespaces()?.first().ok_or_else(|| {
-            Error::Unsuitable(format!("{} has no active namespace; see kiovec identify", options.device))
-        })?,
+/// The namespace of each controller: the one asked for, or its first.
+fn namespaces(options: &Options, opened: &Opened) -> Result<Vec<Namespace>> {
+    let namespace = |controller: &Arc<Controller>| {
+        let nsid = match options.nsid {
+            Some(nsid) => nsid,
+            None => *controller.active_namespaces()?.first().ok_or_else(|| {
+                let name = controller.name();
+                Error::Unsuitable(format!("{name} has no active namespace; see kiovec identify {name}"))
+            })?,
+        };
+        Ok(controller.namespace(nsid)?)
     };
-    Ok(opened.controller.namespace(nsid)?)
+    opened.controllers.iter().map(namespace).collect()
+}
+
+/// Bytes of a block, and how many blocks, as they are above all layers. The layers are made once for
+/// that, so that what is wrong with them is found before a worker starts.
+fn size(opened: &Opened, namespaces: &[Namespace]) -> Result<(u32, u64)> {
+    let route = Route::layered(opened, namespaces, 1, QueueOptions::default().depth(1))?;
+    match route.geometry() {
+        Some(geometry) => Ok((1 << geometry.block_shift, geometry.blocks)),
+        None => Err(Error::Unsuitable(format!("{} has no size", opened.device))),
+    }
+}
+
+/// What fits one command of every controller.
+fn max_transfer(opened: &Opened) -> u64 {
+    let mdts =
+        |controller: &Arc<Controller>| controller.identity().max_transfer(controller.capabilities().mpsmin());
+    opened.controllers.iter().filter_map(mdts).fold(MAX_TRANSFER, u64::min)
 }
 
 /// The range in units of an I/O.
-fn range(options: &Options, namespace: &Namespace, block_size: u32) -> Result<Part> {
+fn range(options: &Options, capacity: u64, block_size: u32) -> Result<Part> {
     let (size, block_size) = (options.io_size, u64::from(block_size));
     if size % block_size != 0 {
         return Err(Error::Unsuitable(format!(
-            "-o {size}: an odd I/O size, namespace {} has blocks of {block_size} bytes; use a multiple of that",
-            namespace.nsid()
+            "-o {size}: an odd I/O size, {} has blocks of {block_size} bytes; use a multiple of that",
+            options.device
         )));
     }
-    let capacity = namespace.blocks();
     let range = match &options.range {
         Some(range) => range.resolve(block_size, capacity)?,
         None => 0..capacity,

@@ -10,7 +10,7 @@ use kiovec_emulator::Media;
 
 use super::cores::Cores;
 use super::range::RangeOption;
-use crate::device::{Device, FORMS};
+use crate::device::{Device, FORMS, Leaf};
 use crate::output::{self, Format};
 use crate::{Error, Result};
 
@@ -58,7 +58,7 @@ pub struct Options {
     #[arg(short = 'L', long)]
     pub latency_histogram: bool,
 
-    /// The namespace; without this, the first active one.
+    /// The namespace, of every controller; without this, the first active one of each.
     #[arg(long, value_name = "NSID", value_parser = clap::value_parser!(u32).range(1..))]
     pub nsid: Option<u32>,
 
@@ -161,14 +161,19 @@ impl Options {
         if self.io_size == 0 {
             return Err(Error::Usage("-o 0: an I/O has at least one block; try -o 4k".into()));
         }
-        match &self.device {
-            Device::Emulated(config) if self.verify && config.media == Media::Null => {
-                let what = format!("{} has null media, which keeps no data to verify", self.device);
+        self.device.leaves.iter().try_for_each(|leaf| self.check_leaf(leaf))
+    }
+
+    fn check_leaf(&self, leaf: &Leaf) -> Result<()> {
+        match leaf {
+            Leaf::Emulated(config) if self.verify && config.media == Media::Null => {
+                let what = format!("{leaf} has null media, which keeps no data to verify");
                 Err(Error::Usage(what + "; use media=ram, as in emulated:media=ram"))
             }
-            Device::Pci(_) if self.destroys_data() && !self.yes_destroy_data => {
+            Leaf::Pci(_) if self.destroys_data() && !self.yes_destroy_data => {
+                let pattern = self.io_pattern;
                 let why = if pattern.writes() { "" } else { " with --verify, which fills the range first," };
-                let what = format!("-w {}{why} overwrites data on {}", pattern.name(), self.device);
+                let what = format!("-w {}{why} overwrites data on {leaf}", pattern.name());
                 Err(Error::Usage(what + "; if that may be lost, add --yes-destroy-data"))
             }
             _ => Ok(()),
@@ -242,6 +247,9 @@ mod tests {
             check(&format!("emulated:media=ram {line}")).unwrap();
         }
         check("01:00.0 -w randread").unwrap();
+        check("mirror(emulated,01:00.0) -w randread").unwrap();
+        let error = check("mirror(emulated:media=ram,trace(01:00.0)) --verify").unwrap_err().to_string();
+        assert!(error.contains("overwrites data on 0000:01:00.0; if that may be lost"), "{error}");
     }
 
     #[test]
@@ -251,6 +259,7 @@ mod tests {
             ("-o 0", "at least one block"),
             ("--verify", "null media"),
             ("emulated:media=null --verify", "media=ram"),
+            ("mirror(emulated:media=ram,trace(emulated:mdts=3)) --verify", "emulated:mdts=3 has null media"),
         ] {
             assert!(check(line).unwrap_err().to_string().contains(what), "{line}");
         }

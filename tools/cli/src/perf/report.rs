@@ -4,12 +4,13 @@ use std::fmt::Write;
 
 use hdrhistogram::Histogram;
 use hugepage_setup::Bytes;
-use kiovec::{Failure, Operation};
+use kiovec::{Failure, Namespace, Operation};
 use serde_json::{Value, json};
 
 use super::cores;
 use super::job::Job;
 use super::latency::Latency;
+use super::layers::Counted;
 use super::options::Options;
 use super::supervisor::Outcome;
 use super::verify::Checks;
@@ -26,6 +27,20 @@ const QUANTILES: [(&str, &str, f64); 5] = [
     ("p99_99", "99.99%", 0.9999),
 ];
 
+/// A counter's name, whether people want to know that it is zero, and the counter.
+type Count = (&'static str, bool, fn(&Tally) -> u64);
+
+/// What is counted per I/O.
+const PER_IO: [Count; 7] = [
+    ("polls", true, |worker| worker.polls),
+    ("commands", true, |worker| worker.counters.commands),
+    ("splits", false, |worker| worker.counters.splits),
+    ("merges", false, |worker| worker.counters.merges),
+    ("bounces", false, |worker| worker.counters.bounces),
+    ("SQ doorbells", true, |worker| worker.counters.sq_doorbells),
+    ("CQ doorbells", true, |worker| worker.counters.cq_doorbells),
+];
+
 pub struct Report<'a> {
     options: &'a Options,
     job: &'a Job,
@@ -36,6 +51,10 @@ pub struct Report<'a> {
     latency: Latency,
     histogram: Histogram<u64>,
     checks: Option<Checks>,
+    /// By the layers of a stack, in all workers.
+    layers: Vec<Counted>,
+    /// Controllers of a stack that stopped, and why. Without layers the run would have ended.
+    lost: Vec<kiovec::Error>,
 }
 
 impl<'a> Report<'a> {
@@ -52,6 +71,8 @@ impl<'a> Report<'a> {
             histogram: latency.histogram(),
             latency,
             checks: checks(&workers),
+            layers: Counted::sum(workers.iter().map(|worker| &worker.layers[..])),
+            lost: if opened.device.is_stack() { opened.lost() } else { vec![] },
             workers,
         }
     }
@@ -60,20 +81,36 @@ impl<'a> Report<'a> {
     pub fn failure(&self) -> Option<String> {
         let device = &self.options.device;
         if let Some(Checks { mismatches: mismatches @ 1.., first: Some(first), .. }) = &self.checks {
-            let nsid = self.job.namespace.nsid();
-            return Some(format!(
-                "{device}, namespace {nsid}: {mismatches} blocks are not as written; the first: {first}"
-            ));
+            let what = self.subject();
+            return Some(format!("{what}: {mismatches} blocks are not as written; the first: {first}"));
         }
         if let Some((operation, failure)) = self.first_error() {
             let (errors, name) = (self.sum(|worker| worker.errors), lower(operation));
-            return Some(format!("{device}: {errors} I/Os failed; the first: {name}: {failure}"));
+            let lost = self.lost.iter().map(|lost| format!("; {lost}")).collect::<String>();
+            return Some(format!("{device}: {errors} I/Os failed; the first: {name}: {failure}{lost}"));
         }
         match self.sum(|worker| worker.faults) {
             0 => None,
             faults => Some(format!(
                 "{device}: {faults} completions answer no command in flight; do not trust this device's data"
             )),
+        }
+    }
+
+    /// What was lost without any harm.
+    pub fn notes(&self) -> Vec<String> {
+        match self.first_error() {
+            Some(_) => vec![],
+            None => self.lost.iter().map(|lost| format!("{lost}; the run went on without it")).collect(),
+        }
+    }
+
+    /// The device, and which part of it; that of each controller below layers is theirs to know.
+    fn subject(&self) -> String {
+        let device = &self.options.device;
+        match &self.job.namespaces[..] {
+            [namespace] if !device.is_stack() => format!("{device}, namespace {}", namespace.nsid()),
+            _ => device.to_string(),
         }
     }
 
@@ -116,25 +153,28 @@ impl<'a> Report<'a> {
             text += &self.cells();
         }
         text += &self.counts();
+        if !self.layers.is_empty() {
+            text += "\nlayers, warm-up included:\n";
+            self.layers.iter().for_each(|layer| text += &format!("{}\n", layer.text()));
+        }
         text
     }
 
     fn heading(&self) -> String {
-        let Job { namespace, block_size, io_size, depth, seed, .. } = self.job;
+        let Job { blocks, block_size, io_size, depth, seed, .. } = self.job;
         let pattern = self.options.io_pattern;
         let share = match pattern.is_mixed() {
             true => format!(" ({} % reads)", self.options.read_share()),
             false => String::new(),
         };
-        let bytes = Bytes(namespace.blocks().saturating_mul((*block_size).into()));
+        let bytes = Bytes(blocks.saturating_mul((*block_size).into()));
         let (cores, seconds) = (cores::ranges(&self.job.cores), self.seconds());
         let core = if self.job.cores.len() == 1 { "core" } else { "cores" };
         let cut = if self.interrupted { ", interrupted" } else { "" };
         format!(
-            "{}, namespace {}: {bytes} in blocks of {block_size} bytes\n\
+            "{}: {bytes} in blocks of {block_size} bytes\n\
              {}{share}, {io_size} bytes, depth {depth}, {core} {cores}, {seconds:.2} s{cut}, seed {seed}, {}\n\n",
-            self.options.device,
-            namespace.nsid(),
+            self.subject(),
             pattern.name(),
             self.pages
         )
@@ -189,13 +229,18 @@ impl<'a> Report<'a> {
     }
 
     fn counts(&self) -> String {
-        let mut text = format!(
-            "\nper I/O: {:.3} polls, {:.3} commands, {:.3} SQ doorbells, {:.3} CQ doorbells\n\
-             I/Os: {} ({} writes), {} errors\n",
-            self.per_io(|worker| worker.polls),
-            self.per_io(|worker| worker.commands),
-            self.per_io(|worker| worker.sq_doorbells),
-            self.per_io(|worker| worker.cq_doorbells),
+        let mut text = "\nper I/O: ".to_owned();
+        let mut comma = "";
+        for (name, always, of) in PER_IO {
+            let share = self.per_io(of);
+            if always || share > 0.0 {
+                let _ = write!(text, "{comma}{share:.3} {name}");
+                comma = ", ";
+            }
+        }
+        let _ = writeln!(
+            text,
+            "\nI/Os: {} ({} writes), {} errors",
             self.ios(),
             self.sum(|worker| worker.writes),
             self.sum(|worker| worker.errors),
@@ -217,7 +262,7 @@ impl<'a> Report<'a> {
     pub fn json(&self) -> Value {
         let mut document = json!({
             "device": self.options.device.to_string(),
-            "nsid": self.job.namespace.nsid(),
+            "nsid": self.job.namespaces.first().map(Namespace::nsid),
             "block_size": self.job.block_size,
             "workload": self.options.io_pattern.name(),
             "read_percent": self.options.read_share(),
@@ -238,13 +283,16 @@ impl<'a> Report<'a> {
             "iops": self.iops(),
             "mib_per_second": self.mib(self.iops()),
             "latency_ns": self.latencies(),
-            "polls_per_io": self.per_io(|worker| worker.polls),
-            "commands_per_io": self.per_io(|worker| worker.commands),
-            "sq_doorbells_per_io": self.per_io(|worker| worker.sq_doorbells),
-            "cq_doorbells_per_io": self.per_io(|worker| worker.cq_doorbells),
             "verify": self.checks.as_ref().map(|checks| self.verified(checks)),
             "workers": self.workers.iter().map(|worker| self.worker(worker)).collect::<Vec<_>>(),
         });
+        for (name, _, of) in PER_IO {
+            document[format!("{}_per_io", name.to_lowercase().replace(' ', "_"))] = json!(self.per_io(of));
+        }
+        if self.options.device.is_stack() {
+            document["layers"] = self.layers.iter().map(Counted::json).collect();
+            document["lost"] = self.lost.iter().map(ToString::to_string).collect();
+        }
         if self.options.latency_histogram {
             let cell = |(from, to, count)| json!({ "from_ns": from, "to_ns": to, "ios": count });
             document["histogram"] = self.latency.cells().map(cell).collect();

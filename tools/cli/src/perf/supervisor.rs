@@ -1,14 +1,14 @@
 //! The run as seen from beside: phases by the clock, progress, and what ends it before its time.
 //!
-//! Every wait of a worker ends here at the latest: when the controller has stopped, or has
-//! completed nothing for half a minute.
+//! Every wait of a worker ends here at the latest: when its only controller has stopped, or when
+//! nothing has completed for half a minute. What a lost controller means below layers is theirs to
+//! decide; the run ends when they let an I/O fail for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use kiovec::Controller;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::control::{Control, Phase};
@@ -16,6 +16,7 @@ use super::job::Job;
 use super::options::Options;
 use super::progress::Progress;
 use super::worker::{self, Tally};
+use crate::device::Opened;
 use crate::{Error, Result};
 
 /// Between two looks at controller and workers.
@@ -46,18 +47,13 @@ pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
 }
 
 /// Runs all workers from first to last.
-pub fn run(
-    job: &Job,
-    controller: &Arc<Controller>,
-    options: &Options,
-    interrupted: &AtomicBool,
-) -> Result<Outcome> {
+pub fn run(job: &Job, opened: &Opened, options: &Options, interrupted: &AtomicBool) -> Result<Outcome> {
     let control = Control::new(job.cores.len());
     let outcome = thread::scope(|scope| {
         let mut workers = Vec::new();
         for (index, core) in job.cores.iter().enumerate() {
             let (control, core) = (&control, *core);
-            let body = move || worker::run(job, index, controller, control);
+            let body = move || worker::run(job, index, opened, control);
             let spawned = thread::Builder::new().name(format!("kiovec-{core}")).spawn_scoped(scope, body);
             match spawned {
                 Ok(worker) => workers.push(worker),
@@ -67,7 +63,7 @@ pub fn run(
                 }
             }
         }
-        let cause = Supervisor::new(job, controller, options, interrupted, &control).watch(&workers);
+        let cause = Supervisor::new(job, opened, options, interrupted, &control).watch(&workers);
         collect(workers, cause)
     })?;
     Ok(Outcome { tallies: outcome, interrupted: interrupted.load(Ordering::Relaxed) })
@@ -87,7 +83,7 @@ fn collect(workers: Vec<ScopedJoinHandle<'_, Result<Tally>>>, cause: Option<Erro
 
 struct Supervisor<'a> {
     control: &'a Control,
-    controller: &'a Controller,
+    opened: &'a Opened,
     interrupted: &'a AtomicBool,
     warmup: Duration,
     time: Duration,
@@ -100,14 +96,14 @@ struct Supervisor<'a> {
 impl<'a> Supervisor<'a> {
     fn new(
         job: &Job,
-        controller: &'a Controller,
+        opened: &'a Opened,
         options: &Options,
         interrupted: &'a AtomicBool,
         control: &'a Control,
     ) -> Supervisor<'a> {
         Supervisor {
             control,
-            controller,
+            opened,
             interrupted,
             warmup: options.warmup_time,
             time: options.time,
@@ -134,7 +130,8 @@ impl<'a> Supervisor<'a> {
                 looked = Instant::now();
                 cause = self.trouble();
             }
-            if self.interrupted.load(Ordering::Relaxed) {
+            let lost = self.opened.device.is_stack() && self.control.any_lost();
+            if lost || self.interrupted.load(Ordering::Relaxed) {
                 self.control.advance(Phase::Stop);
             }
             self.move_on();
@@ -144,20 +141,25 @@ impl<'a> Supervisor<'a> {
         cause
     }
 
-    /// Looks after the controller and the workers, and gives up on them if that is all there is to do.
+    /// Looks after the device and the workers, and gives up on them if that is all there is to do.
     fn trouble(&mut self) -> Option<Error> {
         self.progress.show(self.control);
         let stalled = self.stall.look(self.control, Instant::now());
-        let dead = self.controller.check().err().map(Error::from);
-        let cause = dead.or_else(|| stalled.then(|| self.stalled()));
+        let cause = self.dead().or_else(|| stalled.then(|| self.stalled()));
         if cause.is_some() {
             self.control.advance(Phase::Abort);
         }
         cause
     }
 
+    /// A device without layers is lost with its controller.
+    fn dead(&self) -> Option<Error> {
+        let alone = !self.opened.device.is_stack();
+        self.opened.lost().into_iter().next().filter(|_| alone).map(Error::from)
+    }
+
     fn stalled(&self) -> Error {
-        let device = self.controller.name();
+        let device = &self.opened.device;
         let seconds = PATIENCE.as_secs();
         Error::Failed(format!(
             "{device}: no completion for {seconds} s with I/O in flight; reset it or power-cycle it, and see dmesg"
@@ -221,10 +223,10 @@ mod tests {
         let mut opened = options.device.open().unwrap();
         let job = Job::new(&options, &opened, cores::allowed().unwrap()[..1].to_vec(), true).unwrap();
         let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
-        let emulator = opened.emulator.take();
-        let mut supervisor = Supervisor::new(&job, &opened.controller, &options, &interrupted, &control);
+        let emulators = std::mem::take(&mut opened.emulators);
+        let mut supervisor = Supervisor::new(&job, &opened, &options, &interrupted, &control);
         assert!(supervisor.trouble().is_none());
-        drop(emulator);
+        drop(emulators);
         let error = supervisor.trouble().unwrap().to_string();
         assert!(error.contains("emulated") && error.contains("gone"), "{error}");
         assert_eq!(control.phase(), Phase::Abort);

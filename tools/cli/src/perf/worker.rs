@@ -3,22 +3,22 @@
 //! Everything is allocated before the first I/O. A container stays where it is from then on: each
 //! completion makes it the next request.
 
-use std::sync::Arc;
-
+use kiovec::layer::Layer;
 use kiovec::pci::Clock;
-use kiovec::{
-    Controller, Done, Failure, IoContainer, Operation, Poller, QueueId, QueueOptions, QueueStats, Refusal,
-    Target,
-};
+use kiovec::{Cause, Done, Failure, IoContainer, Operation, QueueOptions, Refusal};
 
 use super::control::{Control, Gauge, Phase};
 use super::cores;
+use super::counters::Counters;
 use super::job::Job;
 use super::latency::Latency;
+use super::layers::Counted;
 use super::random::{Random, mix};
+use super::route::Route;
 use super::verify::{Checks, Stage, Verified};
 use super::workload::{Plain, Request, Workload};
 use crate::Result;
+use crate::device::Opened;
 
 /// What a worker has found.
 #[derive(Debug, Default)]
@@ -30,25 +30,23 @@ pub struct Tally {
     /// Of the I/Os measured, so many were writes.
     pub writes: u64,
     pub polls: u64,
-    pub commands: u64,
-    pub sq_doorbells: u64,
-    pub cq_doorbells: u64,
+    pub counters: Counters,
     /// Completions that answer nothing, from first to last.
     pub faults: u64,
     /// I/Os that failed, from first to last.
     pub errors: u64,
     pub first_error: Option<(Operation, Failure)>,
     pub checks: Option<Checks>,
-    /// Commands that the queue pair can hold.
+    /// Commands that each queue pair can hold.
     pub queue_depth: usize,
+    /// What the layers have counted, from first to last.
+    pub layers: Vec<Counted>,
 }
 
 /// A worker's device and requests.
-pub struct Worker<'a> {
-    poller: Poller,
-    queue: QueueId,
-    target: Target,
-    lane: Lane,
+pub struct Worker<'a, L: Layer> {
+    route: Route<L>,
+    lane: Lane<'a>,
     control: &'a Control,
     gauge: &'a Gauge,
     /// Polls that find nothing let another thread run.
@@ -56,7 +54,8 @@ pub struct Worker<'a> {
 }
 
 /// What is counted, and the containers that are not in flight.
-struct Lane {
+struct Lane<'a> {
+    gauge: &'a Gauge,
     clock: Clock,
     /// The time of this poll; 0 before anybody asked.
     now: u64,
@@ -75,47 +74,55 @@ struct Lane {
 struct Reading {
     nanos: u64,
     polls: u64,
-    stats: QueueStats,
+    counters: Counters,
 }
 
 /// Runs a worker from first to last.
-pub fn run(job: &Job, index: usize, controller: &Arc<Controller>, control: &Control) -> Result<Tally> {
-    let mut worker = Worker::new(job, index, controller, control)?;
-    let random = Random::new(mix(job.seed).wrapping_add(index as u64));
-    let (part, mix) = (job.parts[index], job.mix);
-    let mut tally = match (job.verify, mix.random, mix.is_pure()) {
-        (true, ..) => {
-            let mut work = Verified::new(part, mix, job.block_size, job.seed, random);
-            worker.verify(&mut work, job)?
-        }
-        (false, true, true) => worker.measure(&mut Plain::<true, false>::new(part, mix, random))?,
-        (false, true, false) => worker.measure(&mut Plain::<true, true>::new(part, mix, random))?,
-        (false, false, true) => worker.measure(&mut Plain::<false, false>::new(part, mix, random))?,
-        (false, false, false) => worker.measure(&mut Plain::<false, true>::new(part, mix, random))?,
-    };
-    tally.core = job.cores[index];
-    if !job.verify && mix.is_pure() && mix.writes() {
-        tally.writes = tally.latency.count();
+pub fn run(job: &Job, index: usize, opened: &Opened, control: &Control) -> Result<Tally> {
+    // Before anything is allocated, so that memory is close to the core.
+    cores::pin(job.cores[index])?;
+    let options = QueueOptions::default().depth(job.queue_depth()).data(job.data);
+    if !opened.device.is_stack() {
+        let route = Route::direct(opened, &job.namespaces, job.depth, options)?;
+        return Worker::new(route, job, index, opened, control)?.run(job, index);
     }
-    Ok(tally)
+    let route = Route::layered(opened, &job.namespaces, job.depth, options)?;
+    let mut worker = Worker::new(route, job, index, opened, control)?;
+    let tally = worker.run(job, index)?;
+    Ok(Tally { layers: worker.route.counted(opened), ..tally })
 }
 
-impl<'a> Worker<'a> {
+impl<'a, L: Layer> Worker<'a, L> {
     pub fn new(
+        route: Route<L>,
         job: &Job,
         index: usize,
-        controller: &Arc<Controller>,
+        opened: &Opened,
         control: &'a Control,
-    ) -> Result<Worker<'a>> {
-        // Before anything is allocated, so that memory is close to the core.
-        cores::pin(job.cores[index])?;
-        let mut poller = Poller::new(job.depth);
-        let options = QueueOptions::default().depth(job.queue_depth()).data(job.data);
-        let queue = poller.add_queue(controller, options)?;
-        let target = poller.add_namespace(queue, &job.namespace)?;
-        let lane = Lane::new(containers(job, controller)?);
+    ) -> Result<Worker<'a, L>> {
         let gauge = &control.gauges[index];
-        Ok(Worker { poller, queue, target, lane, control, gauge, crowded: job.crowded })
+        let lane = Lane::new(containers(job, opened)?, gauge);
+        Ok(Worker { route, lane, control, gauge, crowded: job.crowded })
+    }
+
+    fn run(&mut self, job: &Job, index: usize) -> Result<Tally> {
+        let random = Random::new(mix(job.seed).wrapping_add(index as u64));
+        let (part, mix) = (job.parts[index], job.mix);
+        let mut tally = match (job.verify, mix.random, mix.is_pure()) {
+            (true, ..) => {
+                let mut work = Verified::new(part, mix, job.block_size, job.seed, random);
+                self.verify(&mut work, job)?
+            }
+            (false, true, true) => self.measure(&mut Plain::<true, false>::new(part, mix, random))?,
+            (false, true, false) => self.measure(&mut Plain::<true, true>::new(part, mix, random))?,
+            (false, false, true) => self.measure(&mut Plain::<false, false>::new(part, mix, random))?,
+            (false, false, false) => self.measure(&mut Plain::<false, true>::new(part, mix, random))?,
+        };
+        tally.core = job.cores[index];
+        if !job.verify && mix.is_pure() && mix.writes() {
+            tally.writes = tally.latency.count();
+        }
+        Ok(tally)
     }
 
     /// Warms up, measures, and ends.
@@ -139,9 +146,7 @@ impl<'a> Worker<'a> {
             latency,
             writes,
             polls: end.polls - begin.polls,
-            commands: end.stats.commands - begin.stats.commands,
-            sq_doorbells: end.stats.sq_doorbells - begin.stats.sq_doorbells,
-            cq_doorbells: end.stats.cq_doorbells - begin.stats.cq_doorbells,
+            counters: end.counters - begin.counters,
             ..self.tally()
         })
     }
@@ -181,17 +186,17 @@ impl<'a> Worker<'a> {
             io.set_operation(request.operation);
             work.prepare(request, io.data_mut());
             self.lane.started[io.get_tag() as usize] = self.lane.now::<W>();
-            self.poller.submit(self.target, io).map_err(kiovec::Error::from)?;
+            self.route.poller.submit(self.route.target, io).map_err(kiovec::Error::from)?;
         }
         Ok(())
     }
 
     /// Keeps requests in flight until a phase begins, or the workload has no more.
     fn poll_until<W: Workload>(&mut self, phase: Phase, work: &mut W) -> Result<()> {
-        while self.control.phase() < phase && self.poller.outstanding() > 0 {
+        while self.control.phase() < phase && self.route.poller.outstanding() > 0 {
             self.lane.now = 0;
             let lane = &mut self.lane;
-            let count = self.poller.poll(|done| lane.turn_around(work, done));
+            let count = self.route.poller.poll(|done| lane.turn_around(work, done));
             self.after_poll(count)?;
         }
         Ok(())
@@ -200,9 +205,9 @@ impl<'a> Worker<'a> {
     /// Lets end what is in flight. After an abort, nothing is waited for, and nobody asks for the
     /// result.
     fn drain<W: Workload>(&mut self, work: &mut W) -> Result<()> {
-        while self.control.phase() < Phase::Abort && self.poller.outstanding() > 0 {
+        while self.control.phase() < Phase::Abort && self.route.poller.outstanding() > 0 {
             let lane = &mut self.lane;
-            let count = self.poller.poll(|done| lane.retire(work, done));
+            let count = self.route.poller.poll(|done| lane.retire(work, done));
             self.after_poll(count)?;
         }
         self.gauge.set_busy(false);
@@ -225,26 +230,27 @@ impl<'a> Worker<'a> {
     fn reading(&self) -> Reading {
         Reading {
             nanos: self.lane.clock.nanos(),
-            polls: self.poller.polls(),
-            stats: self.poller.stats(self.queue),
+            polls: self.route.poller.polls(),
+            counters: self.route.counters(),
         }
     }
 
     /// What holds for all of the run.
     fn tally(&self) -> Tally {
         Tally {
-            faults: self.poller.stats(self.queue).faults,
+            faults: self.route.counters().faults,
             errors: self.lane.errors,
             first_error: self.lane.first_error,
-            queue_depth: self.poller.depth(self.queue),
+            queue_depth: self.route.depth(),
             ..Tally::default()
         }
     }
 }
 
-impl Lane {
-    fn new(idle: Vec<IoContainer>) -> Lane {
+impl<'a> Lane<'a> {
+    fn new(idle: Vec<IoContainer>, gauge: &'a Gauge) -> Lane<'a> {
         Lane {
+            gauge,
             clock: Clock::Monotonic,
             now: 0,
             started: vec![0; idle.len()].into_boxed_slice(),
@@ -279,7 +285,7 @@ impl Lane {
 
     /// A completion becomes the next request.
     #[inline(always)]
-    fn turn_around<W: Workload>(&mut self, work: &mut W, mut done: Done<'_>) {
+    fn turn_around<W: Workload, L: Layer>(&mut self, work: &mut W, mut done: Done<'_, L>) {
         let now = self.now::<W>();
         let result = done.result();
         let mut io = done.in_place();
@@ -312,7 +318,7 @@ impl Lane {
     }
 
     /// A completion is the last of its container, for now.
-    fn retire<W: Workload>(&mut self, work: &mut W, done: Done<'_>) {
+    fn retire<W: Workload, L: Layer>(&mut self, work: &mut W, done: Done<'_, L>) {
         let result = done.result();
         let mut io = done.take();
         let finished = request(&io);
@@ -327,6 +333,10 @@ impl Lane {
     fn failed(&mut self, operation: Operation, failure: Failure) {
         self.errors += 1;
         self.first_error.get_or_insert((operation, failure));
+        // Whatever layers there are could not make up for it, and never will.
+        if matches!(failure.cause, Cause::ControllerLost | Cause::NoCopy) {
+            self.gauge.set_lost();
+        }
     }
 }
 
@@ -336,8 +346,8 @@ fn request(io: &IoContainer) -> Request {
 }
 
 /// All containers of a worker, with their memory and their tags.
-fn containers(job: &Job, controller: &Controller) -> Result<Vec<IoContainer>> {
-    let mut rest = controller.space().allocate(job.worker_bytes() as usize)?;
+fn containers(job: &Job, opened: &Opened) -> Result<Vec<IoContainer>> {
+    let mut rest = opened.space.allocate(job.worker_bytes() as usize)?;
     let mut random = Random::new(job.seed);
     // Neither zeros nor all alike: some devices store those without storing anything.
     let words = rest.data_mut().flat_map(|data| data.chunks_exact_mut(8));

@@ -1,6 +1,7 @@
 //! A worker on an emulated controller, with somebody else who writes the same namespace: all the
 //! ways in which data can be wrong.
 
+use kiovec::layer::Direct;
 use kiovec::memory::MemoryChain;
 
 use super::*;
@@ -25,8 +26,10 @@ impl Bench {
         Bench { opened, job, control }
     }
 
-    fn worker(&self) -> Worker<'_> {
-        Worker::new(&self.job, 0, &self.opened.controller, &self.control).unwrap()
+    fn worker(&self) -> Worker<'_, Direct> {
+        let options = QueueOptions::default().depth(self.job.queue_depth());
+        let route = Route::direct(&self.opened, &self.job.namespaces, self.job.depth, options).unwrap();
+        Worker::new(route, &self.job, 0, &self.opened, &self.control).unwrap()
     }
 
     fn work(&self) -> Verified {
@@ -48,9 +51,9 @@ impl Bench {
     }
 
     fn carry_out(&self, io: IoContainer) -> MemoryChain {
-        let mut poller = Poller::new(1);
-        let queue = poller.add_queue(&self.opened.controller, QueueOptions::default().depth(1)).unwrap();
-        let target = poller.add_namespace(queue, &self.job.namespace).unwrap();
+        let options = QueueOptions::default().depth(1);
+        let Route { mut poller, target, .. } =
+            Route::direct(&self.opened, &self.job.namespaces, 1, options).unwrap();
         poller.submit(target, io).unwrap();
         let mut memory = None;
         while memory.is_none() {
@@ -141,7 +144,7 @@ fn zeroed_blocks_are_found() {
 fn a_run_finds_what_goes_wrong_while_it_runs() {
     let bench = Bench::new("emulated:size=64k,media=ram --verify -w randread -q 4");
     let outcome = std::thread::scope(|scope| {
-        let run = scope.spawn(|| run(&bench.job, 0, &bench.opened.controller, &bench.control));
+        let run = scope.spawn(|| run(&bench.job, 0, &bench.opened, &bench.control));
         bench.control.advance(Phase::WarmUp);
         let reach = |ios: u64| {
             // A run that ended early would never get there.
