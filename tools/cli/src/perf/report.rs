@@ -1,10 +1,11 @@
 //! What a run has found: a table in the manner of SPDK's perf, or JSON.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use hdrhistogram::Histogram;
 use hugepage_setup::Bytes;
-use kiovec::{Failure, Namespace, Operation};
+use kiovec::{Controller, Failure, Namespace, Operation};
 use serde_json::{Value, json};
 
 use super::cores;
@@ -44,6 +45,7 @@ const PER_IO: [Count; 7] = [
 pub struct Report<'a> {
     options: &'a Options,
     job: &'a Job,
+    opened: &'a Opened,
     /// What the data memory stands on.
     pages: String,
     workers: Vec<Tally>,
@@ -53,12 +55,10 @@ pub struct Report<'a> {
     checks: Option<Checks>,
     /// By the layers of a stack, in all workers.
     layers: Vec<Counted>,
-    /// Controllers of a stack that stopped, and why. Without layers the run would have ended.
-    lost: Vec<kiovec::Error>,
 }
 
 impl<'a> Report<'a> {
-    pub fn new(options: &'a Options, job: &'a Job, opened: &Opened, outcome: Outcome) -> Report<'a> {
+    pub fn new(options: &'a Options, job: &'a Job, opened: &'a Opened, outcome: Outcome) -> Report<'a> {
         let workers = outcome.tallies;
         let mut latency = Latency::default();
         workers.iter().for_each(|worker| latency.add(&worker.latency));
@@ -66,13 +66,13 @@ impl<'a> Report<'a> {
         Report {
             options,
             job,
+            opened,
             pages,
             interrupted: outcome.interrupted,
             histogram: latency.histogram(),
             latency,
             checks: checks(&workers),
             layers: Counted::sum(workers.iter().map(|worker| &worker.layers[..])),
-            lost: if opened.device.is_stack() { opened.lost() } else { vec![] },
             workers,
         }
     }
@@ -86,7 +86,7 @@ impl<'a> Report<'a> {
         }
         if let Some((operation, failure)) = self.first_error() {
             let (errors, name) = (self.sum(|worker| worker.errors), lower(operation));
-            let lost = self.lost.iter().map(|lost| format!("; {lost}")).collect::<String>();
+            let lost = self.opened.lost().iter().map(|lost| format!("; {lost}")).collect::<String>();
             return Some(format!("{device}: {errors} I/Os failed; the first: {name}: {failure}{lost}"));
         }
         match self.sum(|worker| worker.faults) {
@@ -101,7 +101,9 @@ impl<'a> Report<'a> {
     pub fn notes(&self) -> Vec<String> {
         match self.first_error() {
             Some(_) => vec![],
-            None => self.lost.iter().map(|lost| format!("{lost}; the run went on without it")).collect(),
+            None => {
+                self.opened.lost().iter().map(|lost| format!("{lost}; the run went on without it")).collect()
+            }
         }
     }
 
@@ -262,7 +264,7 @@ impl<'a> Report<'a> {
     pub fn json(&self) -> Value {
         let mut document = json!({
             "device": self.options.device.to_string(),
-            "nsid": self.job.namespaces.first().map(Namespace::nsid),
+            "controllers": self.controllers(),
             "block_size": self.job.block_size,
             "workload": self.options.io_pattern.name(),
             "read_percent": self.options.read_share(),
@@ -291,13 +293,25 @@ impl<'a> Report<'a> {
         }
         if self.options.device.is_stack() {
             document["layers"] = self.layers.iter().map(Counted::json).collect();
-            document["lost"] = self.lost.iter().map(ToString::to_string).collect();
+        } else {
+            document["nsid"] = self.job.namespaces.iter().map(Namespace::nsid).next().into();
         }
         if self.options.latency_histogram {
             let cell = |(from, to, count)| json!({ "from_ns": from, "to_ns": to, "ios": count });
             document["histogram"] = self.latency.cells().map(cell).collect();
         }
         document
+    }
+
+    fn controllers(&self) -> Value {
+        let controller = |(controller, namespace): (&Arc<Controller>, &Namespace)| {
+            json!({
+                "name": controller.name(),
+                "nsid": namespace.nsid(),
+                "lost": controller.check().err().map(|error| error.to_string()),
+            })
+        };
+        self.opened.controllers.iter().zip(&self.job.namespaces).map(controller).collect()
     }
 
     fn range(&self) -> Value {

@@ -122,7 +122,11 @@ impl<'a> Supervisor<'a> {
             if left == 0 {
                 break;
             }
-            // A worker leaves before the end only with an error, which `collect` finds.
+            if self.control.any_lost() || self.interrupted.load(Ordering::Relaxed) {
+                self.control.advance(Phase::Stop);
+            }
+            // A worker leaves before the end only with an error, which `collect` finds, or because
+            // its device is lost.
             if left < workers.len() && self.control.phase() < Phase::Finish {
                 self.control.advance(Phase::Abort);
             }
@@ -130,15 +134,11 @@ impl<'a> Supervisor<'a> {
                 looked = Instant::now();
                 cause = self.trouble();
             }
-            let lost = self.opened.device.is_stack() && self.control.any_lost();
-            if lost || self.interrupted.load(Ordering::Relaxed) {
-                self.control.advance(Phase::Stop);
-            }
             self.move_on();
             thread::park_timeout(self.pause());
         }
         self.progress.finish();
-        cause
+        cause.or_else(|| self.dead().filter(|_| self.control.any_lost()))
     }
 
     /// Looks after the device and the workers, and gives up on them if that is all there is to do.

@@ -297,6 +297,10 @@ impl<'a> Lane<'a> {
             self.writes += u64::from(finished.operation == Operation::Write);
         }
         if let Err(failure) = result {
+            if is_lost(failure) {
+                // It would fail at once, over and over, and be counted as I/O.
+                return self.retire(work, done);
+            }
             self.failed(finished.operation, failure);
         }
         work.completed(finished, io.data_mut(), result.is_ok());
@@ -333,11 +337,15 @@ impl<'a> Lane<'a> {
     fn failed(&mut self, operation: Operation, failure: Failure) {
         self.errors += 1;
         self.first_error.get_or_insert((operation, failure));
-        // Whatever layers there are could not make up for it, and never will.
-        if matches!(failure.cause, Cause::ControllerLost | Cause::NoCopy) {
+        if is_lost(failure) {
             self.gauge.set_lost();
         }
     }
+}
+
+/// Whether what a request needs is gone for good, and no layer could make up for it.
+fn is_lost(failure: Failure) -> bool {
+    matches!(failure.cause, Cause::ControllerLost | Cause::NoCopy)
 }
 
 #[inline(always)]
