@@ -67,3 +67,15 @@ impl Sum for Counters {
         all.fold(Counters::default(), Add::add)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_is_summed() {
+        let one = Counters::default().zip(Counters::default(), |_, _| 1);
+        let three: Counters = [one; 3].into_iter().sum();
+        assert_eq!((three - one, three.faults, three.merges), (one + one, 3, 3));
+    }
+}

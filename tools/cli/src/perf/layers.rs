@@ -25,7 +25,7 @@ impl Counted {
     pub fn by(plan: &Plan, layer: &Stack) -> Option<Counted> {
         let by = match layer {
             Stack::Trace(trace) => By::Trace(Box::new(*trace.filter().counts())),
-            Stack::Disk(_) | Stack::Partition(_) => return None,
+            _ => return None,
         };
         Some(Counted { layer: plan.to_string(), by })
     }
@@ -92,4 +92,34 @@ fn nanos(duration: Duration) -> u64 {
 
 fn micros(duration: Duration) -> String {
     format!("{:.2}", duration.as_secs_f64() * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traced(layer: &str, reads: u64, total: u64, longest: u64) -> Counted {
+        let (total, longest) = (Duration::from_nanos(total), Duration::from_nanos(longest));
+        let counts = Counts { reads, total, longest, ..Counts::default() };
+        Counted { layer: layer.into(), by: By::Trace(Box::new(counts)) }
+    }
+
+    #[test]
+    fn the_same_layers_of_all_workers_are_one() {
+        let workers = [
+            vec![traced("trace(A)", 1, 1000, 1000), traced("trace(B)", 7, 0, 0)],
+            vec![traced("trace(A)", 3, 7000, 4000), traced("trace(B)", 0, 0, 0)],
+        ];
+        let sum = Counted::sum(workers.iter().map(Vec::as_slice));
+        let text: Vec<String> = sum.iter().map(Counted::text).collect();
+        assert_eq!(
+            text,
+            [
+                "trace(A): 4 reads, 0 writes, 0 failed; 2.00 us on average, 4.00 us at most",
+                "trace(B): 7 reads, 0 writes, 0 failed; 0.00 us on average, 0.00 us at most",
+            ]
+        );
+        assert_eq!(sum[0].json()["mean_latency_ns"], 2000);
+        assert!(Counted::sum(std::iter::empty()).is_empty());
+    }
 }

@@ -233,6 +233,19 @@ mod tests {
     }
 
     #[test]
+    fn below_layers_a_controller_may_go() {
+        let options = Options::from_line("trace(emulated:size=1M) -t 600");
+        let mut opened = options.device.open().unwrap();
+        let job = Job::new(&options, &opened, cores::allowed().unwrap()[..1].to_vec(), true).unwrap();
+        let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
+        drop(std::mem::take(&mut opened.emulators));
+        let mut supervisor = Supervisor::new(&job, &opened, &options, &interrupted, &control);
+        assert!(supervisor.trouble().is_none());
+        assert_eq!(control.phase(), Phase::Prepare);
+        assert_eq!(opened.lost().len(), 1);
+    }
+
+    #[test]
     fn a_worker_is_stalled_only_while_it_waits() {
         let control = Control::new(2);
         let start = Instant::now();

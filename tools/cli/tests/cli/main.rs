@@ -6,6 +6,7 @@ mod interrupt;
 mod list;
 mod perf;
 mod refused;
+mod stacks;
 mod verify;
 
 use std::process::{Command, Output};

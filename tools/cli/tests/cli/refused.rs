@@ -45,6 +45,13 @@ fn wrong_usage() {
         ("identify 0000:01:00.8", &["0000:01:00.8", "emulated["]),
         ("identify emulated:block=513", &["block=513", "512 to 65536"]),
         ("identify emulated:flavour=vanilla", &["flavour", "media"]),
+        ("identify trace(emulated)", &["trace(emulated)", "only controllers", "kiovec identify emulated"]),
+        ("perf trace(emulated", &["parentheses do not match"]),
+        ("perf trace(emulated,/dev/sda)", &["/dev/sda: a device is 0000:01:00.0"]),
+        ("perf trace(emulated:block=513)", &["emulated:block=513", "512 to 65536"]),
+        ("perf partition(emulated,start=1)", &["emulated,start=1", "options come before its devices"]),
+        ("perf mirror(emulated,emulated)", &["emulated is there twice", "emulated:serial=A"]),
+        ("perf trace(emulated) --verify", &["emulated has null media", "media=ram"]),
         ("list -o xml", &["xml", "json"]),
         ("sing", &["sing"]),
     ] {
@@ -56,8 +63,10 @@ fn wrong_usage() {
 fn writing_to_hardware_without_consent() {
     // Refused before the device is looked for: this one does not exist.
     for line in ["-w write", "-w randrw", "-w read --verify", "-w randwrite --range 0:1"] {
-        let code = refused(&format!("perf ffff:ff:1f.7 {line}"), &["ffff:ff:1f.7", "--yes-destroy-data"]);
-        assert_eq!(code, 2, "{line}");
+        for device in ["ffff:ff:1f.7", "mirror(emulated:media=ram,trace(ffff:ff:1f.7))"] {
+            let code = refused(&format!("perf {device} {line}"), &["on ffff:ff:1f.7", "--yes-destroy-data"]);
+            assert_eq!(code, 2, "{device} {line}");
+        }
     }
 }
 
@@ -76,6 +85,11 @@ fn what_does_not_go_with_the_device() {
         ("perf --data sgl", &["SGL", "PRP"]),
         ("perf -q 4096 -o 1G", &["data memory", "lower"]),
         ("perf emulated:size=1T,block=512,media=ram --verify -o 512", &["--range", "256 MiB"]),
+        ("perf polish(emulated)", &["polish(emulated): there is no layer polish", "partition("]),
+        ("perf partition(begin=1,emulated)", &["partition(begin=1,emulated): begin is no option"]),
+        ("perf partition(start=8,emulated:size=4k)", &["not within the 1 blocks below"]),
+        ("perf trace(emulated:size=1M) -o 2M", &["larger than the range"]),
+        ("perf trace(emulated:block=512) -o 513", &["odd I/O size", "trace(emulated:block=512)"]),
         ("perf emulated:mpsmin=1", &["emulated:mpsmin=1", "8 KiB"]),
     ] {
         assert_eq!(refused(line, words), 1, "kiovec {line}");
@@ -84,7 +98,7 @@ fn what_does_not_go_with_the_device() {
 
 #[test]
 fn a_function_that_does_not_exist() {
-    for line in ["perf ffff:ff:1f.7", "identify ff:1f.7"] {
+    for line in ["perf ffff:ff:1f.7", "identify ff:1f.7", "perf trace(ff:1f.7)"] {
         assert_eq!(refused(line, &["ff:1f.7", "kiovec list"]), 1, "kiovec {line}");
     }
 }

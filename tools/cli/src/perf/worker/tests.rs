@@ -166,3 +166,67 @@ fn a_run_finds_what_goes_wrong_while_it_runs() {
     let text = checks.first.unwrap().to_string();
     assert!(text.starts_with("LBA 2, byte 0: ") && text.contains("data of LBA 9 generation 1"), "{text}");
 }
+
+/// A run over layers from first to last, while `meanwhile` happens.
+fn layered(line: &str, meanwhile: impl FnOnce(&Bench)) -> Tally {
+    let bench = Bench::new(line);
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| run(&bench.job, 0, &bench.opened, &bench.control));
+        bench.control.advance(Phase::WarmUp);
+        bench.control.advance(Phase::Measure);
+        while bench.control.ios() < 2000 && !run.is_finished() {
+            std::thread::yield_now();
+        }
+        meanwhile(&bench);
+        bench.control.advance(Phase::Finish);
+        run.join().unwrap().unwrap()
+    })
+}
+
+#[test]
+fn blocks_are_verified_through_layers() {
+    for (pattern, below) in [
+        ("randrw", "emulated"),
+        ("randread -o 64k", "emulated:block=512"),
+        ("write -o 1M", "emulated:mdts=3"),
+    ] {
+        let comma = if below.contains(':') { "," } else { ":" };
+        let line =
+            format!("trace(partition(start=7,{below}{comma}size=8M,media=ram)) --verify -q 4 -w {pattern}");
+        let tally = layered(&line, |_| {});
+        let checks = tally.checks.unwrap();
+        assert!(checks.checked > 0 && checks.mismatches == 0 && tally.errors == 0, "{line}: {checks:?}");
+        assert_eq!(tally.layers.len(), 1, "only the trace counts");
+    }
+}
+
+#[test]
+fn a_partition_is_where_it_should_be() {
+    let bench = Bench::new("partition(start=7,blocks=64,emulated:size=1M,media=ram) --verify -w write");
+    assert_eq!(bench.job.blocks, 64);
+    let options = QueueOptions::default();
+    let route = Route::layered(&bench.opened, &bench.job.namespaces, bench.job.depth, options).unwrap();
+    let mut worker = Worker::new(route, &bench.job, 0, &bench.opened, &bench.control).unwrap();
+    let mut work = bench.work();
+    worker.pass(&mut work, Stage::Fill).unwrap();
+    let pattern = crate::perf::verify::Pattern::new(bench.job.seed, 4096);
+    pattern.check(5, 1, &bench.read(12)).unwrap();
+    assert_eq!(bench.read(6), [0; 4096], "what is before it is not touched");
+    assert_eq!(bench.read(71), [0; 4096], "nor what is behind it");
+}
+
+#[test]
+fn a_lost_device_fails_each_io_once() {
+    for line in ["trace(emulated) -q 8", "trace(emulated:media=ram) -q 8 --verify -w randrw"] {
+        let tally = layered(line, |bench| {
+            bench.opened.emulators[0].unplug();
+            while !bench.control.any_lost() {
+                std::thread::yield_now();
+            }
+            // As the supervisor does.
+            bench.control.advance(Phase::Stop);
+        });
+        assert!((1..=8).contains(&tally.errors), "{line}: {}", tally.errors);
+        assert_eq!(tally.first_error.unwrap().1.cause, Cause::ControllerLost);
+    }
+}
