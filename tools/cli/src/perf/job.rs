@@ -212,9 +212,11 @@ fn range(options: &Options, capacity: u64, block_size: u32) -> Result<Part> {
     Ok(Part { first: range.start, units: len / blocks, blocks })
 }
 
-/// Random I/Os go everywhere; sequential and verified ones need a part for each worker alone.
+/// Random I/Os go everywhere; sequential and verified ones need a part for each worker alone. So do
+/// those through layers: each worker has layers of its own, which may remember what is where, and which
+/// copies are good.
 fn parts(options: &Options, whole: Part, workers: u64) -> Result<Vec<Part>> {
-    if options.io_pattern.is_random() && !options.verify {
+    if options.io_pattern.is_random() && !options.verify && !options.device.is_stack() {
         return Ok(vec![whole; workers as usize]);
     }
     if whole.units < workers {

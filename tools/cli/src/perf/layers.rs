@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use kiovec::layer::{Counts, Plan, Stack};
+use kiovec::layer::{Plan, Stack};
 use serde_json::{Value, json};
 
 /// What one layer has counted, in one worker or in all.
@@ -12,78 +12,89 @@ use serde_json::{Value, json};
 pub struct Counted {
     /// The layer as it is written, with what is below it.
     layer: String,
-    by: By,
-}
-
-#[derive(Debug, Clone)]
-enum By {
-    Trace(Box<Counts>),
+    /// What was counted, by the names that the layer has for it.
+    counts: Vec<(&'static str, u64)>,
+    /// For a layer that takes times: their sum, and the longest.
+    times: Option<(Duration, Duration)>,
 }
 
 impl Counted {
     /// What a layer has counted; `None` for one that does not count.
     pub fn by(plan: &Plan, layer: &Stack) -> Option<Counted> {
-        let by = match layer {
-            Stack::Trace(trace) => By::Trace(Box::new(*trace.filter().counts())),
+        let mut times = None;
+        let counts = match layer {
+            Stack::Trace(trace) => {
+                let counts = trace.filter().counts();
+                times = Some((counts.total, counts.longest));
+                vec![
+                    ("reads", counts.reads),
+                    ("writes", counts.writes),
+                    ("others", counts.others),
+                    ("failed", counts.failed),
+                ]
+            }
+            Stack::Retry(retry) => {
+                let retries = retry.retries();
+                vec![("retried", retries.retried), ("cured", retries.cured), ("given_up", retries.given_up)]
+            }
+            Stack::Verify(verify) => {
+                let checks = verify.filter().checks();
+                vec![
+                    ("stamped", checks.stamped),
+                    ("checked", checks.checked),
+                    ("unchecked", checks.unchecked),
+                    ("mismatches", checks.mismatches),
+                ]
+            }
             _ => return None,
         };
-        Some(Counted { layer: plan.to_string(), by })
+        Some(Counted { layer: plan.to_string(), counts, times })
     }
 
     /// The same layers in all workers, each summed up.
     pub fn sum<'a>(workers: impl Iterator<Item = &'a [Counted]>) -> Vec<Counted> {
-        let add = |mut sum: Vec<Counted>, more: &[Counted]| {
-            sum.iter_mut().zip(more).for_each(|(sum, more)| sum.by.add(&more.by));
-            sum
-        };
         let mut workers = workers.filter(|layers| !layers.is_empty());
-        let first = workers.next().map(<[Counted]>::to_vec).unwrap_or_default();
-        workers.fold(first, add)
+        let mut sum = workers.next().map(<[Counted]>::to_vec).unwrap_or_default();
+        for more in workers {
+            sum.iter_mut().zip(more).for_each(|(sum, more)| sum.add(more));
+        }
+        sum
+    }
+
+    fn add(&mut self, more: &Counted) {
+        self.counts.iter_mut().zip(&more.counts).for_each(|((_, sum), (_, more))| *sum += more);
+        if let (Some((total, longest)), Some((more, other))) = (&mut self.times, more.times) {
+            (*total, *longest) = (*total + more, other.max(*longest));
+        }
+    }
+
+    /// The average time, and the longest.
+    fn latency(&self) -> Option<(Duration, Duration)> {
+        let (total, longest) = self.times?;
+        // Those that failed are among the others.
+        let all = self.counts.iter().filter(|(name, _)| *name != "failed").map(|(_, count)| count).sum();
+        Some((Duration::from_nanos(nanos(total) / u64::max(all, 1)), longest))
     }
 
     pub fn text(&self) -> String {
-        let By::Trace(counts) = &self.by;
-        let Counts { reads, writes, others, failed, .. } = **counts;
-        let others = if others > 0 { format!(", {others} others") } else { String::new() };
-        let (mean, most) = (micros(mean(counts)), micros(counts.longest));
-        format!(
-            "{}: {reads} reads, {writes} writes{others}, {failed} failed; {mean} us on average, {most} us at most",
-            self.layer
-        )
+        let counts = self.counts.iter().map(|(name, count)| format!("{count} {}", name.replace('_', " ")));
+        let counts = counts.collect::<Vec<_>>().join(", ");
+        let latency = self.latency().map_or_else(String::new, |(mean, longest)| {
+            format!("; {} us on average, {} us at most", micros(mean), micros(longest))
+        });
+        format!("{}: {counts}{latency}", self.layer)
     }
 
     pub fn json(&self) -> Value {
-        let By::Trace(counts) = &self.by;
-        json!({
-            "layer": self.layer,
-            "reads": counts.reads,
-            "writes": counts.writes,
-            "others": counts.others,
-            "failed": counts.failed,
-            "blocks": counts.blocks,
-            "mean_latency_ns": nanos(mean(counts)),
-            "max_latency_ns": nanos(counts.longest),
-        })
+        let mut document = json!({ "layer": self.layer });
+        for (name, count) in &self.counts {
+            document[name] = json!(count);
+        }
+        if let Some((mean, longest)) = self.latency() {
+            document["latency_ns"] = json!({ "mean": nanos(mean), "max": nanos(longest) });
+        }
+        document
     }
-}
-
-impl By {
-    fn add(&mut self, more: &By) {
-        let (By::Trace(sum), By::Trace(more)) = (self, more);
-        sum.reads += more.reads;
-        sum.writes += more.writes;
-        sum.others += more.others;
-        sum.failed += more.failed;
-        sum.blocks += more.blocks;
-        sum.total += more.total;
-        sum.longest = sum.longest.max(more.longest);
-        sum.by_log2.iter_mut().zip(more.by_log2).for_each(|(sum, more)| *sum += more);
-    }
-}
-
-fn mean(counts: &Counts) -> Duration {
-    let all = counts.reads + counts.writes + counts.others;
-    Duration::from_nanos(nanos(counts.total) / all.max(1))
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -99,27 +110,23 @@ mod tests {
     use super::*;
 
     fn traced(layer: &str, reads: u64, total: u64, longest: u64) -> Counted {
-        let (total, longest) = (Duration::from_nanos(total), Duration::from_nanos(longest));
-        let counts = Counts { reads, total, longest, ..Counts::default() };
-        Counted { layer: layer.into(), by: By::Trace(Box::new(counts)) }
+        let times = Some((Duration::from_nanos(total), Duration::from_nanos(longest)));
+        Counted { layer: layer.into(), counts: vec![("reads", reads), ("failed", 1)], times }
     }
 
     #[test]
     fn the_same_layers_of_all_workers_are_one() {
+        let retried = Counted { layer: "retry(B)".into(), counts: vec![("given_up", 7)], times: None };
         let workers = [
-            vec![traced("trace(A)", 1, 1000, 1000), traced("trace(B)", 7, 0, 0)],
-            vec![traced("trace(A)", 3, 7000, 4000), traced("trace(B)", 0, 0, 0)],
+            vec![traced("trace(A)", 1, 1000, 1000), retried.clone()],
+            vec![traced("trace(A)", 3, 7000, 4000), retried],
         ];
         let sum = Counted::sum(workers.iter().map(Vec::as_slice));
         let text: Vec<String> = sum.iter().map(Counted::text).collect();
-        assert_eq!(
-            text,
-            [
-                "trace(A): 4 reads, 0 writes, 0 failed; 2.00 us on average, 4.00 us at most",
-                "trace(B): 7 reads, 0 writes, 0 failed; 0.00 us on average, 0.00 us at most",
-            ]
-        );
-        assert_eq!(sum[0].json()["mean_latency_ns"], 2000);
+        let first = "trace(A): 4 reads, 2 failed; 2.00 us on average, 4.00 us at most";
+        assert_eq!(text, [first, "retry(B): 14 given up"]);
+        assert_eq!(sum[0].json()["latency_ns"], json!({ "mean": 2000, "max": 4000 }));
+        assert_eq!(sum[1].json(), json!({ "layer": "retry(B)", "given_up": 14 }));
         assert!(Counted::sum(std::iter::empty()).is_empty());
     }
 }

@@ -18,7 +18,7 @@ fn a_stack_is_a_device() {
     assert_eq!((layers.len(), &layers[0]["layer"]), (1, &TRACED.into()));
     let seen = number(&layers[0]["reads"]) + number(&layers[0]["writes"]);
     assert!(seen >= number(&report["ios"]), "{report}");
-    assert!((number(&layers[0]["mean_latency_ns"])) > 0.0, "{report}");
+    assert!((number(&layers[0]["latency_ns"]["mean"])) > 0.0, "{report}");
 }
 
 #[test]
@@ -26,7 +26,20 @@ fn people_see_what_its_layers_counted() {
     let shown = text(&format!("perf {TRACED} -w read -q 8 -t 0.2 -a 0"));
     assert!(shown.starts_with(&format!("{TRACED}: 3.9 MiB in blocks of 4096 bytes\n")), "{shown}");
     assert!(shown.contains(&format!("layers, warm-up included:\n{TRACED}: ")), "{shown}");
-    assert!(shown.contains(" reads, 0 writes, 0 failed; "), "{shown}");
+    assert!(shown.contains(" reads, 0 writes, 0 others, 0 failed; "), "{shown}");
+}
+
+#[test]
+fn layers_that_remember_have_a_part_of_the_range_for_each_worker() {
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        eprintln!("NOT RUN: this takes two cores");
+        return;
+    }
+    let report = json("perf retry(verify(emulated:size=1M,media=ram)) -w randrw -q 8 -t 0.3 -a 0 -c 0,1");
+    assert_eq!(number(&report["errors"]), 0.0, "{report}");
+    let layers = report["layers"].as_array().unwrap();
+    assert_eq!((layers.len(), &layers[0]["retried"], &layers[1]["mismatches"]), (2, &0.into(), &0.into()));
+    assert!(number(&layers[1]["checked"]) > 0.0, "{report}");
 }
 
 #[test]
