@@ -295,13 +295,8 @@ mod tests {
 
     #[test]
     fn what_was_given_up_is_not() {
-        for cause in [
-            Cause::Cancelled,
-            Cause::Expired,
-            Cause::ControllerLost,
-            Cause::Refused,
-            Cause::Corrupt,
-        ] {
+        for cause in [Cause::Cancelled, Cause::Expired, Cause::ControllerLost, Cause::Refused, Cause::Corrupt]
+        {
             assert!(!may_pass(cause), "{cause}");
         }
     }

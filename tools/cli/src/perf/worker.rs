@@ -345,7 +345,7 @@ impl<'a> Lane<'a> {
 
 /// Whether what a request needs is gone for good, and no layer could make up for it.
 fn is_lost(failure: Failure) -> bool {
-    matches!(failure.cause, Cause::ControllerLost | Cause::NoCopy)
+    failure.cause == Cause::ControllerLost
 }
 
 #[inline(always)]
