@@ -328,3 +328,13 @@ fn run_until_idle(emulator: &Emulator, poller: &mut Poller, mut f: impl FnMut(Do
         emulator.step();
     }
 }
+
+#[test]
+fn what_has_no_memory_may_take_many_commands() {
+    let (emulator, _, mut poller, disk, queue) = disk("size=4M,block=512,media=ram,wzsl=1,dmrsl=100");
+    poller.submit(disk, IoContainer::write_zeroes(3, 1000)).unwrap();
+    poller.submit(disk, IoContainer::deallocate(3, 1000)).unwrap();
+    run_until_idle(&emulator, &mut poller, |_| {});
+    // WZSL 1 is 16 blocks.
+    assert_eq!(poller.stats(queue).commands, 1000_u64.div_ceil(16) + 10);
+}

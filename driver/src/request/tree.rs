@@ -452,7 +452,11 @@ impl Tree {
         // At the end there is nothing to look for in the chain.
         if node.unissued() > 0 {
             let (owner, at) = (node.owner, node.at);
-            self[id].at = self[owner].io.memory().advance(at, blocks << block_shift);
+            let memory = self[owner].io.memory();
+            // Zeros and deallocations are as long as they like, and move none.
+            if !memory.is_empty() {
+                self[id].at = memory.advance(at, blocks << block_shift);
+            }
         }
     }
 
