@@ -430,6 +430,10 @@ impl<B: Layer> Layer for Flaky<B> {
         self.below.children()
     }
 
+    fn orphans(&self) -> u32 {
+        self.below.orphans()
+    }
+
     fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
         if self.down && self.strike(cx, &io) { Some(io) } else { self.below.submit(cx, io) }
     }

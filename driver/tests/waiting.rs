@@ -29,6 +29,10 @@ impl<B: Layer> Layer for Gate<B> {
         self.below.children()
     }
 
+    fn orphans(&self) -> u32 {
+        self.below.orphans()
+    }
+
     fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
         cx.wait(&mut self.waiting, io);
         let next = cx.now() + self.every;

@@ -40,6 +40,10 @@ impl Layer for Disk {
         0
     }
 
+    fn orphans(&self) -> u32 {
+        0
+    }
+
     #[inline(always)]
     fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
         cx.submit(self.target, io);

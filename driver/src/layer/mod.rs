@@ -26,10 +26,12 @@
 #![forbid(unsafe_code)]
 
 mod disk;
+mod legs;
 mod partition;
 mod plan;
 mod retry;
 mod stack;
+mod stripe;
 mod through;
 mod trace;
 mod verify;
@@ -39,7 +41,8 @@ pub use self::partition::{Part, Partition};
 pub use self::plan::{BadPlan, Plan};
 pub use self::retry::{Retries, Retry, RetryOptions};
 pub use self::stack::Stack;
+pub use self::stripe::Stripe;
 pub use self::through::{Filter, Through};
 pub use self::trace::{Counts, Trace, Tracer};
 pub use self::verify::{Checks, Verifier, Verify};
-pub use crate::poller::{Cx, Direct, Geometry, Handle, Layer, Waiting};
+pub use crate::poller::{Cx, Direct, Geometry, Handle, Layer, Name, Waiting};

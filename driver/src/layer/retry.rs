@@ -237,6 +237,10 @@ impl<B: Layer> Layer for Retry<B> {
         self.below.children()
     }
 
+    fn orphans(&self) -> u32 {
+        self.below.orphans()
+    }
+
     #[inline(always)]
     fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
         cx.set_frame(&io, self.frame, 0);

@@ -157,6 +157,10 @@ impl Layer for Stack {
         each!(self, layer => layer.children())
     }
 
+    fn orphans(&self) -> u32 {
+        each!(self, layer => layer.orphans())
+    }
+
     fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
         each!(self, layer => layer.submit(cx, io))
     }

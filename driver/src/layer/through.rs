@@ -65,6 +65,10 @@ impl<F: Filter, B: Layer> Layer for Through<F, B> {
         self.below.children()
     }
 
+    fn orphans(&self) -> u32 {
+        self.below.orphans()
+    }
+
     #[inline(always)]
     fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
         self.filter.down(cx, &io, self.frame);

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::{Core, Target};
+use crate::memory::MemoryChain;
 use crate::queue::{Queue, Refusal};
 use crate::request::{Cause, Failure, IoContainer, Line, NodeId, Operation, Tree};
 
@@ -54,6 +55,16 @@ impl Default for Waiting {
     /// None.
     fn default() -> Waiting {
         Waiting { line: Line::EMPTY }
+    }
+}
+
+/// Names a request that a layer let go of, as long as it is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Name(NodeId);
+
+impl From<&Handle> for Name {
+    fn from(io: &Handle) -> Name {
+        Name(io.node)
     }
 }
 
@@ -106,6 +117,10 @@ pub trait Layer {
     /// Children that it and the layers below make of one request and have at the same time. Constant.
     fn children(&self) -> u32;
 
+    /// Children that it and the layers below have go on [without their parents](Cx::orphan) at the same
+    /// time, those of all requests together, and with their own children. Constant.
+    fn orphans(&self) -> u32;
+
     /// Takes a request in: `None` if it is under way, `Some` if it is finished already.
     fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle>;
 
@@ -132,6 +147,10 @@ impl Layer for Direct {
     }
 
     fn children(&self) -> u32 {
+        match *self {}
+    }
+
+    fn orphans(&self) -> u32 {
         match *self {}
     }
 
@@ -181,9 +200,9 @@ impl Cx<'_> {
         self.core.tree[io.node].failure()
     }
 
-    /// Makes a failed request a successful one: the layer has seen to it.
+    /// Makes a request a successful one, failed or not: the layer has seen to all of it.
     pub fn succeed(&mut self, io: &Handle) {
-        self.core.tree[io.node].failed = None;
+        self.core.tree[io.node].succeed();
     }
 
     /// Makes it fail, `at` blocks behind its first.
@@ -363,6 +382,15 @@ impl Cx<'_> {
         Handle::new(self.core.tree.foster(of.node, io))
     }
 
+    /// What a child with memory of its own is to do, once more: another child of the same parent, with
+    /// other memory.
+    pub fn foster_sibling(&mut self, of: Name, memory: MemoryChain) -> Handle {
+        let (parent, io) = (self.core.tree[of.0].parent(), &self.core.tree[of.0].io);
+        let mut io = io.part(0, io.blocks());
+        io.replace_memory(memory);
+        Handle::new(self.core.tree.foster(parent, io))
+    }
+
     /// Puts a request away until its children have joined.
     pub fn park(&mut self, mut io: Handle) {
         self.release_slot(&mut io);
@@ -425,10 +453,13 @@ impl Cx<'_> {
         (io, (self.core.tree[parent].in_flight == 0).then(|| Handle::new(parent)))
     }
 
-    /// Lets a child with memory of its own, in flight, go on without its parent. Returns the parent, if
-    /// that was the last child.
-    pub fn orphan(&mut self, child: &Handle) -> Option<Handle> {
-        let parent = self.core.tree.orphan(child.node);
+    /// Lets a child with memory of its own go on without its parent. Returns the parent, if that was the
+    /// last child.
+    ///
+    /// # Panics
+    /// If it moves memory of its parent, who could not let go of it.
+    pub fn orphan(&mut self, child: impl Into<Name>) -> Option<Handle> {
+        let parent = self.core.tree.orphan(child.into().0);
         (self.core.tree[parent].in_flight == 0).then(|| Handle::new(parent))
     }
 

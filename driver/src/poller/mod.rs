@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::done::Done;
-pub use self::layer::{Cx, Direct, Geometry, Handle, Layer, Waiting};
+pub use self::layer::{Cx, Direct, Geometry, Handle, Layer, Name, Waiting};
 pub use self::observe::BadRange;
 use self::observe::Observers;
 pub use self::reactor::{Reactor, Request};
@@ -312,6 +312,7 @@ impl<L: Layer> Poller<L> {
             return Err(Error::InvalidInput(what));
         }
         self.core.tree.reserve_children(layer.children());
+        self.core.tree.reserve_orphans(layer.orphans());
         self.layers.push(Stacked { layer, geometry });
         let namespace = self.layers.len() as u16 - 1;
         Ok(Target { poller: self.core.tree.id(), queue: LAYERED, namespace })

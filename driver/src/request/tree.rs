@@ -63,6 +63,8 @@ pub(crate) struct Node {
     pub(crate) observed: bool,
     /// Whether a part of it succeeded is known no sooner than of all of it: a layer has the last word.
     pub(crate) judged: bool,
+    /// It was a child, and goes on without its parent.
+    orphan: bool,
     /// It stands in a queue's line.
     pub(crate) waits: bool,
     /// Blocks that commands or children were made for, from the container's first block on.
@@ -121,6 +123,12 @@ impl Node {
     /// Fails it as a whole, whatever failed of it before: nobody goes on with it.
     pub(crate) fn end(&mut self, cause: Cause) {
         self.failed = Some(Failed { at: 0, cause });
+        self.cursor = self.io.extent();
+    }
+
+    /// All of it is done, by other means than its pieces.
+    pub(crate) fn succeed(&mut self) {
+        self.failed = None;
         self.cursor = self.io.extent();
     }
 
@@ -183,6 +191,7 @@ impl Node {
             alone: false,
             observed: false,
             judged: false,
+            orphan: false,
             waits: false,
             cursor: 0,
             in_flight: 0,
@@ -274,6 +283,9 @@ pub(crate) struct Tree {
     capacity: u32,
     /// Children that a request can have at the same time.
     children: u32,
+    /// Children that go on without their parents. They take nothing of the capacity: there is room for
+    /// them apart.
+    orphans: u32,
     /// Nodes that finished and wait for whoever is above them.
     finished: Line,
     /// Pieces of observed nodes that settled.
@@ -293,6 +305,7 @@ impl Tree {
             requests: 0,
             capacity,
             children: 0,
+            orphans: 0,
             finished: Line::EMPTY,
             observed: Vec::new(),
             attention: false,
@@ -307,6 +320,11 @@ impl Tree {
             self.grow((children - self.children).saturating_mul(self.capacity));
             self.children = children;
         }
+    }
+
+    /// Makes room for so many more nodes that are orphans, or children of such.
+    pub(crate) fn reserve_orphans(&mut self, nodes: u32) {
+        self.grow(nodes);
     }
 
     fn grow(&mut self, by: u32) {
@@ -342,7 +360,10 @@ impl Tree {
         assert!(node.in_flight == 0 && !node.waits, "a node left the tree that was under way");
         let io = std::mem::take(&mut node.io);
         let parent = std::mem::replace(&mut node.parent, NodeId::NONE);
-        self.requests -= u32::from(parent.is_none());
+        match std::mem::take(&mut node.orphan) {
+            true => self.orphans -= 1,
+            false => self.requests -= u32::from(parent.is_none()),
+        }
         self.vacant.push(id);
         io
     }
@@ -367,6 +388,8 @@ impl Tree {
         let (owner, start) = (node.owner, node.start);
         let child = self.adopt(parent, io, owner, start);
         self[child].offset = 0;
+        // Every block is under way.
+        self[parent].cursor = self[parent].io.extent();
         child
     }
 
@@ -439,9 +462,13 @@ impl Tree {
 
     /// Lets a child go on without its parent, as a request of its own that is beyond the capacity.
     pub(crate) fn orphan(&mut self, child: NodeId) -> NodeId {
-        let parent = std::mem::replace(&mut self[child].parent, NodeId::NONE);
+        let node = &mut self[child];
+        assert!(node.owner == child, "a child that moves its parent's memory does not leave it");
+        node.orphan = true;
+        let parent = std::mem::replace(&mut node.parent, NodeId::NONE);
+        assert!(!parent.is_none(), "only a child is orphaned");
         self[parent].settle(None);
-        self.requests += 1;
+        self.orphans += 1;
         parent
     }
 
@@ -499,9 +526,9 @@ impl Tree {
         self.id
     }
 
-    /// Requests that are in the tree, without their children.
+    /// Requests that are in the tree, without their children, and orphans.
     pub(crate) fn len(&self) -> usize {
-        self.requests as usize
+        (self.requests + self.orphans) as usize
     }
 }
 
