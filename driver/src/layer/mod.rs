@@ -27,6 +27,7 @@
 
 mod disk;
 mod legs;
+mod mirror;
 mod partition;
 mod plan;
 mod retry;
@@ -37,6 +38,7 @@ mod trace;
 mod verify;
 
 pub use self::disk::Disk;
+pub use self::mirror::{LegCounts, Mirror, MirrorCounts};
 pub use self::partition::{Part, Partition};
 pub use self::plan::{BadPlan, Plan};
 pub use self::retry::{Retries, Retry, RetryOptions};

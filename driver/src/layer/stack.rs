@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use super::{Cx, Disk, Geometry, Handle, Layer, Partition, Plan, Retry, RetryOptions, Trace, Verify};
+use super::{
+    Cx, Disk, Geometry, Handle, Layer, Mirror, Partition, Plan, Retry, RetryOptions, Stripe, Trace, Verify,
+};
 use crate::memory::DmaSpace;
 use crate::{Error, Result};
 
@@ -14,10 +16,14 @@ use crate::{Error, Result};
 pub enum Stack {
     /// A namespace.
     Disk(Disk),
+    /// `mirror(hedge=MICROSECONDS,buffers=N,buffer=BYTES,A,B)`
+    Mirror(Box<Mirror<Stack>>),
     /// `partition(start=BLOCK,blocks=N,A)`
     Partition(Box<Partition<Stack>>),
     /// `retry(times=N,delay=MILLISECONDS,A)`
     Retry(Box<Retry<Stack>>),
+    /// `stripe(chunk=BYTES,A,B)`
+    Stripe(Box<Stripe<Stack>>),
     /// `trace(A)`
     Trace(Box<Trace<Stack>>),
     /// `verify(A)`
@@ -29,8 +35,10 @@ macro_rules! each {
     ($stack:expr, $layer:ident => $call:expr) => {
         match $stack {
             Stack::Disk($layer) => $call,
+            Stack::Mirror($layer) => $call,
             Stack::Partition($layer) => $call,
             Stack::Retry($layer) => $call,
+            Stack::Stripe($layer) => $call,
             Stack::Trace($layer) => $call,
             Stack::Verify($layer) => $call,
         }
@@ -38,8 +46,15 @@ macro_rules! each {
 }
 
 /// The layers and their options, for messages.
-const LAYERS: &str = "partition(start=BLOCK,blocks=N,A), \
-    retry(times=N,delay=MILLISECONDS,A), trace(A), verify(A)";
+const LAYERS: &str = "mirror(hedge=MICROSECONDS,buffers=N,buffer=BYTES,A,B), \
+    partition(start=BLOCK,blocks=N,A), retry(times=N,delay=MILLISECONDS,A), stripe(chunk=BYTES,A,B), \
+    trace(A), verify(A)";
+
+/// Bytes of a chunk of a stripe, unless the text says otherwise.
+const CHUNK: u64 = 128 << 10;
+/// Buffers of a mirror that hedges, and bytes of each, unless the text says otherwise.
+const BUFFERS: u64 = 32;
+const BUFFER: u64 = 64 << 10;
 
 impl Stack {
     /// Makes the layers of a plan. `disk` opens a device by its name; `space` is where the layers get
@@ -55,6 +70,11 @@ impl Stack {
         }
         let mut options = Options { plan, options: options.clone() };
         let stack = match name.as_str() {
+            "mirror" => Stack::Mirror(Box::new(options.mirror(legs, space)?)),
+            "stripe" => {
+                let chunk = options.number("chunk")?.unwrap_or(CHUNK);
+                Stack::Stripe(Box::new(Stripe::new(legs, chunk)?))
+            }
             "partition" => {
                 let below = options.only(legs)?;
                 let start = options.number("start")?.unwrap_or(0);
@@ -84,8 +104,10 @@ impl Stack {
     pub fn layers(&self) -> Vec<&Stack> {
         let below = match self {
             Stack::Disk(_) => vec![],
+            Stack::Mirror(layer) => layer.legs().iter().collect(),
             Stack::Partition(layer) => vec![layer.below()],
             Stack::Retry(layer) => vec![layer.below()],
+            Stack::Stripe(layer) => layer.legs().iter().collect(),
             Stack::Trace(layer) => vec![layer.below()],
             Stack::Verify(layer) => vec![layer.below()],
         };
@@ -119,6 +141,18 @@ impl Options<'_> {
         };
         let number = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1u64.checked_shl(shift)?));
         number.map(Some).ok_or_else(|| self.refuse(format!("{key}={text} is no number such as 8 or 64K")))
+    }
+
+    /// A mirror; its buffers come from a space.
+    fn mirror(&mut self, legs: Vec<Stack>, space: &DmaSpace) -> Result<Mirror<Stack>> {
+        let mirror = Mirror::new(legs)?;
+        let Some(after) = self.number("hedge")? else { return Ok(mirror) };
+        let buffers = self.number("buffers")?.unwrap_or(BUFFERS);
+        let bytes = usize::try_from(self.number("buffer")?.unwrap_or(BUFFER)).unwrap_or(usize::MAX);
+        // One more than there may be is refused as well, and costs less.
+        let buffers =
+            (0..buffers.min(Mirror::<Stack>::MAX_BUFFERS as u64 + 1)).map(|_| space.allocate(bytes));
+        mirror.hedged(Duration::from_micros(after), buffers.collect::<Result<_>>()?)
     }
 
     /// The one layer below.
