@@ -11,7 +11,7 @@ mod registers;
 
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zerocopy::FromBytes;
@@ -61,6 +61,8 @@ pub struct Controller {
     qids: Mutex<Vec<u16>>,
     quirks: Quirks,
     space: DmaSpace,
+    /// It had a fatal status.
+    failed: AtomicBool,
     // Before the function: unmapping needs the IOMMU, which may go with the last function behind it.
     _attachment: Attachment,
     function: Arc<dyn Function>,
@@ -118,6 +120,7 @@ impl Controller {
         std::mem::forget(undo);
         static IDS: AtomicU64 = AtomicU64::new(1);
         Ok(Arc::new(Controller {
+            failed: AtomicBool::new(false),
             id: IDS.fetch_add(1, Ordering::Relaxed),
             registers,
             admin: Mutex::new(admin),
@@ -180,7 +183,15 @@ impl Controller {
     /// Fails if the controller has stopped: CSTS.CFS, or registers that read as all ones. Reads a
     /// register: not for the I/O path.
     pub fn check(&self) -> Result<()> {
-        registers::check(&*self.function)
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(Error::Fatal { device: self.name().into() });
+        }
+        let checked = registers::check(&*self.function);
+        // Whoever looks first disables it: all others are to learn the cause, not that it is disabled.
+        if matches!(checked, Err(Error::Fatal { .. })) {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        checked
     }
 
     /// The NSIDs of the active namespaces, ascending (Base 2.0, section 5.17.2.2).

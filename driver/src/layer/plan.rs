@@ -32,6 +32,9 @@ pub enum BadPlan {
     /// A layer on nothing, or a device without a name.
     #[error("{0:?}: a device is missing; a stack is like stripe(chunk=64K,mirror(A,B),mirror(C,D))")]
     Nothing(String),
+    /// An option behind what the layer stands on.
+    #[error("{0}: a layer's options come first, as in stripe(chunk=64K,A,B)")]
+    Late(String),
     /// More layers on each other than a request has room for.
     #[error("{0:?}: more than {MAX_DEPTH} layers on each other")]
     TooDeep(String),
@@ -66,6 +69,7 @@ impl Plan {
         for part in parts(inner).ok_or_else(|| BadPlan::Parentheses(text.into()))? {
             match (part.split_once('=').filter(|(key, _)| is_word(key)), below.last_mut()) {
                 (Some((key, value)), None) => options.push((key.into(), value.into())),
+                (Some(_), Some(layer)) if layer.ends_with(')') => return Err(BadPlan::Late(part.into())),
                 (Some(_), Some(device)) => *device = format!("{device},{part}"),
                 (None, _) => below.push(part.into()),
             }
@@ -162,6 +166,7 @@ mod tests {
             ("stripe(A)B", "parentheses"),
             ("(A)", "parentheses"),
             ("a-b(A)", "parentheses"),
+            ("stripe(mirror(A,B),chunk=64K)", "options come first"),
         ] {
             let error = text.parse::<Plan>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

@@ -163,7 +163,7 @@ impl<B: Layer> Stripe<B> {
         if left == 0 {
             return None;
         }
-        let at = parent.lba() + (parent.blocks() - left);
+        let at = parent.lba + (parent.blocks - left);
         Some(cx.sibling(child, self.within_chunk(at, left)))
     }
 

@@ -24,7 +24,7 @@ impl<L: Layer> Poller<L> {
     pub fn set_deadline(&mut self, event: Event, limit: Duration) {
         // Not the time of this poll: much may have happened since.
         let now = self.core.clock.as_ref().map_or(Duration::ZERO, |clock| clock.now());
-        self.core.events.set_deadline(event, Some(now + limit));
+        self.core.events.set_deadline(event, Some(now.saturating_add(limit)));
     }
 
     /// Takes an event's deadline away.

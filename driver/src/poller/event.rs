@@ -67,17 +67,19 @@ impl<L: Layer> Poller<L> {
     ///
     /// Resolved is not settled: other requests below may still be under way.
     pub fn wait(&mut self, event: Event, limit: Duration, mut f: impl FnMut(Done<'_, L>)) -> Option<Verdict> {
-        let end = self.core.clock.as_ref()?.now() + limit;
+        let end = self.core.clock.as_ref()?.now().saturating_add(limit);
         loop {
             match self.state(event)? {
                 State::Resolved(verdict) | State::Settled(verdict, _) => return Some(verdict),
                 State::Pending => {}
             }
+            // The time is read first: whoever was held up looks once more before giving up.
             let late = self.core.clock.as_ref()?.now() > end;
-            if self.poll(&mut f) == 0 {
-                if late {
-                    return None;
-                }
+            let idle = self.poll(&mut f) == 0;
+            if late && self.state(event)? == State::Pending {
+                return None;
+            }
+            if idle {
                 self.pause();
             }
         }

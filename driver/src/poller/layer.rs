@@ -4,13 +4,14 @@
 //! A request is in the tree all the time, in one place; what passes from layer to layer is a
 //! [`Handle`] to it. Knows requests, children and frames; must not know what any layer does.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::time::Duration;
 
 use super::{Core, Target};
 use crate::memory::MemoryChain;
 use crate::queue::{Queue, Refusal};
-use crate::request::{Cause, Failure, IoContainer, Line, NodeId, Operation, Tree};
+use crate::request::{Cause, Failure, IoContainer, Line, Node, NodeId, Operation, Tree};
 
 /// A request in the hands of one layer: not in flight, and nobody else's at this moment.
 ///
@@ -21,6 +22,8 @@ use crate::request::{Cause, Failure, IoContainer, Line, NodeId, Operation, Tree}
 #[must_use = "a handle that is dropped loses its request"]
 pub struct Handle {
     pub(super) node: NodeId,
+    /// Of which poller.
+    tree: u32,
     /// The slot that it still has from its last command, and on which queue.
     pub(super) slot: u16,
     pub(super) queue: u16,
@@ -29,13 +32,13 @@ pub struct Handle {
 const NO_SLOT: u16 = u16::MAX;
 
 impl Handle {
-    pub(super) fn new(node: NodeId) -> Handle {
-        Handle { node, slot: NO_SLOT, queue: 0 }
+    pub(super) fn new(tree: &Tree, node: NodeId) -> Handle {
+        Handle { node, tree: tree.id(), slot: NO_SLOT, queue: 0 }
     }
 
     #[inline(always)]
-    pub(super) fn with_slot(node: NodeId, slot: usize, queue: u16) -> Handle {
-        Handle { node, slot: slot as u16, queue }
+    pub(super) fn with_slot(tree: &Tree, node: NodeId, slot: usize, queue: u16) -> Handle {
+        Handle { node, tree: tree.id(), slot: slot as u16, queue }
     }
 
     #[inline(always)]
@@ -49,12 +52,14 @@ impl Handle {
 #[derive(Debug)]
 pub struct Waiting {
     line: Line,
+    /// Of which poller, once there was one.
+    tree: u32,
 }
 
 impl Default for Waiting {
     /// None.
     fn default() -> Waiting {
-        Waiting { line: Line::EMPTY }
+        Waiting { line: Line::EMPTY, tree: 0 }
     }
 }
 
@@ -81,6 +86,21 @@ pub struct Geometry {
     pub deallocate: bool,
     /// The `DmaSpace` that memory must come from.
     pub(crate) space: u64,
+    /// The poller that it stands on.
+    pub(crate) poller: u32,
+}
+
+/// What a request is about, without its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outline {
+    /// What is asked for.
+    pub operation: Operation,
+    /// The first block.
+    pub lba: u64,
+    /// The number of blocks.
+    pub blocks: u64,
+    /// The caller's number.
+    pub tag: u64,
 }
 
 impl Geometry {
@@ -94,9 +114,9 @@ impl Geometry {
         Geometry { blocks, ..self }
     }
 
-    /// Whether memory for the one is memory for the other.
+    /// Whether memory for the one is memory for the other, and requests of one poller reach both.
     pub fn shares_space(&self, other: &Geometry) -> bool {
-        self.space == other.space
+        (self.space, self.poller) == (other.space, other.poller)
     }
 }
 
@@ -182,44 +202,61 @@ impl Cx<'_> {
     /// The container. That of a child has no memory: it moves its parent's.
     #[inline]
     pub fn io(&self, io: &Handle) -> &IoContainer {
+        &self.node(io).io
+    }
+
+    /// The node of a handle, of which nothing is under way: so nobody looks at memory that a device writes,
+    /// not even with a handle of another poller's, or with two of one request.
+    #[inline]
+    fn node(&self, io: &Handle) -> &Node {
         let node = &self.core.tree[io.node];
-        // Nobody looks at memory that a device writes, not even with a handle of another poller's.
-        assert!(node.in_flight == 0, "the handle of a request that is under way");
-        &node.io
+        assert!(io.tree == self.core.tree.id() && node.in_flight == 0, "not a request of this layer's");
+        node
+    }
+
+    #[inline]
+    fn node_mut(&mut self, io: &Handle) -> &mut Node {
+        assert!(io.tree == self.core.tree.id(), "not a request of this poller's");
+        &mut self.core.tree[io.node]
+    }
+
+    /// A request that a layer is done with: that goes on upward.
+    pub(super) fn check(&self, io: &Handle) {
+        assert!(!self.node(io).waits, "a layer gave a request upward that is under way");
     }
 
     /// Moves it to another first block.
     #[inline]
     pub fn set_lba(&mut self, io: &Handle, lba: u64) {
-        self.core.tree[io.node].io.set_lba(lba);
+        self.node_mut(io).io.set_lba(lba);
     }
 
     /// Its failure, by its own LBA.
     #[inline]
     pub fn failure(&self, io: &Handle) -> Option<Failure> {
-        self.core.tree[io.node].failure()
+        self.node(io).failure()
     }
 
     /// Makes a request a successful one, failed or not: the layer has seen to all of it.
     pub fn succeed(&mut self, io: &Handle) {
-        self.core.tree[io.node].succeed();
+        self.node_mut(io).succeed();
     }
 
     /// Makes it fail, `at` blocks behind its first.
     pub fn fail(&mut self, io: &Handle, at: u64, cause: Cause) {
-        self.core.tree[io.node].fail(at, cause);
+        self.node_mut(io).fail(at, cause);
     }
 
     /// The word with a number below [`Layer::frames`]; a child begins with its parent's.
     #[inline]
     pub fn frame(&self, io: &Handle, number: usize) -> u64 {
-        self.core.tree[io.node].frames[number]
+        self.node(io).frames[number]
     }
 
     /// Sets a word.
     #[inline]
     pub fn set_frame(&mut self, io: &Handle, number: usize, word: u64) {
-        self.core.tree[io.node].frames[number] = word;
+        self.node_mut(io).frames[number] = word;
     }
 
     /// Blocks that are neither done nor under way.
@@ -230,19 +267,22 @@ impl Cx<'_> {
     /// Whether it succeeded is this layer's to say, on the way up: until then, nobody who observes a part
     /// of it is told that it did.
     pub fn judge(&mut self, io: &Handle) {
-        self.core.tree[io.node].judged = true;
+        self.node_mut(io).judged = true;
     }
 
     /// Ready to be submitted once more, from its first failure on: what lies before is done. One that was
     /// cancelled, or whose deadline passed, stays as it is.
     pub fn resume(&mut self, io: &mut Handle) {
+        self.node(io);
         self.release_slot(io);
         self.core.tree.resume(io.node);
+        // Before any of it can be issued again.
+        self.core.tell_observers();
     }
 
     /// Bytes that it moves.
     pub fn len(&self, io: &Handle) -> u64 {
-        let node = &self.core.tree[io.node];
+        let node = self.node(io);
         match node.io.operation() {
             Operation::Read | Operation::Write => node.io.blocks() << node.block_shift,
             _ => 0,
@@ -286,7 +326,10 @@ impl Cx<'_> {
 
     /// Puts a request behind those that wait.
     pub fn wait(&mut self, waiting: &mut Waiting, mut io: Handle) {
+        self.node(&io);
         self.release_slot(&mut io);
+        assert!(waiting.line.is_empty() || waiting.tree == io.tree, "a line of another poller's");
+        waiting.tree = io.tree;
         waiting.line.push(&mut self.core.tree, io.node);
     }
 
@@ -297,9 +340,10 @@ impl Cx<'_> {
         waiting: &mut Waiting,
         mut is_due: impl FnMut(&Cx<'_>, &Handle) -> bool,
     ) -> Option<Handle> {
+        assert!(waiting.line.is_empty() || waiting.tree == self.core.tree.id(), "a line of another poller's");
         let mut id = waiting.line.first();
         while !id.is_none() {
-            let io = Handle::new(id);
+            let io = self.handle(id);
             if is_due(self, &io) {
                 waiting.line.remove(&mut self.core.tree, id);
                 return Some(io);
@@ -314,7 +358,7 @@ impl Cx<'_> {
     /// Sends it to a namespace. It comes back through [`Layer::complete`], whatever becomes of it.
     #[inline(always)]
     pub fn submit(&mut self, target: Target, io: Handle) {
-        let node = &mut self.core.tree[io.node];
+        let node = self.core.tree.own(io.node, io.tree);
         // In the same slot, if all is as it was the last time.
         if io.has_slot()
             && (io.queue, target.queue) == (self.here, self.here)
@@ -330,6 +374,9 @@ impl Cx<'_> {
     #[cold]
     fn submit_changed(&mut self, target: Target, mut io: Handle) {
         self.release_slot(&mut io);
+        if !self.core.owns(target) {
+            self.core.tree[io.node].fail(0, Cause::Refused);
+        }
         if self.core.tree[io.node].failed.is_some() {
             // Ended while some layer kept it: it goes back as it is.
             return self.core.tree.finish(io.node);
@@ -358,13 +405,15 @@ impl Cx<'_> {
 
     /// The next blocks of a request, 1 or more, as a child.
     pub fn child(&mut self, of: &Handle, blocks: u64) -> Handle {
-        Handle::new(self.core.tree.child(of.node, blocks))
+        let child = self.core.tree.child(of.node, blocks);
+        self.handle(child)
     }
 
     /// The blocks of the parent that follow, as another child.
     pub fn sibling(&mut self, of: &Handle, blocks: u64) -> Handle {
         let parent = self.core.tree[of.node].parent();
-        Handle::new(self.core.tree.child(parent, blocks))
+        let child = self.core.tree.child(parent, blocks);
+        self.handle(child)
     }
 
     /// All of a request as a child, next to others that are all of it as well. Not of a read: two
@@ -373,13 +422,15 @@ impl Cx<'_> {
     /// # Panics
     /// If it is a read.
     pub fn share(&mut self, of: &Handle) -> Handle {
-        Handle::new(self.core.tree.share(of.node))
+        let child = self.core.tree.share(of.node);
+        self.handle(child)
     }
 
     /// A container of the layer's own as a child: its completion is counted in the parent's, but it has
     /// memory of its own.
     pub fn foster(&mut self, of: &Handle, io: IoContainer) -> Handle {
-        Handle::new(self.core.tree.foster(of.node, io))
+        let child = self.core.tree.foster(of.node, io);
+        self.handle(child)
     }
 
     /// What a child with memory of its own is to do, once more: another child of the same parent, with
@@ -388,20 +439,32 @@ impl Cx<'_> {
         let (parent, io) = (self.core.tree[of.0].parent(), &self.core.tree[of.0].io);
         let mut io = io.part(0, io.blocks());
         io.replace_memory(memory);
-        Handle::new(self.core.tree.foster(parent, io))
+        let child = self.core.tree.foster(parent, io);
+        self.handle(child)
+    }
+
+    fn handle(&self, node: NodeId) -> Handle {
+        Handle::new(&self.core.tree, node)
     }
 
     /// Puts a request away until its children have joined.
     pub fn park(&mut self, mut io: Handle) {
         self.release_slot(&mut io);
-        let node = &mut self.core.tree[io.node];
+        let node = self.node_mut(&io);
         assert!(node.in_flight > 0, "a request without children would never come back");
+        node.parked = true;
     }
 
-    /// The container of a child's parent; `None` for a request that has none.
-    pub fn parent(&self, child: &Handle) -> Option<&IoContainer> {
-        let parent = self.core.tree[child.node].parent();
-        (!parent.is_none()).then(|| &self.core.tree[parent].io)
+    /// What a child's parent is about; `None` for a request that has none.
+    pub fn parent(&self, child: &Handle) -> Option<Outline> {
+        let parent = self.node(child).parent();
+        let outline = |io: &IoContainer| Outline {
+            operation: io.operation(),
+            lba: io.lba(),
+            blocks: io.blocks(),
+            tag: io.get_tag(),
+        };
+        (!parent.is_none()).then(|| outline(&self.core.tree[parent].io))
     }
 
     /// Blocks of a child's parent that are neither done nor under way.
@@ -425,32 +488,24 @@ impl Cx<'_> {
         self.core.tree[parent].frames[number] = word;
     }
 
-    /// A finished child goes; its parent fails as it did. Returns the parent with the last child.
+    /// A finished child goes; its parent fails as it did. Returns the parent with the last child, if it was
+    /// [parked](Cx::park).
     pub fn join(&mut self, mut child: Handle) -> Option<Handle> {
-        let failed = self.core.tree[child.node].failed;
+        let failed = self.node(&child).failed;
         self.release_slot(&mut child);
         let parent = self.core.tree.join(child.node, failed);
-        self.core.tree[parent].is_finished().then(|| Handle::new(parent))
-    }
-
-    /// A finished child goes, and whether it failed is the layer's business alone. Returns the parent
-    /// with the last child.
-    pub fn absorb(&mut self, mut child: Handle) -> Option<Handle> {
-        self.release_slot(&mut child);
-        let parent = self.core.tree.join(child.node, None);
-        let node = &mut self.core.tree[parent];
-        (node.in_flight == 0).then(|| Handle::new(parent))
+        if self.core.tree[parent].is_finished() { self.unpark(parent) } else { None }
     }
 
     /// Takes the container of a child with memory of its own out. Returns the parent with the last child.
     pub fn release(&mut self, mut child: Handle) -> (IoContainer, Option<Handle>) {
+        let parent = self.node(&child).parent();
         self.release_slot(&mut child);
-        let parent = self.core.tree[child.node].parent();
         if parent.is_none() {
             return (self.core.tree.remove(child.node), None);
         }
         let io = self.core.tree.part(child.node);
-        (io, (self.core.tree[parent].in_flight == 0).then(|| Handle::new(parent)))
+        (io, self.unpark(parent))
     }
 
     /// Lets a child with memory of its own go on without its parent. Returns the parent, if that was the
@@ -460,7 +515,14 @@ impl Cx<'_> {
     /// If it moves memory of its parent, who could not let go of it.
     pub fn orphan(&mut self, child: impl Into<Name>) -> Option<Handle> {
         let parent = self.core.tree.orphan(child.into().0);
-        (self.core.tree[parent].in_flight == 0).then(|| Handle::new(parent))
+        self.unpark(parent)
+    }
+
+    /// A request that was put away, when its last child has joined. There is one handle of it.
+    fn unpark(&mut self, id: NodeId) -> Option<Handle> {
+        let node = &mut self.core.tree[id];
+        let back = node.in_flight == 0 && std::mem::take(&mut node.parked);
+        back.then(|| Handle::new(&self.core.tree, id))
     }
 
     // ---- time ----
@@ -484,8 +546,21 @@ impl Cx<'_> {
 
     /// Has [`Layer::poll`] called at a time, or a little later.
     pub fn call_at(&mut self, when: Duration) {
-        self.core.wake_at = Some(self.core.wake_at.map_or(when, |earlier| earlier.min(when)));
-        self.core.tree.attention = true;
+        let Core { wake_at, tree, .. } = &mut *self.core;
+        // Many ask for one time.
+        if wake_at.peek() != Some(&Reverse(when)) {
+            wake_at.push(Reverse(when));
+        }
+        tree.attention = true;
+    }
+
+    /// A request that passed all layers upward, while no closure is there to take it.
+    pub(super) fn surface(&mut self, mut io: Handle) {
+        self.check(&io);
+        self.release_slot(&mut io);
+        let Core { surfaced, tree, .. } = &mut *self.core;
+        surfaced.push(tree, io.node);
+        tree.attention = true;
     }
 
     /// Gives the slot of a finished command back.

@@ -12,13 +12,15 @@ mod layer;
 mod observe;
 mod reactor;
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::done::Done;
-pub use self::layer::{Cx, Direct, Geometry, Handle, Layer, Name, Waiting};
+pub use self::layer::{Cx, Direct, Geometry, Handle, Layer, Name, Outline, Waiting};
 pub use self::observe::BadRange;
 use self::observe::Observers;
 pub use self::reactor::{Reactor, Request};
@@ -182,8 +184,8 @@ struct Core {
     surfaced: Line,
     /// A layer wants to be called.
     again: bool,
-    /// When a layer wants to be called.
-    wake_at: Option<Duration>,
+    /// When layers want to be called.
+    wake_at: BinaryHeap<Reverse<Duration>>,
     clock: Option<Clock>,
     /// The time, if anybody asked for it in this turn.
     now: Option<u64>,
@@ -221,13 +223,6 @@ impl Core {
         }
     }
 
-    /// A request that passed all layers upward.
-    fn surface(&mut self, io: Handle) {
-        let Core { surfaced, tree, .. } = self;
-        surfaced.push(tree, io.node);
-        tree.attention = true;
-    }
-
     fn nanos(&mut self) -> u64 {
         *self.now.get_or_insert_with(|| self.clock.as_ref().map_or(0, Clock::nanos))
     }
@@ -250,7 +245,7 @@ impl<L: Layer> Poller<L> {
             observers: Observers::default(),
             surfaced: Line::EMPTY,
             again: false,
-            wake_at: None,
+            wake_at: BinaryHeap::new(),
             clock: None,
             now: None,
         };
@@ -307,6 +302,9 @@ impl<L: Layer> Poller<L> {
     /// Makes a stack of layers a target.
     pub fn add_layer(&mut self, layer: L) -> Result<Target> {
         let geometry = layer.geometry();
+        if geometry.poller != self.core.tree.id() {
+            return Err(Error::InvalidInput("the layers stand on namespaces of another poller".into()));
+        }
         if layer.frames() > FRAMES {
             let what = format!("the layers keep {} words with each request; {FRAMES} fit", layer.frames());
             return Err(Error::InvalidInput(what));
@@ -341,6 +339,7 @@ impl<L: Layer> Poller<L> {
             write_zeroes: limits.write_zeroes > 0,
             deallocate: limits.deallocate > 0,
             space: queue.space(),
+            poller: target.poller,
         })
     }
 
@@ -459,8 +458,9 @@ fn enter<L: Layer>(
         accepted(cx.core, id);
         let Stacked { layer, geometry } = &mut layers[usize::from(target.namespace)];
         cx.core.tree[id].block_shift = geometry.block_shift;
-        if let Some(io) = layer.submit(cx, Handle::new(id)) {
-            cx.core.surface(io);
+        let io = Handle::new(&cx.core.tree, id);
+        if let Some(io) = layer.submit(cx, io) {
+            cx.surface(io);
         }
         return Ok(());
     }
@@ -500,7 +500,7 @@ fn start_again<L: Layer>(
     }
     node.rewind_prepared();
     if let Some(io) = layer.submit(cx, io) {
-        cx.core.surface(io);
+        cx.surface(io);
     }
     Ok(())
 }
@@ -512,7 +512,7 @@ fn ascend<L: Layer>(cx: &mut Cx<'_>, layers: &mut [Stacked<L>], io: Handle) -> O
     let layer = usize::from(cx.core.tree[io.node].layer);
     match layers.get_mut(layer) {
         None => Some(io),
-        Some(stacked) => stacked.layer.complete(cx, io),
+        Some(stacked) => stacked.layer.complete(cx, io).inspect(|io| cx.check(io)),
     }
 }
 
@@ -530,31 +530,43 @@ struct Rest {
 }
 
 impl Rest {
+    fn is_empty(&self) -> bool {
+        self.finished.is_empty() && self.surfaced.is_empty()
+    }
+
     const NONE: Rest = Rest { finished: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
 
+    /// What there is to do now, and what a panic left of an earlier time.
     #[cold]
-    fn new(cx: &mut Cx<'_>, layers: usize) -> Rest {
+    fn collect(&mut self, cx: &mut Cx<'_>, layers: usize) {
         let finished = cx.core.tree.take_finished();
+        self.finished.append(&mut cx.core.tree, finished);
         let surfaced = std::mem::replace(&mut cx.core.surfaced, Line::EMPTY);
-        let due = cx.core.wake_at.is_some_and(|at| at <= cx.now());
-        if due {
-            cx.core.wake_at = None;
+        self.surfaced.append(&mut cx.core.tree, surfaced);
+        let mut due = false;
+        while let Some(Reverse(at)) = cx.core.wake_at.peek().copied()
+            && at <= cx.now()
+        {
+            due = true;
+            cx.core.wake_at.pop();
         }
-        let call = std::mem::take(&mut cx.core.again) || due;
-        let layers = if call { 0..layers } else { 0..0 };
-        cx.core.tree.attention = cx.core.wake_at.is_some();
+        if std::mem::take(&mut cx.core.again) || due {
+            self.layers = 0..layers;
+        }
+        cx.core.tree.attention = !cx.core.wake_at.is_empty();
         cx.core.tell_observers();
-        Rest { finished, surfaced, layers, most: cx.core.tree.len() }
+        // At least one: a layer may have something to do without a request.
+        self.most = cx.core.tree.len().max(1);
     }
 
     /// The next request; it has passed its layers.
     #[cold]
     fn next<L: Layer>(&mut self, cx: &mut Cx<'_>, layers: &mut [Stacked<L>]) -> Option<Handle> {
         if let Some(id) = self.surfaced.pop(&cx.core.tree) {
-            return Some(Handle::new(id));
+            return Some(Handle::new(&cx.core.tree, id));
         }
         while let Some(id) = self.finished.pop(&cx.core.tree) {
-            if let Some(io) = ascend(cx, layers, Handle::new(id)) {
+            if let Some(io) = ascend(cx, layers, Handle::new(&cx.core.tree, id)) {
                 return Some(io);
             }
         }
@@ -563,6 +575,7 @@ impl Rest {
                 && let Some(io) = layers[index].layer.poll(cx)
             {
                 self.most -= 1;
+                cx.check(&io);
                 return Some(io);
             }
             self.layers.next();
@@ -580,13 +593,14 @@ struct Turn<'a, L: Layer> {
     poller: &'a mut Poller<L>,
     index: u16,
     pair: Option<Box<Pair>>,
+    rest: Rest,
 }
 
 impl<'a, L: Layer> Turn<'a, L> {
     #[inline(always)]
     fn new(poller: &'a mut Poller<L>, index: u16) -> Turn<'a, L> {
         let pair = poller.core.queues.get_mut(usize::from(index)).and_then(Option::take);
-        Turn { poller, index, pair }
+        Turn { poller, index, pair, rest: Rest::NONE }
     }
 
     #[inline(always)]
@@ -599,11 +613,13 @@ impl<'a, L: Layer> Turn<'a, L> {
     #[inline(always)]
     fn run(&mut self, f: &mut impl FnMut(Done<'_, L>)) -> usize {
         let here = self.index;
-        let Some((mut cx, layers)) = self.cx() else { return 0 };
-        let (mut count, mut idle, mut rest) = (0, true, Rest::NONE);
+        let Turn { poller, pair: Some(pair), rest, .. } = &mut *self else { return 0 };
+        let Poller { core, layers, .. } = &mut **poller;
+        let mut cx = Cx { here, queue: &mut pair.queue, core };
+        let (mut count, mut idle) = (0, true);
         let mut more = cx.core.tree.attention;
         if more {
-            rest = Rest::new(&mut cx, layers.len());
+            rest.collect(&mut cx, layers.len());
         }
         // What the closure submits is not rung before the loop ends, so an honest controller has no
         // more completions than this, and another one must not keep us here.
@@ -625,13 +641,14 @@ impl<'a, L: Layer> Turn<'a, L> {
                     Next::Nothing => break,
                     Next::Other => {
                         (idle, left) = (false, left - 1);
-                        rest = Rest::new(&mut cx, layers.len());
+                        rest.collect(&mut cx, layers.len());
                         more = true;
                         continue;
                     }
                     Next::Whole(node, slot) => {
                         (idle, left) = (false, left - 1);
-                        ascend(&mut cx, layers, Handle::with_slot(node, slot, here))
+                        let io = Handle::with_slot(&cx.core.tree, node, slot, here);
+                        ascend(&mut cx, layers, io)
                     }
                 }
             };
@@ -666,8 +683,14 @@ impl<'a, L: Layer> Turn<'a, L> {
 impl<L: Layer> Drop for Turn<'_, L> {
     #[inline(always)]
     fn drop(&mut self) {
-        if let Some(home) = self.poller.core.queues.get_mut(usize::from(self.index)) {
+        let Core { queues, tree, surfaced, .. } = &mut self.poller.core;
+        if let Some(home) = queues.get_mut(usize::from(self.index)) {
             *home = self.pair.take();
+        }
+        // After a panic, whatever was not told of yet is told of in the next turn.
+        if !self.rest.is_empty() {
+            surfaced.append(tree, self.rest.surfaced);
+            tree.finish_all(self.rest.finished);
         }
     }
 }
@@ -684,10 +707,11 @@ impl Pair {
         let transfer = max_transfer(controller, options.max_transfer);
         let lists = Queue::list_bytes(depth, transfer);
         let lists = SharedArray::new(controller.space().segment(lists, 4096, Access::Read)?);
-        let pair = controller.create_queue_pair(sq_entries, cq_entries)?;
-        let qid = pair.qid;
         let bounce = std::iter::repeat_with(|| controller.space().allocate(BOUNCE_BYTES));
         let bounce = bounce.take(depth.min(BOUNCE_BUFFERS)).collect::<Result<Vec<_>>>()?;
+        // Last: the controller knows of the queue pair from then on.
+        let pair = controller.create_queue_pair(sq_entries, cq_entries)?;
+        let qid = pair.qid;
         let ids = (qid, pair.sq, pair.cq);
         let space = controller.space().id();
         let mut queue = Queue::new(ids, depth, pointer, lists, bounce, transfer, space);
@@ -699,11 +723,12 @@ impl Pair {
     #[cold]
     fn check(&mut self, core: &mut Core) {
         let Err(error) = self.controller.check() else { return };
-        // What it may still reach is not given back for use. One that is gone reaches nothing.
-        if self.controller.quiesce().is_err() && !matches!(error, Error::Gone { .. }) {
+        // One that is gone reaches nothing.
+        let reaches_nothing = self.controller.quiesce().is_ok() || matches!(error, Error::Gone { .. });
+        if !reaches_nothing {
             self.controller.space().retire();
         }
-        self.queue.fail_all(&mut core.tree);
+        self.queue.fail_all(&mut core.tree, reaches_nothing);
     }
 
     fn max_transfer(&self) -> u64 {

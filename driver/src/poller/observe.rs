@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::{Core, Layer, Poller};
-use crate::request::{Event, Failure, NodeId};
+use crate::request::{Event, Failure, NodeId, Operation, Progress};
 
 /// All observers of a poller.
 #[derive(Debug, Default)]
@@ -49,7 +49,11 @@ impl<L: Layer> Poller<L> {
     /// Not for the I/O path: it looks at every command in flight of the request's queue.
     pub fn observe(&mut self, request: Event, bytes: Range<u64>) -> Result<Event, BadRange> {
         let node = self.core.events.request(request).ok_or(BadRange::NoRequest)?;
-        let len = self.core.tree[node].io.memory().len() as u64;
+        // What has come already is not to be counted twice.
+        self.core.tell_observers();
+        let io = &self.core.tree[node].io;
+        let moves = matches!(io.operation(), Operation::Read | Operation::Write);
+        let len = if moves { io.memory().len() as u64 } else { 0 };
         if bytes.is_empty() || bytes.end > len {
             return Err(BadRange::Outside { len: bytes.end.saturating_sub(bytes.start) });
         }
@@ -110,12 +114,12 @@ impl Core {
     /// Counts the pieces of observed requests that settled since the last time.
     pub(super) fn tell_observers(&mut self) {
         let Core { observers, tree, events, .. } = self;
-        while let Some((node, blocks, failed)) = tree.next_observed() {
+        while let Some((node, blocks, progress)) = tree.next_observed() {
             for observer in observers.list.iter_mut().filter(|here| here.node == node) {
                 let common = overlap(&observer.blocks, &blocks);
-                match failed {
-                    Some(_) => observer.late |= common > 0,
-                    None => observer.left = observer.left.saturating_sub(common),
+                match progress {
+                    Progress::Open => observer.late |= common > 0,
+                    Progress::Done => observer.left = observer.left.saturating_sub(common),
                 }
                 if observer.left == 0 && !observer.late && !observer.settled {
                     observer.settled = true;
@@ -141,9 +145,9 @@ impl Core {
         self.observers.list.retain(|here| here.node != node);
     }
 
-    /// Nobody looks at an observer any more.
+    /// Nobody looks at an observer any more. One that is not settled still counts for events above it.
     pub(super) fn forget_observer(&mut self, event: Event) {
-        self.observers.list.retain(|here| here.event != event);
+        self.observers.list.retain(|here| here.event != event || !here.settled);
     }
 }
 

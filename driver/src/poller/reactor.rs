@@ -149,6 +149,8 @@ impl<'p, L: Layer> Reactor<'p, L> {
     /// See [`Poller::release`].
     pub fn release(&self, event: Event) {
         self.poller.borrow_mut().release(event);
+        // Whoever waits for it learns that there is nothing to wait for.
+        self.wake(event.index());
     }
 
     /// Polls once, and wakes whose events came.
@@ -157,9 +159,13 @@ impl<'p, L: Layer> Reactor<'p, L> {
         if poller.poll(|done| drop(done)) == 0 {
             poller.pause();
         }
-        let mut waiting = self.waiting.borrow_mut();
         while let Some(index) = poller.core.events.next_watched() {
-            let Some(waiting) = waiting.get_mut(index) else { continue };
+            self.wake(index);
+        }
+    }
+
+    fn wake(&self, index: usize) {
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(index) {
             waiting.one.take().into_iter().chain(waiting.others.drain(..)).for_each(Waker::wake);
         }
     }

@@ -82,7 +82,8 @@ impl Queue {
             Operation::Deallocate if limits.deallocate == 0 => return Err(Refusal::NotSupported(operation)),
             _ => {}
         }
-        if node.has_own_memory() {
+        if tree.has_own_memory(id) {
+            let node = &mut tree[id];
             count_blocks(&mut node.io, 1 << limits.block_shift)?;
             if let Some(segment) = node.io.memory().segments().iter().position(|s| s.space() != self.space) {
                 return Err(Refusal::ForeignMemory { segment });

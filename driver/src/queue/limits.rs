@@ -21,8 +21,10 @@ pub(crate) struct Limits {
     pub(crate) deallocate: u64,
     /// What a write changes as one when power fails (NAWUPF, else AWUPF): blocks, 1 or more.
     pub(crate) atomic: u64,
-    /// Writes across multiples of this are not atomic (NABSPF), unless it is 0.
+    /// Writes across multiples of this, counted from `atomic_offset` (NABO) on, are not atomic (NABSPF),
+    /// unless it is 0.
     pub(crate) atomic_boundary: u64,
+    pub(crate) atomic_offset: u64,
 }
 
 /// NSFEAT bit 1: the namespace has atomic write units of its own.
@@ -56,8 +58,14 @@ impl Limits {
             boundary: u64::from(namespace.noiob),
             write_zeroes: offered(identify::ONCS_WRITE_ZEROES, at_most(nvm.and_then(|nvm| pages(nvm.wzsl)))),
             deallocate: offered(identify::ONCS_DATASET_MANAGEMENT, smallest.unwrap_or(0)),
-            atomic: 1 + u64::from(if own { namespace.nawupf } else { controller.awupf }),
+            // 0 stands for the controller's unit here too.
+            atomic: 1 + u64::from(if own && namespace.nawupf > 0 {
+                namespace.nawupf
+            } else {
+                controller.awupf
+            }),
             atomic_boundary: if own && namespace.nabspf > 0 { 1 + u64::from(namespace.nabspf) } else { 0 },
+            atomic_offset: u64::from(namespace.nabo),
         }
     }
 
@@ -80,7 +88,11 @@ impl Limits {
     /// Whether a write of these blocks is one that happens as one, or not at all, when power fails.
     pub(crate) fn is_atomic(&self, lba: u64, blocks: u64) -> bool {
         let boundary = self.atomic_boundary;
-        blocks <= self.atomic && (boundary == 0 || lba % boundary + blocks <= boundary)
+        let within = || {
+            let before = boundary - self.atomic_offset % boundary;
+            (lba % boundary + before) % boundary + blocks <= boundary
+        };
+        blocks <= self.atomic && (boundary == 0 || within())
     }
 
     /// Whether writes, the smallest of which has `smallest` blocks, lose nothing when they become one:

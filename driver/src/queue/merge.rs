@@ -54,11 +54,14 @@ impl Queue {
             let fits = may_merge(node)
                 && (node.namespace, node.io.operation()) == (namespace, operation)
                 && lba.checked_add(blocks) == Some(node.io.lba());
+            if !fits {
+                break;
+            }
             let total = blocks + node.io.blocks();
             smallest = smallest.min(node.io.blocks());
-            let whole = limits.transfer_from(lba, total) == total
-                && (operation == Operation::Read || limits.keeps_atomicity(lba, total, smallest));
-            if !fits || !whole {
+            if limits.transfer_from(lba, total) < total
+                || (operation == Operation::Write && !limits.keeps_atomicity(lba, total, smallest))
+            {
                 break;
             }
             (count, blocks, id) = (count + 1, total, node.next);

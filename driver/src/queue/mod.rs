@@ -76,6 +76,8 @@ pub(crate) struct Queue {
     /// Zero, unless a new request must not go straight down.
     gate: u32,
     waiting: Line,
+    /// What came after the plug.
+    plugged: Line,
     merging: bool,
     namespaces: Vec<Reachable>,
     pointer: DataPointer,
@@ -121,6 +123,7 @@ impl Queue {
             slots: Slots::new(qid, depth),
             gate: 0,
             waiting: Line::EMPTY,
+            plugged: Line::EMPTY,
             merging: true,
             namespaces: Vec::new(),
             pointer,
@@ -190,6 +193,10 @@ impl Queue {
             tree[id].fail(0, Cause::ControllerLost);
             return tree.finish(id);
         }
+        if self.gate & PLUGGED != 0 {
+            tree[id].waits = true;
+            return self.plugged.push(tree, id);
+        }
         if self.gate != 0 || !self.issue(tree, id) {
             tree[id].waits = true;
             self.waiting.push(tree, id);
@@ -228,12 +235,14 @@ impl Queue {
             let node = &mut tree[id];
             node.in_flight += 1;
             let whole = cut.blocks == node.io.extent() && cut.buffer.is_none();
-            // The range of a deallocate is in memory, where a change of the LBA would not reach it.
-            node.wire = (whole && node.io.operation() != Operation::Deallocate).then_some(cut.wire);
+            // The range of a deallocate is in memory, where a change of the LBA would not reach it; and
+            // whether a request is atomic depends on where it is.
+            let lasting = node.io.operation() != Operation::Deallocate && !node.io.is_atomic();
+            node.wire = (whole && lasting).then_some(cut.wire);
             // A completion that is an event takes the longer way, where pieces are counted.
             let piece = match cut.buffer {
                 Some(buffer) => Piece::Bounced { first, blocks: cut.blocks, buffer },
-                None if whole && node.event.is_none() => Piece::Whole,
+                None if whole && node.event.is_none() && node.in_flight == 1 => Piece::Whole,
                 None => Piece::Part { first, blocks: cut.blocks },
             };
             self.counted.splits += u64::from(first > 0);
@@ -267,13 +276,19 @@ impl Queue {
     /// Sends down what was held back.
     pub(crate) fn unplug(&mut self, tree: &mut Tree) {
         self.gate &= !PLUGGED;
+        let plugged = std::mem::replace(&mut self.plugged, Line::EMPTY);
+        if !plugged.is_empty() {
+            self.waiting.append(tree, plugged);
+            self.gate |= WAITING;
+        }
         self.issue_waiting(tree);
     }
 
     /// Gives free slots to what waits, in order.
     #[cold]
     fn issue_waiting(&mut self, tree: &mut Tree) {
-        while self.gate & PLUGGED == 0 && !self.waiting.is_empty() {
+        // Without a slot there is nothing to merge for either.
+        while !self.waiting.is_empty() && self.slots.taken() < self.slots.depth() {
             let id = self.waiting.first();
             let sent = self.merging && self.merge(tree);
             if !sent && !self.issue(tree, id) {
@@ -297,6 +312,7 @@ impl Queue {
     pub(crate) fn drop_unissued(&mut self, tree: &mut Tree, id: NodeId) {
         if tree[id].waits {
             self.waiting.remove(tree, id);
+            self.plugged.remove(tree, id);
             tree[id].waits = false;
             self.open_gate();
         }
@@ -389,14 +405,20 @@ impl Queue {
         }
     }
 
-    /// The controller is lost, and can reach no memory any more: everything fails, now and later.
-    pub(crate) fn fail_all(&mut self, tree: &mut Tree) {
+    /// The controller is lost: everything fails, now and later. What it may still reach goes back to nobody,
+    /// unless it is certain that it reaches nothing.
+    pub(crate) fn fail_all(&mut self, tree: &mut Tree, reaches_nothing: bool) {
         self.gate |= DEAD;
         for index in 0..self.slots.depth() {
             if self.slots.is_in_flight(index) {
+                if !reaches_nothing {
+                    self.forfeit(tree, index);
+                }
                 self.settle(tree, index, Some(Cause::ControllerLost));
             }
         }
+        let plugged = std::mem::replace(&mut self.plugged, Line::EMPTY);
+        self.waiting.append(tree, plugged);
         while let Some(id) = self.waiting.pop(tree) {
             tree[id].waits = false;
             let at = tree[id].cursor;
@@ -404,6 +426,17 @@ impl Queue {
             tree.finish(id);
         }
         self.gate = DEAD;
+    }
+
+    /// All memory of a command in flight.
+    fn forfeit(&mut self, tree: &mut Tree, index: usize) {
+        let slot = *self.slots.get(index);
+        let count = if let Piece::Merged { count } = slot.piece { count } else { 1 };
+        let mut id = slot.node;
+        for _ in 0..count {
+            tree.forfeit(id);
+            id = tree[id].next;
+        }
     }
 
     /// Blocks of a node's range that commands in flight move.

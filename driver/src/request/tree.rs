@@ -65,6 +65,10 @@ pub(crate) struct Node {
     pub(crate) judged: bool,
     /// It was a child, and goes on without its parent.
     orphan: bool,
+    /// A layer put it away until its children have joined.
+    pub(crate) parked: bool,
+    /// What it is to its parent: blocks that no other child has.
+    exclusive: bool,
     /// It stands in a queue's line.
     pub(crate) waits: bool,
     /// Blocks that commands or children were made for, from the container's first block on.
@@ -94,6 +98,14 @@ pub(crate) struct Failed {
     /// Blocks of the node before the piece that failed.
     pub(crate) at: u64,
     pub(crate) cause: Cause,
+}
+
+/// What became of blocks of an observed node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    Done,
+    /// They failed, or are carried out once more: nobody can say so of them before their node is finished.
+    Open,
 }
 
 impl Failed {
@@ -165,11 +177,6 @@ impl Node {
         self.alone = false;
     }
 
-    /// Whether it moves memory of its own container, if any; else that of a node above.
-    pub(crate) fn has_own_memory(&self) -> bool {
-        self.parent.is_none() || !self.io.memory().is_empty()
-    }
-
     pub(crate) fn parent(&self) -> NodeId {
         self.parent
     }
@@ -192,6 +199,8 @@ impl Node {
             observed: false,
             judged: false,
             orphan: false,
+            parked: false,
+            exclusive: false,
             waits: false,
             cursor: 0,
             in_flight: 0,
@@ -223,6 +232,12 @@ impl Line {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.first.is_none()
+    }
+
+    /// Takes all of another line behind this one's.
+    pub(crate) fn append(&mut self, tree: &mut Tree, mut other: Line) {
+        other.prepend(tree, *self);
+        *self = other;
     }
 
     pub(crate) fn push(&mut self, tree: &mut Tree, id: NodeId) {
@@ -289,7 +304,7 @@ pub(crate) struct Tree {
     /// Nodes that finished and wait for whoever is above them.
     finished: Line,
     /// Pieces of observed nodes that settled.
-    observed: Vec<(NodeId, Range<u64>, Option<Cause>)>,
+    observed: Vec<(NodeId, Range<u64>, Progress)>,
     /// The poller has more to do than to look at completion queues.
     pub(crate) attention: bool,
 }
@@ -358,6 +373,8 @@ impl Tree {
     pub(crate) fn remove(&mut self, id: NodeId) -> IoContainer {
         let node = &mut self[id];
         assert!(node.in_flight == 0 && !node.waits, "a node left the tree that was under way");
+        assert!(!node.owner.is_none(), "a node left the tree twice");
+        (node.owner, node.parked) = (NodeId::NONE, false);
         let io = std::mem::take(&mut node.io);
         let parent = std::mem::replace(&mut node.parent, NodeId::NONE);
         match std::mem::take(&mut node.orphan) {
@@ -375,6 +392,7 @@ impl Tree {
         let io = node.io.part(node.cursor, blocks);
         let (owner, start) = (node.owner, node.at);
         let child = self.adopt(parent, io, owner, start);
+        self[child].exclusive = true;
         self.advance(parent, blocks, self[parent].block_shift);
         child
     }
@@ -388,13 +406,16 @@ impl Tree {
         let (owner, start) = (node.owner, node.start);
         let child = self.adopt(parent, io, owner, start);
         self[child].offset = 0;
-        // Every block is under way.
+        // Every block is under way, and done when all that have it are.
         self[parent].cursor = self[parent].io.extent();
+        self[parent].judged = true;
         child
     }
 
     /// A container with memory of its own as a child.
     pub(crate) fn foster(&mut self, parent: NodeId, io: IoContainer) -> NodeId {
+        // Its blocks are done when the layer says so.
+        self[parent].judged = true;
         self.adopt(parent, io, NodeId::NONE, Position::default())
     }
 
@@ -419,36 +440,47 @@ impl Tree {
         self.attention = true;
     }
 
+    /// The same of a line of nodes, which come first.
+    pub(crate) fn finish_all(&mut self, line: Line) {
+        let mut finished = self.take_finished();
+        finished.prepend(self, line);
+        self.finished = finished;
+        self.attention = true;
+    }
+
     /// Nodes that finished and wait for whoever is above them.
     pub(crate) fn take_finished(&mut self) -> Line {
         std::mem::replace(&mut self.finished, Line::EMPTY)
     }
 
     /// A piece of an observed node that settled, or that a failure leaves open.
-    pub(crate) fn next_observed(&mut self) -> Option<(NodeId, Range<u64>, Option<Cause>)> {
+    pub(crate) fn next_observed(&mut self) -> Option<(NodeId, Range<u64>, Progress)> {
         self.observed.pop()
     }
 
-    fn observe(&mut self, id: NodeId, blocks: Range<u64>, cause: Option<Cause>) {
-        self.observed.push((id, blocks, cause));
-        self.attention = true;
+    fn observe(&mut self, id: NodeId, blocks: Range<u64>, progress: Progress) {
+        if self[id].observed {
+            self.observed.push((id, blocks, progress));
+            self.attention = true;
+        }
     }
 
     /// Counts a piece of a node that completed: those blocks of it.
     pub(crate) fn settle_piece(&mut self, id: NodeId, blocks: Range<u64>, failed: Option<Failed>) {
         self[id].settle(failed);
-        if self[id].observed {
-            self.observe(id, blocks, failed.map(|failed| failed.cause));
-        }
+        self.observe(id, blocks, if failed.is_none() { Progress::Done } else { Progress::Open });
     }
 
     /// Takes a finished child out and counts it in its parent, which fails with `failed`, by the child's
     /// blocks.
     pub(crate) fn join(&mut self, child: NodeId, failed: Option<Failed>) -> NodeId {
-        let Node { parent, offset, .. } = self[child];
+        let Node { parent, offset, exclusive, .. } = self[child];
         let blocks = self.remove(child).extent();
         let failed = failed.map(|failed| Failed { at: offset + failed.at, ..failed });
-        self.settle_piece(parent, offset..offset + blocks, failed);
+        match exclusive {
+            true => self.settle_piece(parent, offset..offset + blocks, failed),
+            false => self[parent].settle(failed),
+        }
         parent
     }
 
@@ -494,14 +526,23 @@ impl Tree {
             return;
         }
         let from = failed.map_or(0, |failed| failed.at);
-        if self[id].observed {
-            // What comes after may have been done already, and is now done once more.
-            self.observe(id, from..u64::MAX, failed.map(|failed| failed.cause));
-        }
+        // What comes after may have been done already, and is now done once more.
+        self.observe(id, from..u64::MAX, Progress::Open);
         self[id].rewind();
         if from > 0 {
             self.advance(id, from, self[id].block_shift);
         }
+    }
+
+    /// Whether a node moves memory of its own container, if any; else it is that of a node above.
+    pub(crate) fn has_own_memory(&self, id: NodeId) -> bool {
+        self[id].owner == id
+    }
+
+    /// Takes the memory away from whoever moves it, for good: some device may still write it.
+    pub(crate) fn forfeit(&mut self, id: NodeId) {
+        let owner = self[id].owner;
+        std::mem::forget(self[owner].io.replace_memory(MemoryChain::new()));
     }
 
     /// The chain that a node moves, and where in it the node's next piece begins.
@@ -524,6 +565,14 @@ impl Tree {
 
     pub(crate) fn id(&self) -> u32 {
         self.id
+    }
+
+    /// A node of this tree, of which nothing is under way.
+    #[inline(always)]
+    pub(crate) fn own(&mut self, id: NodeId, tree: u32) -> &mut Node {
+        let node = &mut self.nodes[id.0 as usize];
+        assert!(tree == self.id && node.in_flight == 0, "not a request that can be submitted");
+        node
     }
 
     /// Requests that are in the tree, without their children, and orphans.

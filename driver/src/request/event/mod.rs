@@ -24,6 +24,13 @@ pub struct Event {
     generation: NonZeroU32,
 }
 
+impl Event {
+    /// No other event has it as long as nobody releases this one.
+    pub(crate) fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
 /// What is known of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {

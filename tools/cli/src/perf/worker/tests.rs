@@ -230,3 +230,49 @@ fn a_lost_device_fails_each_io_once() {
         assert_eq!(tally.first_error.unwrap().1.cause, Cause::ControllerLost);
     }
 }
+
+const TWO: &str = "emulated:size=4M,media=ram,serial=A,emulated:size=4M,media=ram,serial=B";
+
+#[test]
+fn a_mirror_goes_on_without_a_leg_and_its_data_are_right() {
+    for pattern in ["randrw", "randread", "write -o 64k"] {
+        for leg in [0, 1] {
+            let line = format!("mirror({TWO}) --verify -q 8 -w {pattern}");
+            let tally = layered(&line, |bench| {
+                bench.opened.emulators[leg].unplug();
+                let ios = bench.control.ios();
+                while bench.control.ios() < ios + 2000 && !bench.control.any_lost() {
+                    std::thread::yield_now();
+                }
+            });
+            let checks = tally.checks.unwrap();
+            assert!(checks.checked > 0 && checks.mismatches == 0 && tally.errors == 0, "{line}: {checks:?}");
+        }
+    }
+}
+
+#[test]
+fn a_mirror_without_legs_and_a_stripe_without_one_fail() {
+    for (layer, lost) in [("mirror", &[0, 1][..]), ("stripe", &[1])] {
+        let line = format!("{layer}({TWO}) --verify -q 8 -w randrw");
+        let tally = layered(&line, |bench| {
+            lost.iter().for_each(|leg| bench.opened.emulators[*leg].unplug());
+            while !bench.control.any_lost() {
+                std::thread::yield_now();
+            }
+            bench.control.advance(Phase::Stop);
+        });
+        assert!((1..=8).contains(&tally.errors), "{line}: {}", tally.errors);
+        assert_eq!(tally.checks.unwrap().mismatches, 0, "{line}");
+    }
+}
+
+#[test]
+fn a_stripe_of_mirrors_is_verified_on_all_its_controllers() {
+    let (a, c) = (TWO, TWO.replace("serial=A", "serial=C").replace("serial=B", "serial=D"));
+    let line = format!("stripe(chunk=16K,mirror({a}),mirror({c})) --verify -q 8 -w randrw -o 32k");
+    let tally = layered(&line, |_| {});
+    let checks = tally.checks.unwrap();
+    assert!(checks.checked > 0 && checks.mismatches == 0 && tally.errors == 0, "{checks:?}");
+    assert!(tally.counters.commands >= 2 * tally.latency.count(), "both legs, or both mirrors, of each");
+}
