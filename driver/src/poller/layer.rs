@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{Core, Target};
 use crate::memory::MemoryChain;
-use crate::queue::{Queue, Refusal};
+use crate::queue::{Queue, Refusal, count_blocks};
 use crate::request::{Cause, Failure, IoContainer, Line, Node, NodeId, Operation, Tree};
 
 /// A request in the hands of one layer: not in flight, and nobody else's at this moment.
@@ -54,6 +54,13 @@ pub struct Waiting {
     line: Line,
     /// Of which poller, once there was one.
     tree: u32,
+}
+
+impl Waiting {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.line.is_empty()
+    }
 }
 
 impl Default for Waiting {
@@ -427,8 +434,12 @@ impl Cx<'_> {
     }
 
     /// A container of the layer's own as a child: its completion is counted in the parent's, but it has
-    /// memory of its own.
-    pub fn foster(&mut self, of: &Handle, io: IoContainer) -> Handle {
+    /// memory of its own. If it has no number of blocks yet, it is all of that memory.
+    pub fn foster(&mut self, of: &Handle, mut io: IoContainer) -> Handle {
+        // The layers below look at its blocks before it is admitted, when what is wrong with it is found.
+        if io.blocks() == 0 {
+            let _ = count_blocks(&mut io, 1 << self.core.tree[of.node].block_shift);
+        }
         let child = self.core.tree.foster(of.node, io);
         self.handle(child)
     }
