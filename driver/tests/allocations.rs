@@ -2,20 +2,32 @@
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
 
+use kiovec::layer::{Cache, CacheOptions, Disk};
 use kiovec::memory::DmaSpace;
 use kiovec::{Controller, IoContainer, Poller, QueueOptions};
 use kiovec_emulator::{Config, Emulator};
 
 struct Counting;
 
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// Of this thread: other tests run at the same time.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn allocations() -> u64 {
+    ALLOCATIONS.get()
+}
+
+fn count() {
+    ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+}
 
 // SAFETY: everything is the system allocator's doing; counting changes nothing about it.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        count();
         // SAFETY: the caller's promises are passed on.
         unsafe { System.alloc(layout) }
     }
@@ -26,7 +38,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        count();
         // SAFETY: the caller's promises are passed on.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -61,8 +73,45 @@ fn a_steady_state_allocates_nothing() {
         }
     };
     run(1000);
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = allocations();
     run(10_000);
-    let after = ALLOCATIONS.load(Ordering::Relaxed);
+    let after = allocations();
     assert_eq!(after - before, 0, "allocations in 10,000 I/Os");
+}
+
+#[test]
+fn nor_does_a_cache() {
+    let emulator = Emulator::stepped(Config::parse("size=64M,block=4096,media=null").unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller = Poller::with_layers(64);
+    let queue = poller.add_queue(&controller, QueueOptions::default().depth(32)).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    let disk = Disk::new(&poller, disk).unwrap();
+    let cache = Cache::new(disk, &space, CacheOptions { bytes: 8 << 20, line: 64 << 10 }).unwrap();
+    let cached = poller.add_layer(cache).unwrap();
+    // Hits and misses of one line and of several, with writes in between.
+    for tag in 0..16 {
+        let memory = space.allocate(if tag % 3 == 0 { 400 << 10 } else { 4096 }).unwrap();
+        let io = if tag == 1 { IoContainer::write(0, memory) } else { IoContainer::read(tag, memory) };
+        poller.submit(cached, io.tag(tag)).unwrap();
+    }
+    let mut run = |ios: usize| {
+        let mut left = ios;
+        while left > 0 {
+            left = left.saturating_sub(poller.poll(|mut done| {
+                done.result().unwrap();
+                let lba = (done.io().lba() * 7 + 3) % 3_000;
+                done.set_lba(lba);
+                done.resubmit().unwrap();
+            }));
+            emulator.step();
+        }
+        *poller.layer(cached).unwrap().counts()
+    };
+    run(1000);
+    let before = allocations();
+    let counts = run(10_000);
+    assert_eq!(allocations() - before, 0, "allocations in 10,000 I/Os");
+    assert!(counts.hits > 1000 && counts.misses > 1000 && counts.shared > 100 && counts.invalidated > 100);
 }

@@ -655,6 +655,8 @@ proptest! {
             Just("mirror(hedge=50,buffers=8,mirror(hedge=100,0,1),mirror(hedge=100,2,3))"),
             Just("trace(stripe(chunk=20K,partition(start=10,mirror(verify(0),verify(1))),retry(2),3))"),
             Just("verify(mirror(retry(0),stripe(chunk=8K,1,partition(start=3,blocks=150,2)),3))"),
+            Just("cache(bytes=256K,line=16K,stripe(chunk=8K,mirror(hedge=100,buffers=4,buffer=32K,0,1),3))"),
+            Just("mirror(hedge=50,buffers=4,cache(bytes=128K,line=8K,0),cache(bytes=64K,line=4K,verify(1)))"),
         ],
         depth in prop_oneof![1..4usize, Just(64)],
         mishap in mishap(),

@@ -25,6 +25,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod cache;
 mod disk;
 mod legs;
 mod mirror;
@@ -37,6 +38,7 @@ mod through;
 mod trace;
 mod verify;
 
+pub use self::cache::{Cache, CacheCounts, CacheOptions};
 pub use self::disk::Disk;
 pub use self::mirror::{LegCounts, Mirror, MirrorCounts};
 pub use self::partition::{Part, Partition};

@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use super::{
-    Cx, Disk, Geometry, Handle, Layer, Mirror, Partition, Plan, Retry, RetryOptions, Stripe, Trace, Verify,
+    Cache, CacheOptions, Cx, Disk, Geometry, Handle, Layer, Mirror, Partition, Plan, Retry, RetryOptions,
+    Stripe, Trace, Verify,
 };
 use crate::memory::DmaSpace;
 use crate::{Error, Result};
@@ -16,6 +17,8 @@ use crate::{Error, Result};
 pub enum Stack {
     /// A namespace.
     Disk(Disk),
+    /// `cache(bytes=16M,line=64K,A)`
+    Cache(Box<Cache<Stack>>),
     /// `mirror(hedge=MICROSECONDS,buffers=N,buffer=BYTES,A,B)`
     Mirror(Box<Mirror<Stack>>),
     /// `partition(start=BLOCK,blocks=N,A)`
@@ -35,6 +38,7 @@ macro_rules! each {
     ($stack:expr, $layer:ident => $call:expr) => {
         match $stack {
             Stack::Disk($layer) => $call,
+            Stack::Cache($layer) => $call,
             Stack::Mirror($layer) => $call,
             Stack::Partition($layer) => $call,
             Stack::Retry($layer) => $call,
@@ -46,7 +50,7 @@ macro_rules! each {
 }
 
 /// The layers and their options, for messages.
-const LAYERS: &str = "mirror(hedge=MICROSECONDS,buffers=N,buffer=BYTES,A,B), \
+const LAYERS: &str = "cache(bytes=16M,line=64K,A), mirror(hedge=MICROSECONDS,buffers=N,buffer=BYTES,A,B), \
     partition(start=BLOCK,blocks=N,A), retry(times=N,delay=MILLISECONDS,A), stripe(chunk=BYTES,A,B), \
     trace(A), verify(A)";
 
@@ -70,6 +74,12 @@ impl Stack {
         }
         let mut options = Options { plan, options: options.clone() };
         let stack = match name.as_str() {
+            "cache" => {
+                let CacheOptions { bytes, line } = CacheOptions::default();
+                let bytes = options.number("bytes")?.map_or(bytes, |bytes| bytes as usize);
+                let line = options.number("line")?.map_or(line, |line| line as usize);
+                Stack::Cache(Box::new(Cache::new(options.only(legs)?, space, CacheOptions { bytes, line })?))
+            }
             "mirror" => Stack::Mirror(Box::new(options.mirror(legs, space)?)),
             "stripe" => {
                 let chunk = options.number("chunk")?.unwrap_or(CHUNK);
@@ -104,6 +114,7 @@ impl Stack {
     pub fn layers(&self) -> Vec<&Stack> {
         let below = match self {
             Stack::Disk(_) => vec![],
+            Stack::Cache(layer) => vec![layer.below()],
             Stack::Mirror(layer) => layer.legs().iter().collect(),
             Stack::Partition(layer) => vec![layer.below()],
             Stack::Retry(layer) => vec![layer.below()],

@@ -222,7 +222,7 @@ impl Cx<'_> {
     }
 
     #[inline]
-    fn node_mut(&mut self, io: &Handle) -> &mut Node {
+    fn node_of(&mut self, io: &Handle) -> &mut Node {
         assert!(io.tree == self.core.tree.id(), "not a request of this poller's");
         &mut self.core.tree[io.node]
     }
@@ -235,7 +235,7 @@ impl Cx<'_> {
     /// Moves it to another first block.
     #[inline]
     pub fn set_lba(&mut self, io: &Handle, lba: u64) {
-        self.node_mut(io).io.set_lba(lba);
+        self.node_of(io).io.set_lba(lba);
     }
 
     /// Its failure, by its own LBA.
@@ -246,12 +246,12 @@ impl Cx<'_> {
 
     /// Makes a request a successful one, failed or not: the layer has seen to all of it.
     pub fn succeed(&mut self, io: &Handle) {
-        self.node_mut(io).succeed();
+        self.node_of(io).succeed();
     }
 
     /// Makes it fail, `at` blocks behind its first.
     pub fn fail(&mut self, io: &Handle, at: u64, cause: Cause) {
-        self.node_mut(io).fail(at, cause);
+        self.node_of(io).fail(at, cause);
     }
 
     /// The word with a number below [`Layer::frames`]; a child begins with its parent's.
@@ -263,7 +263,7 @@ impl Cx<'_> {
     /// Sets a word.
     #[inline]
     pub fn set_frame(&mut self, io: &Handle, number: usize, word: u64) {
-        self.node_mut(io).frames[number] = word;
+        self.node_of(io).frames[number] = word;
     }
 
     /// Blocks that are neither done nor under way.
@@ -274,7 +274,7 @@ impl Cx<'_> {
     /// Whether it succeeded is this layer's to say, on the way up: until then, nobody who observes a part
     /// of it is told that it did.
     pub fn judge(&mut self, io: &Handle) {
-        self.node_mut(io).judged = true;
+        self.node_of(io).judged = true;
     }
 
     /// Ready to be submitted once more, from its first failure on: what lies before is done. One that was
@@ -458,12 +458,15 @@ impl Cx<'_> {
         Handle::new(&self.core.tree, node)
     }
 
-    /// Puts a request away until its children have joined.
-    pub fn park(&mut self, mut io: Handle) {
+    /// Puts a request away until its children have joined. Gives it back if all of them have.
+    pub fn park(&mut self, mut io: Handle) -> Option<Handle> {
         self.release_slot(&mut io);
-        let node = self.node_mut(&io);
-        assert!(node.in_flight > 0, "a request without children would never come back");
+        let node = self.node_of(&io);
+        if node.in_flight == 0 {
+            return Some(io);
+        }
         node.parked = true;
+        None
     }
 
     /// What a child's parent is about; `None` for a request that has none.
