@@ -50,6 +50,11 @@
 #[cfg(not(target_endian = "little"))]
 compile_error!("NVMe structures are little-endian; so is this crate, for now");
 
+/// The examples of that chapter run as doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/containers.md")]
+mod containers {}
+
 pub mod controller;
 mod error;
 pub mod layer;
