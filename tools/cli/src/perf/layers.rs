@@ -13,7 +13,7 @@ pub struct Counted {
     /// The layer as it is written, with what is below it.
     layer: String,
     /// What was counted, by the names that the layer has for it.
-    counts: Vec<(&'static str, u64)>,
+    counts: Vec<(String, u64)>,
     /// For a layer that takes times: their sum, and the longest.
     times: Option<(Duration, Duration)>,
 }
@@ -22,31 +22,64 @@ impl Counted {
     /// What a layer has counted; `None` for one that does not count.
     pub fn by(plan: &Plan, layer: &Stack) -> Option<Counted> {
         let mut times = None;
-        let counts = match layer {
+        let named = |counts: &[(&str, u64)]| counts.iter().map(|(name, n)| ((*name).into(), *n)).collect();
+        let counts: Vec<(String, u64)> = match layer {
             Stack::Trace(trace) => {
                 let counts = trace.filter().counts();
                 times = Some((counts.total, counts.longest));
-                vec![
+                named(&[
                     ("reads", counts.reads),
                     ("writes", counts.writes),
                     ("others", counts.others),
                     ("failed", counts.failed),
-                ]
+                ])
             }
             Stack::Retry(retry) => {
                 let retries = retry.retries();
-                vec![("retried", retries.retried), ("cured", retries.cured), ("given_up", retries.given_up)]
+                named(&[
+                    ("retried", retries.retried),
+                    ("cured", retries.cured),
+                    ("given_up", retries.given_up),
+                ])
             }
             Stack::Verify(verify) => {
                 let checks = verify.filter().checks();
-                vec![
+                named(&[
                     ("stamped", checks.stamped),
                     ("checked", checks.checked),
                     ("unchecked", checks.unchecked),
                     ("mismatches", checks.mismatches),
-                ]
+                ])
             }
-            _ => return None,
+            Stack::Cache(cache) => {
+                let counts = cache.counts();
+                named(&[
+                    ("hits", counts.hits),
+                    ("hit_bytes", counts.hit_bytes),
+                    ("misses", counts.misses),
+                    ("shared", counts.shared),
+                    ("bypassed", counts.bypassed),
+                    ("retried", counts.retried),
+                    ("invalidated", counts.invalidated),
+                ])
+            }
+            Stack::Mirror(mirror) => {
+                let counts = mirror.counts();
+                let mut all: Vec<(String, u64)> = named(&[
+                    ("failovers", counts.failovers),
+                    ("hedges", counts.hedges),
+                    ("hedge_wins", counts.hedge_wins),
+                ]);
+                let legs = (0..mirror.legs().len()).map_while(|leg| mirror.leg_counts(leg));
+                for (leg, counts) in legs.enumerate() {
+                    all.push((format!("leg{leg}_reads"), counts.reads));
+                    all.push((format!("leg{leg}_failed_reads"), counts.failed_reads));
+                    // Of so many workers.
+                    all.push((format!("leg{leg}_ejected"), u64::from(counts.ejected.is_some())));
+                }
+                all
+            }
+            Stack::Disk(_) | Stack::Partition(_) | Stack::Stripe(_) => return None,
         };
         Some(Counted { layer: plan.to_string(), counts, times })
     }
@@ -88,7 +121,7 @@ impl Counted {
     pub fn json(&self) -> Value {
         let mut document = json!({ "layer": self.layer });
         for (name, count) in &self.counts {
-            document[name] = json!(count);
+            document[name.as_str()] = json!(count);
         }
         if let Some((mean, longest)) = self.latency() {
             document["latency_ns"] = json!({ "mean": nanos(mean), "max": nanos(longest) });
@@ -111,12 +144,12 @@ mod tests {
 
     fn traced(layer: &str, reads: u64, total: u64, longest: u64) -> Counted {
         let times = Some((Duration::from_nanos(total), Duration::from_nanos(longest)));
-        Counted { layer: layer.into(), counts: vec![("reads", reads), ("failed", 1)], times }
+        Counted { layer: layer.into(), counts: vec![("reads".into(), reads), ("failed".into(), 1)], times }
     }
 
     #[test]
     fn the_same_layers_of_all_workers_are_one() {
-        let retried = Counted { layer: "retry(B)".into(), counts: vec![("given_up", 7)], times: None };
+        let retried = Counted { layer: "retry(B)".into(), counts: vec![("given_up".into(), 7)], times: None };
         let workers = [
             vec![traced("trace(A)", 1, 1000, 1000), retried.clone()],
             vec![traced("trace(A)", 3, 7000, 4000), retried],
