@@ -65,7 +65,8 @@ impl<L: Layer> Poller<L> {
             let (waits, queue) = (node.waits, usize::from(node.queue));
             if node.in_flight == 0 && !waits {
                 // Some layer keeps it for later.
-                (*again, tree.attention) = (true, true);
+                *again = true;
+                tree.attention.add_news();
             }
             let queue = if waits { queues.get_mut(queue) } else { None };
             if let Some(Some(pair)) = queue {

@@ -5,6 +5,7 @@
 //! [`Handle`] to it. Knows requests, children and frames; must not know what any layer does.
 
 use std::cmp::Reverse;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::request::{Cause, Failure, IoContainer, Line, Node, NodeId, Operation,
 pub struct Handle {
     pub(super) node: NodeId,
     /// Of which poller.
-    tree: u32,
+    tree: NonZeroU32,
     /// The slot that it still has from its last command, and on which queue.
     pub(super) slot: u16,
     pub(super) queue: u16,
@@ -53,7 +54,7 @@ impl Handle {
 pub struct Waiting {
     line: Line,
     /// Of which poller, once there was one.
-    tree: u32,
+    tree: Option<NonZeroU32>,
 }
 
 impl Waiting {
@@ -66,7 +67,7 @@ impl Waiting {
 impl Default for Waiting {
     /// None.
     fn default() -> Waiting {
-        Waiting { line: Line::EMPTY, tree: 0 }
+        Waiting { line: Line::EMPTY, tree: None }
     }
 }
 
@@ -94,7 +95,7 @@ pub struct Geometry {
     /// The `DmaSpace` that memory must come from.
     pub(crate) space: u64,
     /// The poller that it stands on.
-    pub(crate) poller: u32,
+    pub(crate) poller: NonZeroU32,
 }
 
 /// What a request is about, without its memory.
@@ -335,8 +336,8 @@ impl Cx<'_> {
     pub fn wait(&mut self, waiting: &mut Waiting, mut io: Handle) {
         self.node(&io);
         self.release_slot(&mut io);
-        assert!(waiting.line.is_empty() || waiting.tree == io.tree, "a line of another poller's");
-        waiting.tree = io.tree;
+        assert!(waiting.line.is_empty() || waiting.tree == Some(io.tree), "a line of another poller's");
+        waiting.tree = Some(io.tree);
         waiting.line.push(&mut self.core.tree, io.node);
     }
 
@@ -347,7 +348,10 @@ impl Cx<'_> {
         waiting: &mut Waiting,
         mut is_due: impl FnMut(&Cx<'_>, &Handle) -> bool,
     ) -> Option<Handle> {
-        assert!(waiting.line.is_empty() || waiting.tree == self.core.tree.id(), "a line of another poller's");
+        assert!(
+            waiting.line.is_empty() || waiting.tree == Some(self.core.tree.id()),
+            "a line of another poller's"
+        );
         let mut id = waiting.line.first();
         while !id.is_none() {
             let io = self.handle(id);
@@ -555,7 +559,7 @@ impl Cx<'_> {
     /// Has [`Layer::poll`] called soon.
     pub fn call_again(&mut self) {
         self.core.again = true;
-        self.core.tree.attention = true;
+        self.core.tree.attention.add_news();
     }
 
     /// Has [`Layer::poll`] called at a time, or a little later.
@@ -565,7 +569,7 @@ impl Cx<'_> {
         if wake_at.peek() != Some(&Reverse(when)) {
             wake_at.push(Reverse(when));
         }
-        tree.attention = true;
+        tree.attention.add_news();
     }
 
     /// A request that passed all layers upward, while no closure is there to take it.
@@ -574,7 +578,7 @@ impl Cx<'_> {
         self.release_slot(&mut io);
         let Core { surfaced, tree, .. } = &mut *self.core;
         surfaced.push(tree, io.node);
-        tree.attention = true;
+        tree.attention.add_news();
     }
 
     /// Gives the slot of a finished command back.

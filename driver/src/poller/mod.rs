@@ -15,6 +15,7 @@ mod reactor;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +29,7 @@ use crate::controller::{Controller, Namespace};
 use crate::memory::{Access, SharedArray};
 use crate::pci::Clock;
 use crate::queue::{DataPointer, Limits, MAX_DEPTH, Next, Queue, QueueStats, Reachable, Refusal};
-use crate::request::{Events, FRAMES, IoContainer, Line, NO_LAYER, NodeId, Tree};
+use crate::request::{Attention, Events, FRAMES, IoContainer, Line, NO_LAYER, NodeId, Tree};
 use crate::spec::identify::SglSupport;
 use crate::{Error, Result};
 
@@ -113,14 +114,14 @@ pub enum DataForm {
 /// Names a queue pair of a poller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueId {
-    poller: u32,
+    poller: NonZeroU32,
     index: u16,
 }
 
 /// Where requests go: a namespace, through a queue pair; or a stack of layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
-    poller: u32,
+    poller: NonZeroU32,
     queue: u16,
     namespace: u16,
 }
@@ -169,6 +170,7 @@ impl From<Rejected> for Error {
 pub struct Poller<L: Layer = Direct> {
     core: Core,
     layers: Vec<Stacked<L>>,
+    rest: Rest,
     turns: u64,
 }
 
@@ -249,7 +251,7 @@ impl<L: Layer> Poller<L> {
             clock: None,
             now: None,
         };
-        Poller { core, layers: Vec::new(), turns: 0 }
+        Poller { core, layers: Vec::new(), rest: Rest::NONE, turns: 0 }
     }
 
     /// Creates an I/O queue pair on a controller.
@@ -530,10 +532,6 @@ struct Rest {
 }
 
 impl Rest {
-    fn is_empty(&self) -> bool {
-        self.finished.is_empty() && self.surfaced.is_empty()
-    }
-
     const NONE: Rest = Rest { finished: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
 
     /// What there is to do now, and what a panic left of an earlier time.
@@ -553,7 +551,8 @@ impl Rest {
         if std::mem::take(&mut cx.core.again) || due {
             self.layers = 0..layers;
         }
-        cx.core.tree.attention = !cx.core.wake_at.is_empty();
+        // If the closure panics, this is where the next turn goes on.
+        cx.core.tree.attention = Attention::REST;
         cx.core.tell_observers();
         // At least one: a layer may have something to do without a request.
         self.most = cx.core.tree.len().max(1);
@@ -583,6 +582,8 @@ impl Rest {
                 cx.call_again();
             }
         }
+        let Core { tree, wake_at, .. } = &mut *cx.core;
+        tree.attention.clear_rest(!wake_at.is_empty());
         None
     }
 }
@@ -593,14 +594,13 @@ struct Turn<'a, L: Layer> {
     poller: &'a mut Poller<L>,
     index: u16,
     pair: Option<Box<Pair>>,
-    rest: Rest,
 }
 
 impl<'a, L: Layer> Turn<'a, L> {
     #[inline(always)]
     fn new(poller: &'a mut Poller<L>, index: u16) -> Turn<'a, L> {
         let pair = poller.core.queues.get_mut(usize::from(index)).and_then(Option::take);
-        Turn { poller, index, pair, rest: Rest::NONE }
+        Turn { poller, index, pair }
     }
 
     #[inline(always)]
@@ -613,11 +613,11 @@ impl<'a, L: Layer> Turn<'a, L> {
     #[inline(always)]
     fn run(&mut self, f: &mut impl FnMut(Done<'_, L>)) -> usize {
         let here = self.index;
-        let Turn { poller, pair: Some(pair), rest, .. } = &mut *self else { return 0 };
-        let Poller { core, layers, .. } = &mut **poller;
+        let Turn { poller, pair: Some(pair), .. } = &mut *self else { return 0 };
+        let Poller { core, layers, rest, .. } = &mut **poller;
         let mut cx = Cx { here, queue: &mut pair.queue, core };
         let (mut count, mut idle) = (0, true);
-        let mut more = cx.core.tree.attention;
+        let mut more = cx.core.tree.attention != Attention::NONE;
         if more {
             rest.collect(&mut cx, layers.len());
         }
@@ -683,14 +683,8 @@ impl<'a, L: Layer> Turn<'a, L> {
 impl<L: Layer> Drop for Turn<'_, L> {
     #[inline(always)]
     fn drop(&mut self) {
-        let Core { queues, tree, surfaced, .. } = &mut self.poller.core;
-        if let Some(home) = queues.get_mut(usize::from(self.index)) {
+        if let Some(home) = self.poller.core.queues.get_mut(usize::from(self.index)) {
             *home = self.pair.take();
-        }
-        // After a panic, whatever was not told of yet is told of in the next turn.
-        if !self.rest.is_empty() {
-            surfaced.append(tree, self.rest.surfaced);
-            tree.finish_all(self.rest.finished);
         }
     }
 }

@@ -114,7 +114,7 @@ impl Queue {
     fn check_atomic(
         &self,
         io: &IoContainer,
-        parts: impl Iterator<Item = Run> + Clone,
+        parts: impl Iterator<Item = Run>,
         limits: &Limits,
     ) -> Result<(), Refusal> {
         let (lba, blocks) = (io.lba(), io.blocks());

@@ -50,18 +50,9 @@ impl Queue {
             Operation::Read | Operation::Write => {
                 let (chain, at) = tree.memory(id);
                 let most = limits.transfer_from(lba, node.unissued());
-                let bytes = self.expressible(Parts::new(chain, at, most << limits.block_shift));
-                let mut blocks = bytes >> limits.block_shift;
-                let pointer = if blocks > 0 {
-                    self.data_pointer(Parts::new(chain, at, blocks << limits.block_shift), slot)
-                } else {
-                    let write = io.operation() == Operation::Write;
-                    blocks = self.blocks_to_bounce(chain, at, most, limits);
-                    let bytes = blocks << limits.block_shift;
-                    let (index, run) = self.bounce.begin(chain, at, bytes, write)?;
-                    self.counted.bounces += 1;
-                    buffer = Some(index);
-                    self.contiguous_pointer(run, slot)
+                let (blocks, pointer) = match self.one_run(chain, at, most << limits.block_shift) {
+                    Some(run) => (most, self.contiguous_pointer(run, slot)),
+                    None => self.any_runs(io, (chain, at), most, limits, slot, &mut buffer)?,
                 };
                 (blocks, pointer, nlb(io, blocks))
             }
@@ -88,6 +79,44 @@ impl Queue {
         Some(Cut { blocks, wire, buffer })
     }
 
+    /// So many bytes from a place on, if they lie in one segment, and where the controller can be told of.
+    #[inline(always)]
+    fn one_run(&self, chain: &MemoryChain, at: Position, len: u64) -> Option<Run> {
+        let segment = chain.segments().get(at.segment)?;
+        let run = Run { iova: segment.iova() + at.offset, len };
+        let granularity = match self.pointer {
+            DataPointer::Prp { .. } => 4,
+            DataPointer::Sgl { granularity } => granularity,
+        };
+        (at.offset + len <= segment.len() as u64 && run.iova & (granularity - 1) == 0).then_some(run)
+    }
+
+    /// Blocks from a place on, as many as one command can carry, and their data pointer; `buffer` is the
+    /// bounce buffer that they go through, if they do.
+    #[inline(never)]
+    fn any_runs(
+        &mut self,
+        io: &IoContainer,
+        (chain, at): (&MemoryChain, Position),
+        most: u64,
+        limits: Limits,
+        slot: usize,
+        buffer: &mut Option<u16>,
+    ) -> Option<(u64, ([u64; 2], u16))> {
+        let bytes = self.expressible(Parts::new(chain, at, most << limits.block_shift));
+        let blocks = bytes >> limits.block_shift;
+        if blocks > 0 {
+            let parts = Parts::new(chain, at, blocks << limits.block_shift);
+            return Some((blocks, self.data_pointer(parts, slot)));
+        }
+        let write = io.operation() == Operation::Write;
+        let blocks = self.blocks_to_bounce(chain, at, most, limits);
+        let (index, run) = self.bounce.begin(chain, at, blocks << limits.block_shift, write)?;
+        self.counted.bounces += 1;
+        *buffer = Some(index);
+        Some((blocks, self.contiguous_pointer(run, slot)))
+    }
+
     /// How many blocks from a place on cannot be had otherwise, so that they go through a bounce
     /// buffer together. The first is one of them.
     fn blocks_to_bounce(&self, chain: &MemoryChain, from: Position, most: u64, limits: Limits) -> u64 {
@@ -105,32 +134,27 @@ impl Queue {
     }
 
     /// Bytes of `parts` that one command can express, from their beginning on.
-    #[inline]
-    pub(super) fn expressible(&self, mut parts: impl Iterator<Item = Run> + Clone) -> u64 {
-        let all = parts.clone();
-        // Nearly always there is one.
-        let only = parts.next().filter(|_| parts.next().is_none());
-        match (self.pointer, only) {
-            (DataPointer::Prp { .. }, Some(run)) if run.iova.is_multiple_of(4) => run.len,
-            (DataPointer::Sgl { granularity: 1 }, Some(run)) => run.len,
-            (DataPointer::Prp { .. }, _) => prp::expressible(Runs::new(all)),
-            (DataPointer::Sgl { granularity }, _) => {
-                sgl::expressible(Runs::new(all), granularity, self.list_pages * PAGE_WORDS / 2)
+    pub(super) fn expressible(&self, parts: impl Iterator<Item = Run>) -> u64 {
+        let runs = Runs::new(parts);
+        match self.pointer {
+            DataPointer::Prp { .. } => prp::expressible(runs),
+            DataPointer::Sgl { granularity } => {
+                sgl::expressible(runs, granularity, self.list_pages * PAGE_WORDS / 2)
             }
         }
     }
 
     /// The data pointer of a piece, and the flags that go with it.
-    #[inline]
     pub(super) fn data_pointer(
         &mut self,
-        mut parts: impl Iterator<Item = Run> + Clone,
+        parts: impl Iterator<Item = Run> + Clone,
         slot: usize,
     ) -> ([u64; 2], u16) {
-        let all = parts.clone();
-        match parts.next().filter(|_| parts.next().is_none()) {
+        let runs = Runs::new(parts);
+        let mut ahead = runs.clone();
+        match ahead.next().filter(|_| ahead.next().is_none()) {
             Some(run) => self.contiguous_pointer(run, slot),
-            None => self.scattered_pointer(Runs::new(all), slot),
+            None => self.listed_pointer(runs, slot),
         }
     }
 
@@ -140,26 +164,20 @@ impl Queue {
             DataPointer::Sgl { .. } => (sgl::contiguous(run), SGL),
             DataPointer::Prp { table } => match prp::contiguous(run, table) {
                 Some(direct) => (direct, 0),
-                None => self.scattered_pointer(std::iter::once(run), slot),
+                None => self.listed_pointer(std::iter::once(run), slot),
             },
         }
     }
 
     /// With a list in the slot's memory.
-    fn scattered_pointer(&mut self, runs: impl Iterator<Item = Run> + Clone, slot: usize) -> ([u64; 2], u16) {
+    fn listed_pointer(&mut self, runs: impl Iterator<Item = Run>, slot: usize) -> ([u64; 2], u16) {
         let first_word = slot * self.list_pages * PAGE_WORDS;
         let list = self.lists.iova() + 8 * first_word as u64;
         let words = &self.lists[first_word..first_word + self.list_pages * PAGE_WORDS];
         let store = |i: usize, word: u64| words[i][0].store(word, Ordering::Relaxed);
-        let mut ahead = runs.clone();
-        let only = ahead.next().filter(|_| ahead.next().is_none());
-        match (self.pointer, only) {
-            (DataPointer::Prp { table }, only) => {
-                let direct = only.and_then(|run| prp::contiguous(run, table));
-                (direct.unwrap_or_else(|| prp::scattered(runs, list, store)), 0)
-            }
-            (DataPointer::Sgl { .. }, Some(run)) => (sgl::contiguous(run), SGL),
-            (DataPointer::Sgl { .. }, None) => (sgl::scattered(runs, list, store), SGL),
+        match self.pointer {
+            DataPointer::Prp { .. } => (prp::scattered(runs, list, store), 0),
+            DataPointer::Sgl { .. } => (sgl::scattered(runs, list, store), SGL),
         }
     }
 

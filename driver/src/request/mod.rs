@@ -12,4 +12,4 @@ pub use container::{InPlace, IoContainer, Operation};
 pub(crate) use event::Events;
 pub use event::{BadEvent, Event, Moment, Reason, State, Totals, Verdict};
 pub use failure::{Cause, Failure};
-pub(crate) use tree::{FRAMES, Failed, Line, NO_LAYER, Node, NodeId, Progress, Tree, Wire};
+pub(crate) use tree::{Attention, FRAMES, Failed, Line, NO_LAYER, Node, NodeId, Progress, Tree, Wire};

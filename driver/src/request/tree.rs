@@ -3,6 +3,7 @@
 //!
 //! Pure logic. Knows cursors and counts; must not know queues, slots or commands.
 
+use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut, Range};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -286,11 +287,34 @@ impl Line {
     }
 }
 
+/// What the poller has to do besides looking at completion queues: one word that says whether there is
+/// anything at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attention(u8);
+
+impl Attention {
+    pub(crate) const NONE: Attention = Attention(0);
+    /// Something that was begun with is not worked off.
+    pub(crate) const REST: Attention = Attention(1);
+    const NEWS: u8 = 2;
+    const TIMER: u8 = 4;
+
+    /// Something new came.
+    pub(crate) fn add_news(&mut self) {
+        self.0 |= Attention::NEWS;
+    }
+
+    /// All that was begun with is worked off; whether something waits for its time.
+    pub(crate) fn clear_rest(&mut self, timer: bool) {
+        self.0 = self.0 & Attention::NEWS | if timer { Attention::TIMER } else { 0 };
+    }
+}
+
 /// All nodes of a poller. Allocated before the first request.
 #[derive(Debug)]
 pub(crate) struct Tree {
     /// Identifies the tree, and so its poller, among all of this process.
-    id: u32,
+    id: NonZeroU32,
     nodes: Vec<Node>,
     vacant: Vec<NodeId>,
     /// Requests, without their children: in the tree, and at most.
@@ -305,16 +329,16 @@ pub(crate) struct Tree {
     finished: Line,
     /// Pieces of observed nodes that settled.
     observed: Vec<(NodeId, Range<u64>, Progress)>,
-    /// The poller has more to do than to look at completion queues.
-    pub(crate) attention: bool,
+    pub(crate) attention: Attention,
 }
 
 impl Tree {
     /// A tree with room for `capacity` requests.
     pub(crate) fn new(capacity: u32) -> Tree {
         static IDS: AtomicU32 = AtomicU32::new(1);
+        let id = NonZeroU32::new(IDS.fetch_add(1, Ordering::Relaxed));
         let mut tree = Tree {
-            id: IDS.fetch_add(1, Ordering::Relaxed),
+            id: id.expect("fewer than 2^32 pollers"),
             nodes: Vec::new(),
             vacant: Vec::new(),
             requests: 0,
@@ -323,7 +347,7 @@ impl Tree {
             orphans: 0,
             finished: Line::EMPTY,
             observed: Vec::new(),
-            attention: false,
+            attention: Attention::NONE,
         };
         tree.grow(capacity);
         tree
@@ -437,15 +461,7 @@ impl Tree {
         let mut line = self.take_finished();
         line.push(self, id);
         self.finished = line;
-        self.attention = true;
-    }
-
-    /// The same of a line of nodes, which come first.
-    pub(crate) fn finish_all(&mut self, line: Line) {
-        let mut finished = self.take_finished();
-        finished.prepend(self, line);
-        self.finished = finished;
-        self.attention = true;
+        self.attention.add_news();
     }
 
     /// Nodes that finished and wait for whoever is above them.
@@ -461,7 +477,7 @@ impl Tree {
     fn observe(&mut self, id: NodeId, blocks: Range<u64>, progress: Progress) {
         if self[id].observed {
             self.observed.push((id, blocks, progress));
-            self.attention = true;
+            self.attention.add_news();
         }
     }
 
@@ -563,13 +579,14 @@ impl Tree {
         nodes.filter(move |(_, node)| node.parent == parent).map(|(i, _)| NodeId(i as u32))
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    #[inline(always)]
+    pub(crate) fn id(&self) -> NonZeroU32 {
         self.id
     }
 
     /// A node of this tree, of which nothing is under way.
     #[inline(always)]
-    pub(crate) fn own(&mut self, id: NodeId, tree: u32) -> &mut Node {
+    pub(crate) fn own(&mut self, id: NodeId, tree: NonZeroU32) -> &mut Node {
         let node = &mut self.nodes[id.0 as usize];
         assert!(tree == self.id && node.in_flight == 0, "not a request that can be submitted");
         node
