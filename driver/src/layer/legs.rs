@@ -4,7 +4,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::{Geometry, Layer};
+use super::{Cx, Geometry, Handle, Layer};
 use crate::{Error, Result};
 
 /// The legs of a layer that has several below it. They do not change.
@@ -50,6 +50,11 @@ impl<B: Layer> Legs<B> {
     /// Children that a leg makes of one request, at most.
     pub(super) fn children(&self) -> u32 {
         self.legs.iter().map(Layer::children).max().unwrap_or(0)
+    }
+
+    /// What any leg has finished by other means than a completion.
+    pub(super) fn poll(&mut self, cx: &mut Cx<'_>) -> Option<Handle> {
+        self.legs.iter_mut().find_map(|leg| leg.poll(cx))
     }
 
     /// Orphans of all legs.

@@ -245,11 +245,9 @@ impl<B: Layer> Layer for Stripe<B> {
     }
 
     fn poll(&mut self, cx: &mut Cx<'_>) -> Option<Handle> {
-        for leg in 0..self.legs.len() {
-            while let Some(io) = self.legs[leg].poll(cx) {
-                if let Some(io) = self.up(cx, io) {
-                    return Some(io);
-                }
+        while let Some(io) = self.legs.poll(cx) {
+            if let Some(io) = self.up(cx, io) {
+                return Some(io);
             }
         }
         None
