@@ -74,6 +74,11 @@ pub trait Function: Send + Sync {
         self.config_read(COMMAND, &mut command)?;
         let before = u16::from_le_bytes(command);
         let after = if on { before | bits } else { before & !bits };
+        // A function that lost its power has forgotten the other bits as well. Written back, VFIO would take them for
+        // our wish: without Memory Space Enable, the next access to a register ends the process with SIGBUS.
+        if after == before {
+            return Ok(());
+        }
         self.config_write(COMMAND, &after.to_le_bytes())
     }
 
