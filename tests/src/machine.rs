@@ -213,10 +213,12 @@ pub static USED: Controller = Controller {
 /// A controller whose data nobody minds: for workloads that destroy it.
 pub static SCRATCH: Controller = Controller::usual(at(0x15, 0), "KIOVECSCRATCH");
 
-/// One of two equal controllers, each in a hot-plug slot: whatever is kept twice, or can lose a half.
+/// One of three equal controllers, each in a hot-plug slot: whatever is kept twice, or can lose a part.
 pub static LEG: Controller = leg(1, "KIOVECLEG0");
-/// The other of the two.
+/// The second of them.
 pub static OTHER_LEG: Controller = leg(2, "KIOVECLEG1");
+/// The third. What it has, nobody looks at: it is the first to be lost.
+pub static THIRD_LEG: Controller = leg(3, "KIOVECLEG2");
 
 /// Slots are numbered in the order of their ports, from 1, because that is how the buses behind them get numbers.
 const fn leg(slot: u8, serial: &'static str) -> Controller {
@@ -309,7 +311,7 @@ pub static MACHINES: &[Machine] = &[
         name: "legs",
         processors: 2,
         iommu: Some(PLAIN_IOMMU),
-        controllers: &[&LEG, &OTHER_LEG, &DEFECTIVE],
+        controllers: &[&LEG, &OTHER_LEG, &THIRD_LEG, &DEFECTIVE],
         cases: &[
             "modules-loaded",
             "kernel-writes",
@@ -319,6 +321,15 @@ pub static MACHINES: &[Machine] = &[
             "kiovec-duplicates-sgl",
             "power-lost-and-back",
             "kernel-reads-kiovecs",
+            // The legs begin alike, and have to stay so.
+            "mirror-writes",
+            "mirror-verifies",
+            "stripe-as-the-kernels",
+            "stripe-verifies",
+            "merges",
+            // Each takes one away for good.
+            "stripe-loses-a-leg",
+            "mirror-loses-a-leg",
             "removed-in-use",
             "no-dma-faults",
         ],

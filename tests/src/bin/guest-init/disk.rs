@@ -1,4 +1,4 @@
-//! The judge: a namespace as the kernel's own driver reads and writes it.
+//! The judge: a namespace, or what the kernel makes of several, as the kernel's own drivers read and write it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -55,12 +55,6 @@ fn find(controller: &Controller, nsid: u32) -> Option<PathBuf> {
     nodes.find(|node| node.exists())
 }
 
-fn open(controller: &Controller, nsid: u32) -> Result<(File, PathBuf), String> {
-    let path = path(controller, nsid)?;
-    let file = open_direct(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    Ok((file, path))
-}
-
 fn open_direct(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)
 }
@@ -88,8 +82,13 @@ fn chunks(extent: &Extent, mut each: impl FnMut(u64, usize) -> Verdict) -> Verdi
 
 /// Writes the extent's pattern.
 pub fn write(controller: &Controller, extent: &Extent) -> Verdict {
-    let (file, path) = open(controller, extent.nsid)?;
+    write_at(&path(controller, extent.nsid)?, extent)
+}
+
+/// The same on any block device.
+pub fn write_at(path: &Path, extent: &Extent) -> Verdict {
     let failed = |e| format!("writing {extent} to {}: {e}", path.display());
+    let file = open_direct(path).map_err(failed)?;
     chunks(extent, |offset, len| {
         let mut buffer = Aligned::new(len);
         pattern::fill(extent.seed, offset, buffer.get());
@@ -100,11 +99,16 @@ pub fn write(controller: &Controller, extent: &Extent) -> Verdict {
 
 /// Reads the extent and compares it with its pattern.
 pub fn verify(controller: &Controller, extent: &Extent) -> Verdict {
-    let (file, path) = open(controller, extent.nsid)?;
+    verify_at(&path(controller, extent.nsid)?, extent)
+}
+
+/// The same on any block device.
+pub fn verify_at(path: &Path, extent: &Extent) -> Verdict {
+    let failed = |e| format!("reading {extent} of {}: {e}", path.display());
+    let file = open_direct(path).map_err(failed)?;
     chunks(extent, |offset, len| {
         let mut buffer = Aligned::new(len);
-        file.read_exact_at(buffer.get(), offset)
-            .map_err(|e| format!("reading {extent} of {}: {e}", path.display()))?;
+        file.read_exact_at(buffer.get(), offset).map_err(failed)?;
         let wrong = pattern::mismatch(extent.seed, offset, buffer.get());
         ensure!(
             wrong.is_none(),
@@ -112,6 +116,21 @@ pub fn verify(controller: &Controller, extent: &Extent) -> Verdict {
             path.display(),
             wrong.unwrap_or_default()
         );
+        Ok(())
+    })
+}
+
+/// Reads two block devices over the extent; they have to hold the same, whatever it is.
+pub fn same(paths: [&Path; 2], extent: &Extent) -> Verdict {
+    let failed = |e| format!("reading {extent} of {paths:?}: {e}");
+    let [one, other] = [open_direct(paths[0]).map_err(failed)?, open_direct(paths[1]).map_err(failed)?];
+    chunks(extent, |offset, len| {
+        let mut buffers = [Aligned::new(len), Aligned::new(len)];
+        one.read_exact_at(buffers[0].get(), offset).map_err(failed)?;
+        other.read_exact_at(buffers[1].get(), offset).map_err(failed)?;
+        let [one, other] = &mut buffers;
+        let wrong = one.get().iter().zip(other.get().iter()).position(|(a, b)| a != b);
+        ensure!(wrong.is_none(), "{paths:?} differ at byte {}", offset + wrong.unwrap_or_default() as u64);
         Ok(())
     })
 }

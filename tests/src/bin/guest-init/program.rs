@@ -16,7 +16,7 @@ use crate::{Verdict, ensure};
 pub const USER: &str = "tester";
 const USER_ID: u32 = 1000;
 /// No single program needs longer, even emulated.
-const LIMIT: Duration = Duration::from_secs(90);
+pub const LIMIT: Duration = Duration::from_secs(90);
 const OUT: &str = "/run/stdout";
 const ERR: &str = "/run/stderr";
 
@@ -88,7 +88,7 @@ impl Program {
     /// Runs it to its end.
     pub fn run(self) -> Result<Output, String> {
         let text = self.to_string();
-        finish(text, self.start()?)
+        finish(text, self.start()?, LIMIT)
     }
 
     /// Runs it; it has to succeed.
@@ -108,14 +108,14 @@ impl Program {
     }
 }
 
-/// Waits for the end of the program that was started last; `text` is its command line.
-pub fn finish(text: String, mut child: Child) -> Result<Output, String> {
-    let status = process::wait(&mut child, LIMIT).map_err(|e| format!("{text}: {e}"))?;
+/// Waits for the end of the program that was started last, `limit` at most; `text` is its command line.
+pub fn finish(text: String, mut child: Child, limit: Duration) -> Result<Output, String> {
+    let status = process::wait(&mut child, limit).map_err(|e| format!("{text}: {e}"))?;
     let read = |path: &str| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let out = read(OUT).map_err(|e| format!("{OUT}: {e}"))?;
     let err = read(ERR).map_err(|e| format!("{ERR}: {e}"))?;
     println!("$ {text}\n{out}{err}[{status:?}]");
-    let status = status.ok_or_else(|| format!("{text}: still running after {} s", LIMIT.as_secs()))?;
+    let status = status.ok_or_else(|| format!("{text}: still running after {} s", limit.as_secs()))?;
     Ok(Output { text, code: status.code(), out, err })
 }
 

@@ -6,8 +6,9 @@
 //!
 //! What a process sees that has the function open through vfio-pci, tried with Linux 6.1 and QEMU 10.0:
 //! - Registers of the mapped BAR read as **zeros**, where real hardware answers with all ones: QEMU has nobody to
-//!   answer for a bus. Writes go nowhere. There is no SIGBUS, and the BAR can even be mapped again; SIGBUS came
-//!   only where Memory Space Enable had been cleared through VFIO itself.
+//!   answer for a bus. Writes go nowhere. There is no SIGBUS, and the BAR can even be mapped again; SIGBUS comes
+//!   only where Memory Space Enable has been cleared through VFIO itself, be it by writing the command register back
+//!   as it reads after a loss of power.
 //! - Configuration space reads as all ones where VFIO passes it on: Status is FFFFh. IDs and BARs are VFIO's own copy
 //!   and stay.
 //! - Reset (VFIO_DEVICE_RESET) fails at once with EAGAIN after a removal. Mapping and unmapping DMA go on working.

@@ -1,10 +1,11 @@
-//! Moves patterns between memory and a controller through the library, in all the ways a caller can: every
-//! shape of memory, PRPs and SGLs, both block sizes, several queue pairs in several threads.
+//! Moves patterns between memory and a controller, or layers on several, through the library, in all the ways a caller
+//! can: every shape of memory, PRPs and SGLs, both block sizes, several queue pairs in several threads.
 //!
 //! `read` expects what the guest's kernel wrote before; `write` writes, reads back, and prints a manifest that the
 //! kernel's driver is held against afterwards; `duplicate` writes the same memory to two controllers, and its manifest
 //! holds for both; `merge` has neighbours share a command over a defect of the medium.
 
+mod device;
 mod duplicate;
 mod merge;
 mod plan;
@@ -22,6 +23,7 @@ use kiovec::pci::Vfio;
 use kiovec::{Controller, DataForm, Operation};
 use kiovec_tests::machine::kernel_seed;
 
+use device::Device;
 use plan::{Action, Geometry, Step};
 use shape::Shape;
 use worker::{Job, Way};
@@ -67,7 +69,7 @@ enum What {
 struct One {
     /// The form of data pointers
     form: Form,
-    /// The function: 0000:00:10.0
+    /// The function, 0000:00:10.0; to read and to write, it can be layers: mirror(0000:01:00.0,0000:02:00.0)
     device: String,
 }
 
@@ -105,26 +107,26 @@ fn main() -> ExitCode {
 }
 
 fn run(what: &What) -> Result<(), Failure> {
-    let space = DmaSpace::new()?;
     match what {
         What::Read(One { form, device }) => {
-            let controller = open(device, &space)?;
-            read_kernels(&controller, *form, steps(&controller, *form)?)
+            let device = Device::open(device)?;
+            read_kernels(&device, *form, steps(device.namespaces()?, *form))
         }
         What::Write(One { form, device }) => {
-            let controller = open(device, &space)?;
-            write(&controller, *form, steps(&controller, *form)?)
+            let device = Device::open(device)?;
+            write(&device, *form, steps(device.namespaces()?, *form))
         }
         What::Duplicate { one: One { form, device }, other } => {
+            let space = DmaSpace::new()?;
             let controllers = [open(device, &space)?, open(other, &space)?];
-            let steps = steps(&controllers[0], *form)?;
+            let steps = steps(namespaces(&controllers[0])?, *form);
             duplicate::run(&controllers, form.data(), &steps)?;
             steps.iter().for_each(|step| println!("{}", step.extent()));
             println!("{} writes read back from both", steps.len());
             Ok(())
         }
         What::Merge { one: One { form, device }, nsid, lba, write } => {
-            let controller = open(device, &space)?;
+            let controller = open(device, &DmaSpace::new()?)?;
             let operation = if *write { Operation::Write } else { Operation::Read };
             let bad = merge::Bad { nsid: *nsid, lba: *lba, operation };
             let stats = merge::run(&controller, form.data(), &bad)?;
@@ -140,10 +142,12 @@ fn open(device: &str, space: &DmaSpace) -> Result<Arc<Controller>, Failure> {
 }
 
 /// What there is to do on all namespaces.
-fn steps(controller: &Controller, form: Form) -> Result<Vec<Step>, Failure> {
-    let namespaces: Result<Vec<Geometry>, Failure> =
-        controller.active_namespaces()?.into_iter().map(|nsid| geometry(controller, nsid)).collect();
-    Ok(namespaces?.iter().flat_map(|namespace| plan::steps(*namespace, form)).collect())
+fn steps(namespaces: Vec<Geometry>, form: Form) -> Vec<Step> {
+    namespaces.into_iter().flat_map(|namespace| plan::steps(namespace, form)).collect()
+}
+
+fn namespaces(controller: &Controller) -> Result<Vec<Geometry>, Failure> {
+    controller.active_namespaces()?.into_iter().map(|nsid| geometry(controller, nsid)).collect()
 }
 
 fn geometry(controller: &Controller, nsid: u32) -> Result<Geometry, Failure> {
@@ -153,38 +157,38 @@ fn geometry(controller: &Controller, nsid: u32) -> Result<Geometry, Failure> {
 }
 
 /// What the kernel wrote has to come in whatever shape of memory it is asked into.
-fn read_kernels(controller: &Arc<Controller>, form: Form, steps: Vec<Step>) -> Result<(), Failure> {
+fn read_kernels(device: &Device, form: Form, steps: Vec<Step>) -> Result<(), Failure> {
     let count = steps.len();
     let steps = steps.into_iter().map(|step| Step { seed: kernel_seed(step.place.nsid), ..step }).collect();
-    in_threads(controller, form, Way::Read, steps)?;
+    in_threads(device, form, Way::Read, steps)?;
     println!("{count} reads match what the kernel wrote");
     Ok(())
 }
 
-fn write(controller: &Arc<Controller>, form: Form, steps: Vec<Step>) -> Result<(), Failure> {
+fn write(device: &Device, form: Form, steps: Vec<Step>) -> Result<(), Failure> {
     let of = |action: Action| steps.iter().filter(move |step| step.action == action).copied().collect();
-    in_threads(controller, form, Way::Deallocate, of(Action::DeallocateAndWrite))?;
+    in_threads(device, form, Way::Deallocate, of(Action::DeallocateAndWrite))?;
     let written = steps.iter().filter(|step| step.action != Action::WriteZeroes).copied();
-    in_threads(controller, form, Way::Write, written.collect())?;
-    in_threads(controller, form, Way::WriteZeroes, of(Action::WriteZeroes))?;
-    in_threads(controller, form, Way::Flush, steps.clone())?;
+    in_threads(device, form, Way::Write, written.collect())?;
+    in_threads(device, form, Way::WriteZeroes, of(Action::WriteZeroes))?;
+    in_threads(device, form, Way::Flush, steps.clone())?;
     // Another shape than it was written from: an error that both directions share would hide itself.
     let plain = Shape::Contiguous { offset: 0 };
     let back = steps.iter().map(|step| Step { shape: plain, ..*step }).collect();
-    in_threads(controller, form, Way::Read, back)?;
+    in_threads(device, form, Way::Read, back)?;
     steps.iter().for_each(|step| println!("{}", step.extent()));
     println!("{} writes read back", steps.len());
     Ok(())
 }
 
 /// Does the steps, each thread its share, and waits for all of them.
-fn in_threads(controller: &Arc<Controller>, form: Form, way: Way, steps: Vec<Step>) -> Result<(), Failure> {
+fn in_threads(device: &Device, form: Form, way: Way, steps: Vec<Step>) -> Result<(), Failure> {
     let data = form.data();
     thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let share = steps.iter().skip(thread).step_by(THREADS).copied().collect();
-                scope.spawn(move || worker::run(&Job { controller, data, way, steps: share }))
+                scope.spawn(move || worker::run(&Job { device, data, way, steps: share }))
             })
             .collect();
         let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();

@@ -1,15 +1,15 @@
-//! One thread: a poller with two queue pairs, and the steps of its share.
+//! One thread: a poller with two queue pairs on each controller, and the steps of its share.
 
-use std::sync::Arc;
-
+use kiovec::layer::{Direct, Layer, Stack};
 use kiovec::memory::{DmaSpace, MemoryChain};
-use kiovec::{Controller, DataForm, Done, IoContainer, Poller, QueueOptions, Target};
+use kiovec::{DataForm, Done, IoContainer, Poller, QueueOptions, Target};
 use kiovec_tests::pattern;
 
 use crate::Failure;
+use crate::device::{Device, Route};
 use crate::plan::Step;
 
-/// Queue pairs per thread.
+/// Queue pairs per thread and controller.
 const QUEUES: usize = 2;
 /// Few slots, so that large requests wait for them in pieces.
 const DEPTH: usize = 8;
@@ -34,7 +34,7 @@ pub enum Way {
 /// A thread's work.
 #[derive(Debug)]
 pub struct Job<'a> {
-    pub controller: &'a Arc<Controller>,
+    pub device: &'a Device,
     pub data: DataForm,
     pub way: Way,
     pub steps: Vec<Step>,
@@ -42,7 +42,13 @@ pub struct Job<'a> {
 
 /// Does the steps, several at a time; fails with the first one that failed, after all have settled.
 pub fn run(job: &Job<'_>) -> Result<(), Failure> {
-    let mut poller = Poller::new(REQUESTS);
+    match job.device.is_layered() {
+        true => run_on(job, Poller::<Stack>::with_layers(REQUESTS)),
+        false => run_on(job, Poller::<Direct>::new(REQUESTS)),
+    }
+}
+
+fn run_on<L: Route>(job: &Job<'_>, mut poller: Poller<L>) -> Result<(), Failure> {
     let targets = targets(job, &mut poller)?;
     let mut waiting = job.steps.iter().enumerate();
     let mut failed: Option<Failure> = None;
@@ -55,7 +61,7 @@ pub fn run(job: &Job<'_>) -> Result<(), Failure> {
                 .filter(|(nsid, _)| *nsid == step.place.nsid)
                 .nth(index % QUEUES)
                 .ok_or("a step of a namespace that is not there")?;
-            let io = request(job.controller.space(), job.way, step)?.tag(index as u64);
+            let io = request(job.device.space(), job.way, step)?.tag(index as u64);
             poller
                 .submit(*target, io)
                 .map_err(|rejected| format!("{step:?}: refused: {}", rejected.reason))?;
@@ -73,18 +79,14 @@ pub fn run(job: &Job<'_>) -> Result<(), Failure> {
 }
 
 /// Every namespace of the steps through every queue pair.
-fn targets(job: &Job<'_>, poller: &mut Poller) -> Result<Vec<(u32, Target)>, Failure> {
+fn targets<L: Route>(job: &Job<'_>, poller: &mut Poller<L>) -> Result<Vec<(u32, Target)>, Failure> {
     let mut nsids: Vec<u32> = job.steps.iter().map(|step| step.place.nsid).collect();
     nsids.sort_unstable();
     nsids.dedup();
     let options = QueueOptions::default().depth(DEPTH).data(job.data).max_transfer(MAX_TRANSFER);
     let mut targets = Vec::new();
     for _ in 0..QUEUES {
-        let queue = poller.add_queue(job.controller, options)?;
-        for nsid in &nsids {
-            let namespace = job.controller.namespace(*nsid)?;
-            targets.push((*nsid, poller.add_namespace(queue, &namespace)?));
-        }
+        targets.extend(job.device.connect(poller, options, &nsids)?);
     }
     Ok(targets)
 }
@@ -114,7 +116,7 @@ pub fn filled(mut memory: MemoryChain, step: &Step) -> MemoryChain {
     memory
 }
 
-fn check(done: Done<'_>, way: Way, step: &Step) -> Result<(), Failure> {
+fn check<L: Layer>(done: Done<'_, L>, way: Way, step: &Step) -> Result<(), Failure> {
     done.result()?;
     if way == Way::Read {
         compare(done.take().memory(), step)?;

@@ -3,6 +3,7 @@
 mod commands;
 mod io;
 mod kernel;
+mod layers;
 mod legs;
 mod perf;
 mod setup;
@@ -58,6 +59,13 @@ const CASES: &[(&str, Case)] = &[
     ("kiovec-duplicates-sgl", legs::duplicates_sgl),
     ("power-lost-and-back", legs::power_is_lost_and_back),
     ("removed-in-use", legs::removed_in_use),
+    ("mirror-writes", layers::mirror_writes),
+    ("mirror-verifies", layers::mirror_verifies),
+    ("mirror-loses-a-leg", layers::mirror_loses_a_leg),
+    ("stripe-as-the-kernels", layers::stripe_as_the_kernels),
+    ("stripe-verifies", layers::stripe_verifies),
+    ("stripe-loses-a-leg", layers::stripe_loses_a_leg),
+    ("merges", legs::merges),
     ("defects", legs::defects),
     ("defects-under-merged", legs::defects_under_merged),
     ("atomic-writes", legs::atomic_writes),

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::setup;
-use crate::program::{Output, Program, finish, program};
+use crate::program::{LIMIT, Output, Program, finish, program};
 use crate::{Verdict, ensure, pci};
 
 fn perf(options: &str) -> Program {
@@ -29,7 +29,8 @@ pub fn sound(program: Program) -> Result<Output, String> {
     Ok(output)
 }
 
-fn sound_report(output: &Output) -> Verdict {
+/// The same of a report.
+pub fn sound_report(output: &Output) -> Verdict {
     let report = output.json()?;
     let number = |value: &Value| value.as_u64();
     ensure!(number(&report["ios"]).is_some_and(|ios| ios > 0), "no I/O: {output}");
@@ -106,7 +107,7 @@ pub fn interrupted_run_reports(_: &'static Machine) -> Verdict {
     let mut child = run.start()?;
     let busy = wait_until_busy(&mut child);
     kill_process(Pid::from_child(&child), Signal::INT).map_err(|e| format!("kill: {e}"))?;
-    let output = finish(text, child)?;
+    let output = finish(text, child, LIMIT)?;
     busy?;
     sound_report(&output)?;
     output.out_has(&["\"interrupted\": true"])

@@ -10,7 +10,7 @@ use kiovec_tests::machine::{Controller, DISK, Machine, SCRATCH, USED};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::written_disks;
-use crate::device_mapper::Linear;
+use crate::device_mapper::Mapped;
 use crate::program::program;
 use crate::{Verdict, disk, ensure, pci};
 
@@ -109,9 +109,7 @@ pub fn mount_is_refused(_: &'static Machine) -> Verdict {
 pub fn device_mapper_is_refused(_: &'static Machine) -> Verdict {
     const NAME: &str = "kiovec-holder";
     let device = disk::path(&USED, 3)?;
-    let number = fs::metadata(&device).map_err(|e| format!("{}: {e}", device.display()))?.rdev();
-    let number = format!("{}:{}", libc::major(number), libc::minor(number));
-    let holder = Linear::create(NAME, &number, 1024)?;
+    let holder = Mapped::linear(NAME, &device, 1024)?;
     let refused = refuses_to_take(&USED, &[&device.display().to_string(), "dm-0", NAME]);
     drop(holder);
     refused
