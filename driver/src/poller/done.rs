@@ -1,7 +1,8 @@
 //! A finished request, in the hands of the caller's closure.
 
 use super::layer::{Cx, Direct, Handle, Layer};
-use super::{Rejected, Stacked, Target};
+use super::{Poller, Rejected, Stacked, Target};
+use crate::queue::Queue;
 use crate::request::{Failure, InPlace, IoContainer, NodeId};
 
 /// A finished request. Submit it again, take its container, or just drop it: then its memory is
@@ -11,23 +12,30 @@ use crate::request::{Failure, InPlace, IoContainer, NodeId};
 /// [`set_lba`](Done::set_lba) moves nothing, and is the cheapest way to keep a queue busy.
 #[derive(Debug)]
 pub struct Done<'a, L: Layer = Direct> {
-    cx: Cx<'a>,
-    layers: &'a mut [Stacked<L>],
+    /// The queue whose turn it is: it is not in its place in the poller.
+    queue: &'a mut Queue,
+    poller: &'a mut Poller<L>,
     /// `None` once it went another way than being dropped.
     io: Option<Handle>,
+    here: u16,
 }
 
 impl<'a, L: Layer> Done<'a, L> {
     #[inline(always)]
-    pub(super) fn new(cx: Cx<'a>, layers: &'a mut [Stacked<L>], io: Handle) -> Done<'a, L> {
-        Done { cx, layers, io: Some(io) }
+    pub(super) fn new(queue: &'a mut Queue, poller: &'a mut Poller<L>, io: Handle, here: u16) -> Done<'a, L> {
+        Done { queue, poller, io: Some(io), here }
+    }
+
+    fn cx(&mut self) -> (Cx<'_>, &mut [Stacked<L>]) {
+        let Poller { core, layers, .. } = &mut *self.poller;
+        (Cx { here: self.here, queue: self.queue, core }, layers)
     }
 
     /// Whether all of it succeeded; else the failure with the lowest LBA. A request that failed may
     /// have been carried out in part.
     #[inline]
     pub fn result(&self) -> Result<(), Failure> {
-        let node = &self.cx.core.tree[self.node()];
+        let node = &self.poller.core.tree[self.node()];
         match node.failed {
             None => Ok(()),
             Some(failed) => Err(failed.by_lba(&node.io)),
@@ -37,20 +45,20 @@ impl<'a, L: Layer> Done<'a, L> {
     /// Dword 0 of the completion: the result of a raw command. Of a request that took several
     /// commands, that of the last one.
     pub fn dword0(&self) -> u32 {
-        self.cx.queue.dword0()
+        self.queue.dword0()
     }
 
     /// The container.
     #[inline]
     pub fn io(&self) -> &IoContainer {
-        &self.cx.core.tree[self.node()].io
+        &self.poller.core.tree[self.node()].io
     }
 
     /// The container, to be changed in any way before it is submitted again, which then costs as much
     /// as for a new one. [`in_place`](Done::in_place) has the changes that cost nothing.
     pub fn io_mut(&mut self) -> &mut IoContainer {
         let id = self.node();
-        let node = &mut self.cx.core.tree[id];
+        let node = &mut self.poller.core.tree[id];
         node.wire = None;
         &mut node.io
     }
@@ -59,7 +67,7 @@ impl<'a, L: Layer> Done<'a, L> {
     #[inline(always)]
     pub fn in_place(&mut self) -> InPlace<'_> {
         let id = self.node();
-        let node = &mut self.cx.core.tree[id];
+        let node = &mut self.poller.core.tree[id];
         InPlace { io: &mut node.io, wire: Some(&mut node.wire) }
     }
 
@@ -71,18 +79,20 @@ impl<'a, L: Layer> Done<'a, L> {
 
     /// The target that it was submitted to.
     pub fn target(&self) -> Target {
-        self.cx.core.target(self.node())
+        self.poller.core.target(self.node())
     }
 
     /// Submits the container again, where it is, to the same target.
     #[inline(always)]
     pub fn resubmit(mut self) -> Result<(), Rejected> {
-        if let Some(io) = self.io.take_if(|io| io.has_slot() && !self.cx.core.tree[io.node].is_layered()) {
-            let node = &mut self.cx.core.tree[io.node];
-            if self.cx.queue.restart(node, io.node, usize::from(io.slot)) {
+        if let Some(io) = &self.io
+            && io.has_slot()
+        {
+            let node = &mut self.poller.core.tree[io.node];
+            if !node.is_layered() && self.queue.restart(node, io.node, usize::from(io.slot)) {
+                self.io = None;
                 return Ok(());
             }
-            self.io = Some(io);
         }
         self.resubmit_changed()
     }
@@ -90,7 +100,8 @@ impl<'a, L: Layer> Done<'a, L> {
     /// Any container, as if it were new, but in the same node; or one that passes layers.
     fn resubmit_changed(&mut self) -> Result<(), Rejected> {
         let Some(io) = self.io.take() else { return Ok(()) };
-        super::start_again(&mut self.cx, self.layers, io)
+        let (mut cx, layers) = self.cx();
+        super::start_again(&mut cx, layers, io)
     }
 
     /// Takes the container out.
@@ -102,7 +113,8 @@ impl<'a, L: Layer> Done<'a, L> {
 
     /// Submits another container, to any target of the poller, and goes on with this one.
     pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
-        super::enter(&mut self.cx, self.layers, target, io, |_, _| {})
+        let (mut cx, layers) = self.cx();
+        super::enter(&mut cx, layers, target, io, |_, _| {})
     }
 
     #[inline(always)]
@@ -112,8 +124,9 @@ impl<'a, L: Layer> Done<'a, L> {
 
     #[inline(always)]
     fn remove(&mut self, mut io: Handle) -> IoContainer {
-        self.cx.release_slot(&mut io);
-        self.cx.core.tree.remove(io.node)
+        let (mut cx, _) = self.cx();
+        cx.release_slot(&mut io);
+        cx.core.tree.remove(io.node)
     }
 }
 

@@ -401,6 +401,18 @@ impl<L: Layer> Poller<L> {
         count
     }
 
+    #[cold]
+    fn collect_rest(&mut self, queue: &mut Queue, here: u16) {
+        let Poller { core, layers, rest, .. } = self;
+        rest.collect(&mut Cx { here, queue, core }, layers.len());
+    }
+
+    #[cold]
+    fn next_of_rest(&mut self, queue: &mut Queue, here: u16) -> Option<Handle> {
+        let Poller { core, layers, rest, .. } = self;
+        rest.next(&mut Cx { here, queue, core }, layers)
+    }
+
     /// Lets others run: after a poll that found nothing, where there is nothing else to do.
     fn pause(&self) {
         for pair in self.core.queues.iter().flatten() {
@@ -614,19 +626,18 @@ impl<'a, L: Layer> Turn<'a, L> {
     fn run(&mut self, f: &mut impl FnMut(Done<'_, L>)) -> usize {
         let here = self.index;
         let Turn { poller, pair: Some(pair), .. } = &mut *self else { return 0 };
-        let Poller { core, layers, rest, .. } = &mut **poller;
-        let mut cx = Cx { here, queue: &mut pair.queue, core };
+        let queue = &mut pair.queue;
         let (mut count, mut idle) = (0, true);
-        let mut more = cx.core.tree.attention != Attention::NONE;
+        let mut more = poller.core.tree.attention != Attention::NONE;
         if more {
-            rest.collect(&mut cx, layers.len());
+            poller.collect_rest(queue, here);
         }
         // What the closure submits is not rung before the loop ends, so an honest controller has no
         // more completions than this, and another one must not keep us here.
-        let mut left = cx.queue.most_completions();
+        let mut left = queue.most_completions();
         loop {
             let finished = if more {
-                match rest.next(&mut cx, layers) {
+                match poller.next_of_rest(queue, here) {
                     None => {
                         more = false;
                         continue;
@@ -637,30 +648,30 @@ impl<'a, L: Layer> Turn<'a, L> {
                 if left == 0 {
                     break;
                 }
-                match cx.queue.next(&mut cx.core.tree) {
+                match queue.next(&mut poller.core.tree) {
                     Next::Nothing => break,
                     Next::Other => {
                         (idle, left) = (false, left - 1);
-                        rest.collect(&mut cx, layers.len());
+                        poller.collect_rest(queue, here);
                         more = true;
                         continue;
                     }
                     Next::Whole(node, slot) => {
                         (idle, left) = (false, left - 1);
-                        let io = Handle::with_slot(&cx.core.tree, node, slot, here);
-                        ascend(&mut cx, layers, io)
+                        let Poller { core, layers, .. } = &mut **poller;
+                        let io = Handle::with_slot(&core.tree, node, slot, here);
+                        ascend(&mut Cx { here, queue, core }, layers, io)
                     }
                 }
             };
             let Some(io) = finished else { continue };
             count += 1;
             // One that went down whole, and still has its slot, is no event.
-            if io.has_slot() || !cx.core.settled(io.node) {
-                let Cx { here, queue, core } = &mut cx;
-                f(Done::new(Cx { here: *here, queue, core }, layers, io));
+            if io.has_slot() || !poller.core.settled(io.node) {
+                f(Done::new(queue, poller, io, here));
             }
         }
-        cx.queue.finish_poll(&mut cx.core.tree, idle);
+        queue.finish_poll(&mut poller.core.tree, idle);
         if idle {
             self.watch();
         }
