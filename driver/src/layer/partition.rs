@@ -36,11 +36,11 @@ impl Filter for Part {
 
     #[inline(always)]
     fn down(&mut self, cx: &mut Cx<'_>, io: &Handle, _: usize) {
-        cx.set_lba(io, cx.io(io).lba().wrapping_add(self.start));
+        cx.shift_lba(io, self.start);
     }
 
     #[inline(always)]
     fn up(&mut self, cx: &mut Cx<'_>, io: &Handle, _: usize) {
-        cx.set_lba(io, cx.io(io).lba().wrapping_sub(self.start));
+        cx.shift_lba(io, self.start.wrapping_neg());
     }
 }

@@ -71,12 +71,14 @@ impl Filter for Tracer {
     fn up(&mut self, cx: &mut Cx<'_>, io: &Handle, frame: usize) {
         let took = cx.nanos().saturating_sub(cx.frame(io, frame));
         let counts = &mut self.counts;
-        match cx.io(io).operation() {
-            Operation::Read => counts.reads += 1,
-            Operation::Write => counts.writes += 1,
-            _ => counts.others += 1,
-        }
-        counts.blocks += if cx.len(io) > 0 { cx.io(io).blocks() } else { 0 };
+        let request = cx.io(io);
+        let moved = match request.operation() {
+            Operation::Read => (&mut counts.reads, request.blocks()),
+            Operation::Write => (&mut counts.writes, request.blocks()),
+            _ => (&mut counts.others, 0),
+        };
+        *moved.0 += 1;
+        counts.blocks += moved.1;
         counts.failed += u64::from(cx.failure(io).is_some());
         counts.total += Duration::from_nanos(took);
         counts.longest = counts.longest.max(Duration::from_nanos(took));

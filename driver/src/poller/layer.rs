@@ -239,6 +239,14 @@ impl Cx<'_> {
         self.node_of(io).io.set_lba(lba);
     }
 
+    /// Moves it by so many blocks, modulo 2^64: what a layer adds on the way down, it subtracts on the
+    /// way up.
+    #[inline]
+    pub fn shift_lba(&mut self, io: &Handle, blocks: u64) {
+        let io = &mut self.node_of(io).io;
+        io.set_lba(io.lba().wrapping_add(blocks));
+    }
+
     /// Its failure, by its own LBA.
     #[inline]
     pub fn failure(&self, io: &Handle) -> Option<Failure> {
