@@ -23,6 +23,8 @@ pub struct Retry<B> {
     frame: usize,
     /// All have the same delay, so the first is due first.
     waiting: Waiting,
+    /// When it is to be called, in nanoseconds, unless it has not asked for that: once for all that wait.
+    call: Option<u64>,
     retries: Retries,
 }
 
@@ -90,7 +92,8 @@ impl<B: Layer> Retry<B> {
             )));
         }
         let frame = below.frames();
-        Ok(Retry { below, options, frame, waiting: Waiting::default(), retries: Retries::default() })
+        let (waiting, retries) = (Waiting::default(), Retries::default());
+        Ok(Retry { below, options, frame, waiting, call: None, retries })
     }
 
     /// What it has done so far.
@@ -146,25 +149,34 @@ impl<B: Layer> Retry<B> {
 
     /// Keeps a request until its time comes.
     fn delay(&mut self, cx: &mut Cx<'_>, io: Handle) {
-        let due = cx.now() + self.options.delay;
-        let count = cx.frame(&io, self.frame) & COUNT;
         // Nanoseconds since a start that is not long ago: decades fit.
-        cx.set_frame(&io, self.frame, (due.as_nanos() as u64) << COUNT_BITS | count);
+        let due = (cx.now() + self.options.delay).as_nanos() as u64;
+        let count = cx.frame(&io, self.frame) & COUNT;
+        cx.set_frame(&io, self.frame, due << COUNT_BITS | count);
         cx.wait(&mut self.waiting, io);
-        cx.call_at(due);
+        self.call_at(cx, due);
+    }
+
+    /// Asks for a call at a time, unless there will be one before.
+    fn call_at(&mut self, cx: &mut Cx<'_>, due: u64) {
+        if self.call.is_none() {
+            self.call = Some(due);
+            cx.call_at(Duration::from_nanos(due));
+        }
     }
 
     /// The next request whose time has come, or that was ended meanwhile; if there is none, asks to be
     /// called when the time of the first has come.
     fn due(&mut self, cx: &mut Cx<'_>) -> Option<Handle> {
         let (frame, now, mut first) = (self.frame, cx.nanos(), None);
+        self.call = self.call.filter(|call| *call > now);
         let io = cx.next_waiting(&mut self.waiting, |cx, io| {
             let due = cx.frame(io, frame) >> COUNT_BITS;
             first.get_or_insert(due);
             due <= now || cx.failure(io).is_none_or(|failure| !may_pass(failure.cause))
         });
         if let (None, Some(due)) = (&io, first) {
-            cx.call_at(Duration::from_nanos(due));
+            self.call_at(cx, due);
         }
         io
     }

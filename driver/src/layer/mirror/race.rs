@@ -28,6 +28,9 @@ pub(super) struct Races {
     buffers: Vec<MemoryChain>,
     races: Vec<Race>,
     vacant: Vec<u16>,
+    /// When the mirror is to be called, in nanoseconds, unless it has not asked for that: once for all
+    /// races, as one that begins later is due later.
+    call: Option<u64>,
 }
 
 /// A read that one or two legs carry out, each into a buffer.
@@ -73,6 +76,7 @@ impl Races {
             buffers,
             races: vec![Race::default(); count],
             vacant: (0..count as u16).rev().collect(),
+            call: None,
         })
     }
 
@@ -84,6 +88,14 @@ impl Races {
     /// Buffers that no lane has.
     pub(super) fn free(&self) -> usize {
         self.buffers.len()
+    }
+
+    /// Asks for a call at a time, unless there will be one before.
+    fn call_at(&mut self, cx: &mut Cx<'_>, due: u64) {
+        if self.call.is_none() {
+            self.call = Some(due);
+            cx.call_at(Duration::from_nanos(due));
+        }
     }
 
     fn race(&mut self, race: u16) -> &mut Race {
@@ -125,7 +137,7 @@ impl<B: Layer> Mirror<B> {
         cx.park(io);
         *self.races.race(index) =
             Race { lanes: [Some(Name::from(&holder)), None], due: Some(due), tried: bit(leg) };
-        cx.call_at(Duration::from_nanos(due));
+        self.races.call_at(cx, due);
         let word = self.word(cx, &holder).with_role(Role::Racer).with_race(index).with_second(false);
         self.set_word(cx, &holder, word);
         let child = self.run_lane(cx, holder, leg)?;
@@ -135,10 +147,12 @@ impl<B: Layer> Mirror<B> {
     /// Starts the second lanes that are due. A request that is finished by that is returned.
     pub(super) fn start_hedges(&mut self, cx: &mut Cx<'_>) -> Option<Handle> {
         let now = if self.races.count > 0 { cx.nanos() } else { return None };
+        self.races.call = self.races.call.filter(|call| *call > now);
+        let mut next = None;
         for index in 0..self.races.count as u16 {
             match self.races.race(index).due {
                 None => {}
-                Some(due) if due > now => cx.call_at(Duration::from_nanos(due)),
+                Some(due) if due > now => next = Some(next.map_or(due, |next: u64| next.min(due))),
                 Some(_) => {
                     self.races.race(index).due = None;
                     if let Some(io) = self.start_hedge(cx, index) {
@@ -146,6 +160,9 @@ impl<B: Layer> Mirror<B> {
                     }
                 }
             }
+        }
+        if let Some(due) = next {
+            self.races.call_at(cx, due);
         }
         None
     }
@@ -229,8 +246,16 @@ impl<B: Layer> Mirror<B> {
         // One that was cancelled stays so.
         if let Some(request) = request.as_ref().filter(|request| cx.failure(request).is_none()) {
             match failure {
-                None => deliver(cx, request, &copy),
-                Some(failure) => cx.fail(request, failure.lba.wrapping_sub(lba), failure.cause),
+                None => {
+                    deliver(cx, request, &copy, cx.len(request));
+                    cx.succeed(request);
+                }
+                // What lies before a failure counts as done, so it has to be there.
+                Some(failure) => {
+                    let at = failure.lba.wrapping_sub(lba);
+                    deliver(cx, request, &copy, at << self.legs.geometry.block_shift);
+                    cx.fail(request, at, failure.cause);
+                }
             }
         }
         self.races.buffers.push(copy.into_memory());
@@ -238,14 +263,13 @@ impl<B: Layer> Mirror<B> {
     }
 }
 
-/// Copies what was read to where it was to be read to.
-fn deliver(cx: &mut Cx<'_>, request: &Handle, copy: &IoContainer) {
-    let (mut at, len) = (0, cx.len(request));
+/// Copies so many bytes of what was read to where they were to be read to.
+fn deliver(cx: &mut Cx<'_>, request: &Handle, copy: &IoContainer, len: u64) {
+    let mut at = 0;
     for segment in copy.memory().iter() {
         let data = segment.as_slice();
         let data = &data[..data.len().min((len - at) as usize)];
         cx.copy_in(request, at, data);
         at += data.len() as u64;
     }
-    cx.succeed(request);
 }
