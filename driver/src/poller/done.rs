@@ -1,6 +1,7 @@
 //! A finished request, in the hands of the caller's closure.
 
-use super::layer::{Cx, Direct, Handle, Layer};
+use super::cx::Cx;
+use super::layer::{Direct, Handle, Layer};
 use super::{Poller, Rejected, Stacked, Target};
 use crate::queue::Queue;
 use crate::request::{Failure, InPlace, IoContainer, NodeId};
@@ -101,7 +102,7 @@ impl<'a, L: Layer> Done<'a, L> {
     fn resubmit_changed(&mut self) -> Result<(), Rejected> {
         let Some(io) = self.io.take() else { return Ok(()) };
         let (mut cx, layers) = self.cx();
-        super::start_again(&mut cx, layers, io)
+        super::admit::start_again(&mut cx, layers, io)
     }
 
     /// Takes the container out.
@@ -114,7 +115,7 @@ impl<'a, L: Layer> Done<'a, L> {
     /// Submits another container, to any target of the poller, and goes on with this one.
     pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
         let (mut cx, layers) = self.cx();
-        super::enter(&mut cx, layers, target, io, |_, _| {})
+        super::admit::enter(&mut cx, layers, target, io, |_, _| {})
     }
 
     #[inline(always)]

@@ -5,111 +5,46 @@
 #![forbid(unsafe_code)]
 
 mod admit;
+mod cx;
 mod done;
 mod end;
 mod event;
 mod layer;
 mod observe;
+mod options;
+mod pair;
 mod reactor;
+mod turn;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
 use std::num::NonZeroU32;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::cx::Cx;
 pub use self::done::Done;
-pub use self::layer::{Cx, Direct, Geometry, Handle, Layer, Name, Outline, Waiting};
+pub use self::layer::{Direct, Geometry, Handle, Layer, Name, Outline, Waiting};
 pub use self::observe::BadRange;
 use self::observe::Observers;
+pub use self::options::{DataForm, QueueOptions};
+use self::pair::Pair;
 pub use self::reactor::{Reactor, Request};
+use self::turn::{Rest, Turn};
 use crate::controller::{Controller, Namespace};
-use crate::memory::{Access, SharedArray};
 use crate::pci::Clock;
-use crate::queue::{DataPointer, Limits, MAX_DEPTH, Next, Queue, QueueStats, Reachable, Refusal};
-use crate::request::{Attention, Events, FRAMES, IoContainer, Line, NO_LAYER, NodeId, Tree};
-use crate::spec::identify::SglSupport;
+use crate::queue::{Limits, MAX_DEPTH, Queue, QueueStats, Reachable, Refusal};
+use crate::request::{Events, FRAMES, IoContainer, Line, NodeId, Tree};
 use crate::{Error, Result};
 
 /// Queue pairs of a poller, at most.
 const MAX_QUEUES: usize = 1024;
-/// Completion entries beyond what can be outstanding: a doorbell for every so many completions.
-const SPARE_COMPLETIONS: u32 = 64;
-/// The largest transfer of one command unless asked for otherwise: what one list page can express.
-const MAX_TRANSFER: u64 = 2 << 20;
 
-/// Bounce buffers of a queue pair at most, and bytes of each: the largest block as well.
-const BOUNCE_BUFFERS: usize = 4;
+/// Bytes of a bounce buffer: the largest block as well.
 const BOUNCE_BYTES: usize = 64 << 10;
-/// Idle polls with commands in flight after which the controller's status is read: it costs about as
-/// much as a hundred polls.
-const IDLE_POLLS: u32 = 1 << 16;
 /// Stands in a target for a queue: it is a stack of layers.
 const LAYERED: u16 = u16::MAX;
-
-/// How a queue pair is set up.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub struct QueueOptions {
-    /// Commands in flight at most, 1 to 4096; fewer if the controller's queues are smaller.
-    pub depth: usize,
-    /// PRPs, SGLs, or whichever the controller offers.
-    pub data: DataForm,
-    /// Bytes that one command transfers at most, before MDTS makes it less.
-    pub max_transfer: u64,
-    /// Whether requests that have to wait may share commands with their neighbours.
-    pub merge: bool,
-}
-
-impl Default for QueueOptions {
-    fn default() -> QueueOptions {
-        QueueOptions { depth: 128, data: DataForm::Auto, max_transfer: MAX_TRANSFER, merge: true }
-    }
-}
-
-impl QueueOptions {
-    /// Sets the depth.
-    #[must_use]
-    pub fn depth(mut self, depth: usize) -> QueueOptions {
-        self.depth = depth;
-        self
-    }
-
-    /// Sets the form of data pointers.
-    #[must_use]
-    pub fn data(mut self, data: DataForm) -> QueueOptions {
-        self.data = data;
-        self
-    }
-
-    /// Sets whether requests that have to wait may share commands.
-    #[must_use]
-    pub fn merge(mut self, merge: bool) -> QueueOptions {
-        self.merge = merge;
-        self
-    }
-
-    /// Sets the largest transfer of one command, in bytes.
-    #[must_use]
-    pub fn max_transfer(mut self, bytes: u64) -> QueueOptions {
-        self.max_transfer = bytes;
-        self
-    }
-}
-
-/// The form of data pointers (Base 2.0, section 4.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DataForm {
-    /// SGLs where the controller has them, else PRPs.
-    #[default]
-    Auto,
-    /// Physical Region Pages.
-    Prp,
-    /// Scatter Gather Lists.
-    Sgl,
-}
 
 /// Names a queue pair of a poller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,16 +133,6 @@ struct Core {
 struct Stacked<L> {
     layer: L,
     geometry: Geometry,
-}
-
-/// A queue and the controller it belongs to.
-#[derive(Debug)]
-struct Pair {
-    queue: Queue,
-    qid: u16,
-    controller: Arc<Controller>,
-    /// Polls in a row that found nothing while commands were in flight.
-    idle: u32,
 }
 
 impl Core {
@@ -365,7 +290,7 @@ impl<L: Layer> Poller<L> {
         self.core.now = None;
         let mut turn = Turn::new(self, index);
         let (mut cx, layers) = turn.cx().expect("a target's queue is there");
-        enter(&mut cx, layers, target, io, accepted)
+        admit::enter(&mut cx, layers, target, io, accepted)
     }
 
     /// Holds back what is submitted to a queue pair from now on, so that neighbours can share
@@ -448,324 +373,6 @@ impl<L: Layer> Poller<L> {
 
     fn pair(&mut self, queue: u16) -> &mut Pair {
         self.core.queues[usize::from(queue)].as_mut().expect("a queue is out only during poll")
-    }
-}
-
-/// Puts a container into the tree and starts it.
-fn enter<L: Layer>(
-    cx: &mut Cx<'_>,
-    layers: &mut [Stacked<L>],
-    target: Target,
-    mut io: IoContainer,
-    accepted: impl FnOnce(&mut Core, NodeId),
-) -> std::result::Result<(), Rejected> {
-    if !cx.core.owns(target) {
-        return Err(Rejected { io, reason: Refusal::ForeignTarget });
-    }
-    let layered = target.queue == LAYERED;
-    if layered && let Err(reason) = layers[usize::from(target.namespace)].geometry.admit(&mut io) {
-        return Err(Rejected { io, reason });
-    }
-    let layer = if layered { target.namespace } else { NO_LAYER };
-    let id = cx.core.tree.insert(io, layer).map_err(|io| Rejected { io, reason: Refusal::Full })?;
-    if layered {
-        accepted(cx.core, id);
-        let Stacked { layer, geometry } = &mut layers[usize::from(target.namespace)];
-        cx.core.tree[id].block_shift = geometry.block_shift;
-        let io = Handle::new(&cx.core.tree, id);
-        if let Some(io) = layer.submit(cx, io) {
-            cx.surface(io);
-        }
-        return Ok(());
-    }
-    if let Err(reason) = cx.admit(target, id) {
-        return Err(Rejected { io: cx.core.tree.remove(id), reason });
-    }
-    accepted(cx.core, id);
-    cx.start(target, id);
-    Ok(())
-}
-
-/// Starts a request once more.
-fn start_again<L: Layer>(
-    cx: &mut Cx<'_>,
-    layers: &mut [Stacked<L>],
-    mut io: Handle,
-) -> std::result::Result<(), Rejected> {
-    let id = io.node;
-    let target = cx.core.target(id);
-    let node = &mut cx.core.tree[id];
-    let Some(Stacked { layer, geometry }) = layers.get_mut(usize::from(node.layer)) else {
-        cx.release_slot(&mut io);
-        cx.core.tree[id].rewind();
-        if let Err(reason) = cx.admit(target, id) {
-            return Err(Rejected { io: cx.core.tree.remove(id), reason });
-        }
-        cx.start(target, id);
-        return Ok(());
-    };
-    let admitted = match node.wire {
-        Some(_) => geometry.check_range(&node.io),
-        None => geometry.admit(&mut node.io),
-    };
-    if let Err(reason) = admitted {
-        cx.release_slot(&mut io);
-        return Err(Rejected { io: cx.core.tree.remove(id), reason });
-    }
-    node.rewind_prepared();
-    if let Some(io) = layer.submit(cx, io) {
-        cx.surface(io);
-    }
-    Ok(())
-}
-
-/// A node that finished at the bottom passes its layers: `Some` if that finishes a request.
-#[inline(always)]
-fn ascend<L: Layer>(cx: &mut Cx<'_>, layers: &mut [Stacked<L>], io: Handle) -> Option<Handle> {
-    // No layer is the last number there is, which no stack has.
-    let layer = usize::from(cx.core.tree[io.node].layer);
-    match layers.get_mut(layer) {
-        None => Some(io),
-        Some(stacked) => stacked.layer.complete(cx, io).inspect(|io| cx.check(io)),
-    }
-}
-
-/// What is finished by other means than the success of a command that carried all of a request.
-///
-/// What finishes while this is worked off is left for the next time: a closure that submits what fails at
-/// once must not keep us here.
-struct Rest {
-    finished: Line,
-    surfaced: Line,
-    /// Layers that have still to be called.
-    layers: Range<usize>,
-    /// What they may return.
-    most: usize,
-}
-
-impl Rest {
-    const NONE: Rest = Rest { finished: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
-
-    /// What there is to do now, and what a panic left of an earlier time.
-    #[cold]
-    fn collect(&mut self, cx: &mut Cx<'_>, layers: usize) {
-        let finished = cx.core.tree.take_finished();
-        self.finished.append(&mut cx.core.tree, finished);
-        let surfaced = std::mem::replace(&mut cx.core.surfaced, Line::EMPTY);
-        self.surfaced.append(&mut cx.core.tree, surfaced);
-        let mut due = false;
-        while let Some(Reverse(at)) = cx.core.wake_at.peek().copied()
-            && at <= cx.now()
-        {
-            due = true;
-            cx.core.wake_at.pop();
-        }
-        if std::mem::take(&mut cx.core.again) || due {
-            self.layers = 0..layers;
-        }
-        // If the closure panics, this is where the next turn goes on.
-        cx.core.tree.attention = Attention::REST;
-        cx.core.tell_observers();
-        // At least one: a layer may have something to do without a request.
-        self.most = cx.core.tree.len().max(1);
-    }
-
-    /// The next request; it has passed its layers.
-    #[cold]
-    fn next<L: Layer>(&mut self, cx: &mut Cx<'_>, layers: &mut [Stacked<L>]) -> Option<Handle> {
-        if let Some(id) = self.surfaced.pop(&cx.core.tree) {
-            return Some(Handle::new(&cx.core.tree, id));
-        }
-        while let Some(id) = self.finished.pop(&cx.core.tree) {
-            if let Some(io) = ascend(cx, layers, Handle::new(&cx.core.tree, id)) {
-                return Some(io);
-            }
-        }
-        while let Some(index) = self.layers.clone().next() {
-            if self.most > 0
-                && let Some(io) = layers[index].layer.poll(cx)
-            {
-                self.most -= 1;
-                cx.check(&io);
-                return Some(io);
-            }
-            self.layers.next();
-            if self.most == 0 {
-                cx.call_again();
-            }
-        }
-        let Core { tree, wake_at, .. } = &mut *cx.core;
-        tree.attention.clear_rest(!wake_at.is_empty());
-        None
-    }
-}
-
-/// One queue's turn within a poll. The queue is out of the poller, so that the caller's closure
-/// can submit to it and to all others; it is put back even if the closure panics.
-struct Turn<'a, L: Layer> {
-    poller: &'a mut Poller<L>,
-    index: u16,
-    pair: Option<Box<Pair>>,
-}
-
-impl<'a, L: Layer> Turn<'a, L> {
-    #[inline(always)]
-    fn new(poller: &'a mut Poller<L>, index: u16) -> Turn<'a, L> {
-        let pair = poller.core.queues.get_mut(usize::from(index)).and_then(Option::take);
-        Turn { poller, index, pair }
-    }
-
-    #[inline(always)]
-    fn cx(&mut self) -> Option<(Cx<'_>, &mut [Stacked<L>])> {
-        let Poller { core, layers, .. } = &mut *self.poller;
-        let queue = &mut self.pair.as_mut()?.queue;
-        Some((Cx { here: self.index, queue, core }, layers))
-    }
-
-    #[inline(always)]
-    fn run(&mut self, f: &mut impl FnMut(Done<'_, L>)) -> usize {
-        let here = self.index;
-        let Turn { poller, pair: Some(pair), .. } = &mut *self else { return 0 };
-        let queue = &mut pair.queue;
-        let (mut count, mut idle) = (0, true);
-        let mut more = poller.core.tree.attention != Attention::NONE;
-        if more {
-            poller.collect_rest(queue, here);
-        }
-        // What the closure submits is not rung before the loop ends, so an honest controller has no
-        // more completions than this, and another one must not keep us here.
-        let mut left = queue.most_completions();
-        loop {
-            let finished = if more {
-                match poller.next_of_rest(queue, here) {
-                    None => {
-                        more = false;
-                        continue;
-                    }
-                    finished => finished,
-                }
-            } else {
-                if left == 0 {
-                    break;
-                }
-                match queue.next(&mut poller.core.tree) {
-                    Next::Nothing => break,
-                    Next::Other => {
-                        (idle, left) = (false, left - 1);
-                        poller.collect_rest(queue, here);
-                        more = true;
-                        continue;
-                    }
-                    Next::Whole(node, slot) => {
-                        (idle, left) = (false, left - 1);
-                        let Poller { core, layers, .. } = &mut **poller;
-                        let io = Handle::with_slot(&core.tree, node, slot, here);
-                        ascend(&mut Cx { here, queue, core }, layers, io)
-                    }
-                }
-            };
-            let Some(io) = finished else { continue };
-            count += 1;
-            // One that went down whole, and still has its slot, is no event.
-            if io.has_slot() || !poller.core.settled(io.node) {
-                f(Done::new(queue, poller, io, here));
-            }
-        }
-        queue.finish_poll(&mut poller.core.tree, idle);
-        if idle {
-            self.watch();
-        }
-        count
-    }
-
-    /// After many idle polls with commands in flight, looks whether the controller is still there: no
-    /// command of a controller that is gone ever completes.
-    #[inline(always)]
-    fn watch(&mut self) {
-        let Some(pair) = &mut self.pair else { return };
-        pair.idle = if pair.queue.is_busy() { pair.idle + 1 } else { 0 };
-        if pair.idle == IDLE_POLLS {
-            pair.idle = 0;
-            pair.check(&mut self.poller.core);
-        }
-    }
-}
-
-impl<L: Layer> Drop for Turn<'_, L> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        if let Some(home) = self.poller.core.queues.get_mut(usize::from(self.index)) {
-            *home = self.pair.take();
-        }
-    }
-}
-
-impl Pair {
-    fn new(controller: &Arc<Controller>, options: QueueOptions) -> Result<Pair> {
-        let largest = controller.capabilities().max_queue_entries();
-        // Powers of two, so that a mask wraps positions; one entry of a full ring stays empty.
-        let largest = 1 << largest.ilog2();
-        let depth = options.depth.min(largest as usize - 1);
-        let sq_entries = (depth as u32 + 1).next_power_of_two();
-        let cq_entries = (depth as u32 + SPARE_COMPLETIONS).next_power_of_two().min(largest);
-        let pointer = data_pointer(controller, options.data)?;
-        let transfer = max_transfer(controller, options.max_transfer);
-        let lists = Queue::list_bytes(depth, transfer);
-        let lists = SharedArray::new(controller.space().segment(lists, 4096, Access::Read)?);
-        let bounce = std::iter::repeat_with(|| controller.space().allocate(BOUNCE_BYTES));
-        let bounce = bounce.take(depth.min(BOUNCE_BUFFERS)).collect::<Result<Vec<_>>>()?;
-        // Last: the controller knows of the queue pair from then on.
-        let pair = controller.create_queue_pair(sq_entries, cq_entries)?;
-        let qid = pair.qid;
-        let ids = (qid, pair.sq, pair.cq);
-        let space = controller.space().id();
-        let mut queue = Queue::new(ids, depth, pointer, lists, bounce, transfer, space);
-        queue.set_merging(options.merge);
-        Ok(Pair { queue, qid, controller: Arc::clone(controller), idle: 0 })
-    }
-
-    /// Fails everything if the controller is gone, or has failed.
-    #[cold]
-    fn check(&mut self, core: &mut Core) {
-        let Err(error) = self.controller.check() else { return };
-        // One that is gone reaches nothing.
-        let reaches_nothing = self.controller.quiesce().is_ok() || matches!(error, Error::Gone { .. });
-        if !reaches_nothing {
-            self.controller.space().retire();
-        }
-        self.queue.fail_all(&mut core.tree, reaches_nothing);
-    }
-
-    fn max_transfer(&self) -> u64 {
-        self.queue.max_transfer()
-    }
-
-    fn unsupported(&self, what: String) -> Error {
-        Error::Unsupported { device: self.controller.name().into(), what }
-    }
-}
-
-fn max_transfer(controller: &Controller, wanted: u64) -> u64 {
-    // MPSMIN is 0: anything else is refused at bring-up.
-    let mdts = controller.identity().max_transfer(0).unwrap_or(u64::MAX);
-    // A list of more than 64 pages per slot serves nobody.
-    wanted.clamp(4096, 64 << 20).min(mdts.max(4096))
-}
-
-fn data_pointer(controller: &Controller, wanted: DataForm) -> Result<DataPointer> {
-    let prp = DataPointer::Prp { table: controller.prp_table() };
-    let sgl = match controller.identity().sgl_support() {
-        SglSupport::Bytes => Some(DataPointer::Sgl { granularity: 1 }),
-        SglSupport::Dwords => Some(DataPointer::Sgl { granularity: 4 }),
-        SglSupport::None | SglSupport::Reserved => None,
-    };
-    match (wanted, sgl) {
-        (DataForm::Prp, _) | (DataForm::Auto, None) => Ok(prp),
-        (DataForm::Sgl | DataForm::Auto, Some(sgl)) => Ok(sgl),
-        (DataForm::Sgl, None) => Err(Error::Unsupported {
-            device: controller.name().into(),
-            what: "it takes no SGLs; use PRPs".into(),
-        }),
     }
 }
 

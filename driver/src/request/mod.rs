@@ -6,10 +6,12 @@
 mod container;
 mod event;
 mod failure;
+mod line;
 mod tree;
 
 pub use container::{InPlace, IoContainer, Operation};
 pub(crate) use event::Events;
 pub use event::{BadEvent, Event, Moment, Reason, State, Totals, Verdict};
 pub use failure::{Cause, Failure};
-pub(crate) use tree::{Attention, FRAMES, Failed, Line, NO_LAYER, Node, NodeId, Progress, Tree, Wire};
+pub(crate) use line::Line;
+pub(crate) use tree::{Attention, FRAMES, Failed, NO_LAYER, Node, NodeId, Progress, Tree, Wire};

@@ -1,0 +1,97 @@
+//! A queue pair of a poller, and the controller that it belongs to.
+//!
+//! Knows how a queue pair is set up for a controller, and when the controller is lost; must not know
+//! requests.
+
+use std::sync::Arc;
+
+use super::{BOUNCE_BYTES, Core, DataForm, QueueOptions};
+use crate::controller::Controller;
+use crate::memory::{Access, SharedArray};
+use crate::queue::{DataPointer, Queue};
+use crate::spec::identify::SglSupport;
+use crate::{Error, Result};
+
+/// Completion entries beyond what can be outstanding: a doorbell for every so many completions.
+const SPARE_COMPLETIONS: u32 = 64;
+/// Bounce buffers of a queue pair, at most.
+const BOUNCE_BUFFERS: usize = 4;
+
+/// A queue and the controller it belongs to.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) queue: Queue,
+    pub(super) qid: u16,
+    pub(super) controller: Arc<Controller>,
+    /// Polls in a row that found nothing while commands were in flight.
+    pub(super) idle: u32,
+}
+
+impl Pair {
+    pub(super) fn new(controller: &Arc<Controller>, options: QueueOptions) -> Result<Pair> {
+        let largest = controller.capabilities().max_queue_entries();
+        // Powers of two, so that a mask wraps positions; one entry of a full ring stays empty.
+        let largest = 1 << largest.ilog2();
+        let depth = options.depth.min(largest as usize - 1);
+        let sq_entries = (depth as u32 + 1).next_power_of_two();
+        let cq_entries = (depth as u32 + SPARE_COMPLETIONS).next_power_of_two().min(largest);
+        let pointer = data_pointer(controller, options.data)?;
+        let transfer = max_transfer(controller, options.max_transfer);
+        let lists = Queue::list_bytes(depth, transfer);
+        let lists = SharedArray::new(controller.space().segment(lists, 4096, Access::Read)?);
+        let bounce = std::iter::repeat_with(|| controller.space().allocate(BOUNCE_BYTES));
+        let bounce = bounce.take(depth.min(BOUNCE_BUFFERS)).collect::<Result<Vec<_>>>()?;
+        // Last: the controller knows of the queue pair from then on.
+        let pair = controller.create_queue_pair(sq_entries, cq_entries)?;
+        let qid = pair.qid;
+        let ids = (qid, pair.sq, pair.cq);
+        let space = controller.space().id();
+        let mut queue = Queue::new(ids, depth, pointer, lists, bounce, transfer, space);
+        queue.set_merging(options.merge);
+        Ok(Pair { queue, qid, controller: Arc::clone(controller), idle: 0 })
+    }
+
+    /// Fails everything if the controller is gone, or has failed.
+    #[cold]
+    pub(super) fn check(&mut self, core: &mut Core) {
+        let Err(error) = self.controller.check() else { return };
+        // One that is gone reaches nothing.
+        let reaches_nothing = self.controller.quiesce().is_ok() || matches!(error, Error::Gone { .. });
+        if !reaches_nothing {
+            self.controller.space().retire();
+        }
+        self.queue.fail_all(&mut core.tree, reaches_nothing);
+    }
+
+    pub(super) fn max_transfer(&self) -> u64 {
+        self.queue.max_transfer()
+    }
+
+    pub(super) fn unsupported(&self, what: String) -> Error {
+        Error::Unsupported { device: self.controller.name().into(), what }
+    }
+}
+
+fn max_transfer(controller: &Controller, wanted: u64) -> u64 {
+    // MPSMIN is 0: anything else is refused at bring-up.
+    let mdts = controller.identity().max_transfer(0).unwrap_or(u64::MAX);
+    // A list of more than 64 pages per slot serves nobody.
+    wanted.clamp(4096, 64 << 20).min(mdts.max(4096))
+}
+
+fn data_pointer(controller: &Controller, wanted: DataForm) -> Result<DataPointer> {
+    let prp = DataPointer::Prp { table: controller.prp_table() };
+    let sgl = match controller.identity().sgl_support() {
+        SglSupport::Bytes => Some(DataPointer::Sgl { granularity: 1 }),
+        SglSupport::Dwords => Some(DataPointer::Sgl { granularity: 4 }),
+        SglSupport::None | SglSupport::Reserved => None,
+    };
+    match (wanted, sgl) {
+        (DataForm::Prp, _) | (DataForm::Auto, None) => Ok(prp),
+        (DataForm::Sgl | DataForm::Auto, Some(sgl)) => Ok(sgl),
+        (DataForm::Sgl, None) => Err(Error::Unsupported {
+            device: controller.name().into(),
+            what: "it takes no SGLs; use PRPs".into(),
+        }),
+    }
+}
