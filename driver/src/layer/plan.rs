@@ -67,6 +67,9 @@ impl Plan {
         let mut options = Vec::new();
         let mut below: Vec<String> = Vec::new();
         for part in parts(inner).ok_or_else(|| BadPlan::Parentheses(text.into()))? {
+            if part.is_empty() {
+                return Err(BadPlan::Nothing(text.into()));
+            }
             match (part.split_once('=').filter(|(key, _)| is_word(key)), below.last_mut()) {
                 (Some((key, value)), None) => options.push((key.into(), value.into())),
                 (Some(_), Some(layer)) if layer.ends_with(')') => return Err(BadPlan::Late(part.into())),
@@ -158,7 +161,7 @@ mod tests {
     fn what_is_wrong_is_said() {
         for (text, part) in [
             ("", "missing"),
-            ("stripe()", "missing"),
+            ("stripe()", "stripe()\": a device is missing"),
             ("stripe(chunk=4K)", "missing"),
             ("stripe(A,,B)", "missing"),
             ("stripe(A", "parentheses"),

@@ -64,9 +64,9 @@ impl Stack {
     /// Makes the layers of a plan. `disk` opens a device by its name; `space` is where the layers get
     /// memory of their own.
     pub fn new(plan: &Plan, space: &DmaSpace, disk: &mut impl FnMut(&str) -> Result<Disk>) -> Result<Stack> {
-        let Plan::Layer { name, options, below } = plan else {
-            let Plan::Device(name) = plan else { return Err(Error::InvalidInput(plan.to_string())) };
-            return disk(name).map(Stack::Disk);
+        let (name, options, below) = match plan {
+            Plan::Device(name) => return disk(name).map(Stack::Disk),
+            Plan::Layer { name, options, below } => (name, options, below),
         };
         let mut legs = Vec::new();
         for below in below {
@@ -78,19 +78,25 @@ impl Stack {
                 let CacheOptions { bytes, line } = CacheOptions::default();
                 let bytes = options.number("bytes")?.map_or(bytes, |bytes| bytes as usize);
                 let line = options.number("line")?.map_or(line, |line| line as usize);
-                Stack::Cache(Box::new(Cache::new(options.only(legs)?, space, CacheOptions { bytes, line })?))
+                Stack::Cache(Box::new(options.of(Cache::new(
+                    options.only(legs)?,
+                    space,
+                    CacheOptions { bytes, line },
+                ))?))
             }
             "mirror" => Stack::Mirror(Box::new(options.mirror(legs, space)?)),
             "stripe" => {
                 let chunk = options.number("chunk")?.unwrap_or(CHUNK);
-                Stack::Stripe(Box::new(Stripe::new(legs, chunk)?))
+                Stack::Stripe(Box::new(options.of(Stripe::new(legs, chunk))?))
             }
             "partition" => {
                 let below = options.only(legs)?;
                 let start = options.number("start")?.unwrap_or(0);
                 let rest = below.geometry().blocks.saturating_sub(start);
                 let blocks = options.number("blocks")?.unwrap_or(rest);
-                Stack::Partition(Box::new(Partition::new(below, start..start.saturating_add(blocks))?))
+                Stack::Partition(Box::new(
+                    options.of(Partition::new(below, start..start.saturating_add(blocks)))?,
+                ))
             }
             "retry" => {
                 let (below, mut retry) = (options.only(legs)?, RetryOptions::default());
@@ -100,9 +106,9 @@ impl Stack {
                 if let Some(delay) = options.number("delay")? {
                     retry.delay = Duration::from_millis(delay);
                 }
-                Stack::Retry(Box::new(Retry::new(below, retry)?))
+                Stack::Retry(Box::new(options.of(Retry::new(below, retry))?))
             }
-            "verify" => Stack::Verify(Box::new(Verify::new(options.only(legs)?)?)),
+            "verify" => Stack::Verify(Box::new(options.of(Verify::new(options.only(legs)?))?)),
             "trace" => Stack::Trace(Box::new(Trace::new(options.only(legs)?))),
             _ => return Err(options.refuse(format!("there is no layer {name}; there are: {LAYERS}"))),
         };
@@ -156,14 +162,15 @@ impl Options<'_> {
 
     /// A mirror; its buffers come from a space.
     fn mirror(&mut self, legs: Vec<Stack>, space: &DmaSpace) -> Result<Mirror<Stack>> {
-        let mirror = Mirror::new(legs)?;
+        let mirror = self.of(Mirror::new(legs))?;
         let Some(after) = self.number("hedge")? else { return Ok(mirror) };
         let buffers = self.number("buffers")?.unwrap_or(BUFFERS);
         let bytes = usize::try_from(self.number("buffer")?.unwrap_or(BUFFER)).unwrap_or(usize::MAX);
         // One more than there may be is refused as well, and costs less.
         let buffers =
             (0..buffers.min(Mirror::<Stack>::MAX_BUFFERS as u64 + 1)).map(|_| space.allocate(bytes));
-        mirror.hedged(Duration::from_micros(after), buffers.collect::<Result<_>>()?)
+        let buffers = buffers.collect::<Result<_>>()?;
+        self.of(mirror.hedged(Duration::from_micros(after), buffers))
     }
 
     /// The one layer below.
@@ -172,6 +179,11 @@ impl Options<'_> {
             (Some(below), true) => Ok(below),
             _ => Err(self.refuse("it stands on one device".into())),
         }
+    }
+
+    /// What was made for this layer; if it could not be, the message says for which.
+    fn of<T>(&self, made: Result<T>) -> Result<T> {
+        made.map_err(|error| self.refuse(error.to_string()))
     }
 
     /// Options that are left are none.
