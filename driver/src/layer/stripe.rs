@@ -129,6 +129,10 @@ impl<B: Layer> Stripe<B> {
 
     /// Makes the first children of a request, and sends them.
     fn split(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
+        if cx.failure(&io).is_some() {
+            // Ended while a layer above had it.
+            return Some(io);
+        }
         let (first, left) = (cx.io(&io), cx.unissued(&io));
         let at = first.lba() + (first.blocks() - left);
         let mut child = cx.child(&io, self.within_chunk(at, left));

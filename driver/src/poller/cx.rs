@@ -387,7 +387,8 @@ impl Cx<'_> {
         self.core.tree.attention.add_news();
     }
 
-    /// Has [`Layer::poll`] called at a time, or a little later.
+    /// Has [`Layer::poll`] called at a time, or a little later. Each call that was asked for is remembered
+    /// until then: a layer asks for the next one only when it has come, not in every `poll`.
     pub fn call_at(&mut self, when: Duration) {
         let Core { wake_at, tree, .. } = &mut *self.core;
         // Many ask for one time.

@@ -124,11 +124,12 @@ impl Core {
     #[cold]
     pub(super) fn settled(&mut self, id: NodeId) -> bool {
         let node = &self.tree[id];
-        let Some(event) = node.event else { return false };
         let (failure, bytes) = (node.failure(), node.io.memory().len() as u64);
         if node.observed {
             self.finish_observers(id, failure);
         }
+        self.tree.bury(id);
+        let Some(event) = self.tree[id].event else { return false };
         if self.events.request(event).is_none() {
             // Nobody will claim it.
             self.forget_observers(id);

@@ -94,15 +94,16 @@ impl<L: Layer> Poller<L> {
     }
 
     /// The bytes of an observed part, once it is settled and succeeded, as long as its request is not
-    /// claimed. `None` as well if any of its request's memory is a guest's.
+    /// claimed. `None` as well if any of its request's memory is a guest's, or if a lost controller may
+    /// still write it.
     pub fn observed(&self, observer: Event) -> Option<impl Iterator<Item = &[u8]>> {
         let here = self.core.observers.list.iter().find(|here| here.event == observer)?;
-        let finished = self.core.tree[here.node].is_finished();
-        if !here.settled || (here.late && !finished) || here.left > 0 {
+        if !here.settled || here.late || here.left > 0 || self.core.tree.is_forfeited(here.node) {
             return None;
         }
         let (chain, start) = self.core.tree.memory_from_start(here.node);
-        if chain.iter().any(|segment| segment.is_shared()) {
+        let gone = (chain.len() as u64) < here.blocks.end << here.block_shift;
+        if gone || chain.iter().any(|segment| segment.is_shared()) {
             return None;
         }
         let at = chain.advance(start, here.blocks.start << here.block_shift);
@@ -133,10 +134,16 @@ impl Core {
     pub(super) fn finish_observers(&mut self, node: NodeId, failure: Option<Failure>) {
         self.tell_observers();
         let Core { observers, events, .. } = self;
-        for observer in observers.list.iter_mut().filter(|here| here.node == node && !here.settled) {
-            observer.settled = true;
-            observer.left = if failure.is_none() { 0 } else { observer.left.max(1) };
-            events.settle(observer.event, 0, failure);
+        // Those that are settled, and whose blocks were carried out once more since, are shown again if
+        // that succeeded.
+        for observer in observers.list.iter_mut().filter(|here| here.node == node) {
+            if !observer.settled || observer.late {
+                observer.left = if failure.is_none() { 0 } else { observer.left.max(1) };
+                observer.late = false;
+            }
+            if !std::mem::replace(&mut observer.settled, true) {
+                events.settle(observer.event, 0, failure);
+            }
         }
     }
 

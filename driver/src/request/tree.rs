@@ -66,6 +66,8 @@ pub(crate) struct Node {
     pub(crate) judged: bool,
     /// It was a child, and goes on without its parent.
     orphan: bool,
+    /// Some device may write its memory for ever: it goes back to nobody.
+    forfeited: bool,
     /// A layer put it away until its children have joined.
     pub(crate) parked: bool,
     /// What it is to its parent: blocks that no other child has.
@@ -201,6 +203,7 @@ impl Node {
             judged: false,
             orphan: false,
             parked: false,
+            forfeited: false,
             exclusive: false,
             waits: false,
             cursor: 0,
@@ -329,7 +332,10 @@ impl Tree {
         assert!(node.in_flight == 0 && !node.waits, "a node left the tree that was under way");
         assert!(!node.owner.is_none(), "a node left the tree twice");
         (node.owner, node.parked) = (NodeId::NONE, false);
-        let io = std::mem::take(&mut node.io);
+        let mut io = std::mem::take(&mut node.io);
+        if std::mem::take(&mut node.forfeited) {
+            std::mem::forget(io.replace_memory(MemoryChain::new()));
+        }
         let parent = std::mem::replace(&mut node.parent, NodeId::NONE);
         match std::mem::take(&mut node.orphan) {
             true => self.orphans -= 1,
@@ -468,7 +474,9 @@ impl Tree {
     /// Goes on from a node's first failure: what lies before it is done. Not with one whose owner ended it.
     pub(crate) fn resume(&mut self, id: NodeId) {
         let failed = self[id].failed;
-        if failed.is_some_and(|failed| matches!(failed.cause, Cause::Cancelled | Cause::Expired)) {
+        let ended = failed.is_some_and(|failed| matches!(failed.cause, Cause::Cancelled | Cause::Expired));
+        // Nobody reads into memory that another device may still write.
+        if ended || (self.is_forfeited(id) && self[id].io.operation() == Operation::Read) {
             return;
         }
         let from = failed.map_or(0, |failed| failed.at);
@@ -485,10 +493,23 @@ impl Tree {
         self[id].owner == id
     }
 
-    /// Takes the memory away from whoever moves it, for good: some device may still write it.
+    /// Some device may write the memory that a node moves for ever. It stays where it is as long as the
+    /// request is in the tree, since others may still move it too, and then goes back to nobody.
     pub(crate) fn forfeit(&mut self, id: NodeId) {
         let owner = self[id].owner;
-        std::mem::forget(self[owner].io.replace_memory(MemoryChain::new()));
+        self[owner].forfeited = true;
+    }
+
+    /// Whether the memory that a node moves goes back to nobody.
+    pub(crate) fn is_forfeited(&self, id: NodeId) -> bool {
+        self[self[id].owner].forfeited
+    }
+
+    /// Takes memory that goes back to nobody out, before anybody looks at a finished request.
+    pub(crate) fn bury(&mut self, id: NodeId) {
+        if std::mem::take(&mut self[id].forfeited) {
+            std::mem::forget(self[id].io.replace_memory(MemoryChain::new()));
+        }
     }
 
     /// The chain that a node moves, and where in it the node's next piece begins.

@@ -113,7 +113,8 @@ impl Lines {
     /// The buffer of a line is back, full or not. Returns who waits for it.
     pub(super) fn filled(&mut self, index: usize, buffer: IoContainer, full: bool) -> Waiting {
         let line = &mut self.lines[index];
-        line.filling = false;
+        // A buffer that a lost controller may still write does not come back: then the line stays taken.
+        line.filling = buffer.memory().is_empty();
         line.buffer = buffer;
         let waiting = std::mem::take(&mut line.waiting);
         if !full {

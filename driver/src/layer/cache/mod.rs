@@ -35,7 +35,8 @@ impl Default for CacheOptions {
     }
 }
 
-/// What a [`Cache`] has done. A read counts once for each line that it touches.
+/// What a [`Cache`] has done. A read counts once for each line that it touches; again, if it waited for one
+/// that somebody else had read and then cancelled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheCounts {
@@ -388,6 +389,10 @@ impl<B: Layer> Layer for Cache<B> {
 
     fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
         cx.set_frame(&io, self.frame, Role::Request.word());
+        if cx.failure(&io).is_some() {
+            // Ended while a layer above had it.
+            return Some(io);
+        }
         if self.may_serve(cx.io(&io)) {
             return self.read(cx, io);
         }

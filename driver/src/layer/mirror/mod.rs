@@ -244,6 +244,10 @@ impl<B: Layer> Mirror<B> {
 
     /// A copy for each leg in use; the request itself, if there is one only.
     fn write(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
+        if cx.failure(&io).is_some() {
+            // Ended while a layer above had it.
+            return Some(io);
+        }
         if let Some(leg) = self.roster.last() {
             return self.send(cx, io, leg, 0);
         }

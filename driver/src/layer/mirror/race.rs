@@ -90,6 +90,14 @@ impl Races {
         self.buffers.len()
     }
 
+    /// A buffer is free again, unless a lost controller may still write it: then it does not come back.
+    fn give_back(&mut self, copy: IoContainer) {
+        let memory = copy.into_memory();
+        if !memory.is_empty() {
+            self.buffers.push(memory);
+        }
+    }
+
     /// Asks for a call at a time, unless there will be one before.
     fn call_at(&mut self, cx: &mut Cx<'_>, due: u64) {
         if self.call.is_none() {
@@ -176,7 +184,7 @@ impl<B: Layer> Mirror<B> {
         let leg = if cancelled { None } else { self.roster.another(tried) };
         let Some(leg) = leg else {
             let (copy, _) = cx.release(holder);
-            self.races.buffers.push(copy.into_memory());
+            self.races.give_back(copy);
             return None;
         };
         self.counts.hedges += 1;
@@ -206,6 +214,10 @@ impl<B: Layer> Mirror<B> {
                 return self.leave(cx, holder);
             };
             cx.resume(&mut holder);
+            if cx.unissued(&holder) == 0 {
+                // A lost controller may still write the buffer: nobody else reads into it.
+                return self.leave(cx, holder);
+            }
             child = self.run_lane(cx, holder, leg)?;
         }
     }
@@ -258,7 +270,7 @@ impl<B: Layer> Mirror<B> {
                 }
             }
         }
-        self.races.buffers.push(copy.into_memory());
+        self.races.give_back(copy);
         request
     }
 }
