@@ -80,7 +80,7 @@ impl Cx<'_> {
         self.node_of(io).fail(at, cause);
     }
 
-    /// The word with a number below [`Layer::frames`]; a child begins with its parent's.
+    /// The word with a number below [`Layer::frames`](super::Layer::frames); a child begins with its parent's.
     #[inline]
     pub fn frame(&self, io: &Handle, number: usize) -> u64 {
         self.node(io).frames[number]
@@ -167,7 +167,7 @@ impl Cx<'_> {
     }
 
     /// Takes the first of those that wait for which `is_due` is true. One may have been ended meanwhile,
-    /// which its [`failure`](Cx::failure) says; [`Layer::poll`] is called soon after.
+    /// which its [`failure`](Cx::failure) says; [`Layer::poll`](super::Layer::poll) is called soon after.
     pub fn next_waiting(
         &mut self,
         waiting: &mut Waiting,
@@ -191,7 +191,7 @@ impl Cx<'_> {
 
     // ---- down ----
 
-    /// Sends it to a namespace. It comes back through [`Layer::complete`], whatever becomes of it.
+    /// Sends it to a namespace. It comes back through [`Layer::complete`](super::Layer::complete), whatever becomes of it.
     #[inline(always)]
     pub fn submit(&mut self, target: Target, io: Handle) {
         let node = self.core.tree.own(io.node, io.tree);
@@ -381,13 +381,13 @@ impl Cx<'_> {
         self.core.nanos()
     }
 
-    /// Has [`Layer::poll`] called soon.
+    /// Has [`Layer::poll`](super::Layer::poll) called soon.
     pub fn call_again(&mut self) {
         self.core.again = true;
         self.core.tree.attention.add_news();
     }
 
-    /// Has [`Layer::poll`] called at a time, or a little later. Each call that was asked for is remembered
+    /// Has [`Layer::poll`](super::Layer::poll) called at a time, or a little later. Each call that was asked for is remembered
     /// until then: a layer asks for the next one only when it has come, not in every `poll`.
     pub fn call_at(&mut self, when: Duration) {
         let Core { wake_at, tree, .. } = &mut *self.core;
