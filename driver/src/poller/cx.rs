@@ -191,7 +191,8 @@ impl Cx<'_> {
 
     // ---- down ----
 
-    /// Sends it to a namespace. It comes back through [`Layer::complete`](super::Layer::complete), whatever becomes of it.
+    /// Sends it to a namespace. It comes back through [`Layer::complete`](super::Layer::complete), whatever
+    /// becomes of it.
     #[inline(always)]
     pub fn submit(&mut self, target: Target, io: Handle) {
         let node = self.core.tree.own(io.node, io.tree);
@@ -387,8 +388,9 @@ impl Cx<'_> {
         self.core.tree.attention.add_news();
     }
 
-    /// Has [`Layer::poll`](super::Layer::poll) called at a time, or a little later. Each call that was asked for is remembered
-    /// until then: a layer asks for the next one only when it has come, not in every `poll`.
+    /// Has [`Layer::poll`](super::Layer::poll) called at a time, or a little later. Each call that was
+    /// asked for is remembered until then: a layer asks for the next one only when it has come, not in
+    /// every `poll`.
     pub fn call_at(&mut self, when: Duration) {
         let Core { wake_at, tree, .. } = &mut *self.core;
         // Many ask for one time.
