@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod call;
 mod disk;
 mod legs;
 mod mirror;

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::call::Call;
 use super::{Cx, Geometry, Handle, Layer, Waiting};
 use crate::request::Cause;
 use crate::spec::Status;
@@ -24,7 +25,7 @@ pub struct Retry<B> {
     /// All have the same delay, so the first is due first.
     waiting: Waiting,
     /// When it is to be called, in nanoseconds, unless it has not asked for that: once for all that wait.
-    call: Option<u64>,
+    call: Call,
     retries: Retries,
 }
 
@@ -93,7 +94,7 @@ impl<B: Layer> Retry<B> {
         }
         let frame = below.frames();
         let (waiting, retries) = (Waiting::default(), Retries::default());
-        Ok(Retry { below, options, frame, waiting, call: None, retries })
+        Ok(Retry { below, options, frame, waiting, call: Call::default(), retries })
     }
 
     /// What it has done so far.
@@ -154,29 +155,21 @@ impl<B: Layer> Retry<B> {
         let count = cx.frame(&io, self.frame) & COUNT;
         cx.set_frame(&io, self.frame, due << COUNT_BITS | count);
         cx.wait(&mut self.waiting, io);
-        self.call_at(cx, due);
-    }
-
-    /// Asks for a call at a time, unless there will be one before.
-    fn call_at(&mut self, cx: &mut Cx<'_>, due: u64) {
-        if self.call.is_none() {
-            self.call = Some(due);
-            cx.call_at(Duration::from_nanos(due));
-        }
+        self.call.ask(cx, due);
     }
 
     /// The next request whose time has come, or that was ended meanwhile; if there is none, asks to be
     /// called when the time of the first has come.
     fn due(&mut self, cx: &mut Cx<'_>) -> Option<Handle> {
         let (frame, now, mut first) = (self.frame, cx.nanos(), None);
-        self.call = self.call.filter(|call| *call > now);
+        self.call.forget(now);
         let io = cx.next_waiting(&mut self.waiting, |cx, io| {
             let due = cx.frame(io, frame) >> COUNT_BITS;
             first.get_or_insert(due);
             due <= now || cx.failure(io).is_none_or(|failure| !may_pass(failure.cause))
         });
         if let (None, Some(due)) = (&io, first) {
-            self.call_at(cx, due);
+            self.call.ask(cx, due);
         }
         io
     }

@@ -6,7 +6,7 @@
 use super::cx::Cx;
 use super::layer::{Geometry, Handle, Layer};
 use super::{Core, LAYERED, Rejected, Stacked, Target};
-use crate::queue::{Refusal, count_blocks};
+use crate::queue::{Refusal, check_range, check_space, count_blocks};
 use crate::request::{IoContainer, NO_LAYER, NodeId, Operation};
 
 impl Geometry {
@@ -22,20 +22,8 @@ impl Geometry {
             Operation::Read | Operation::Write | Operation::Flush => {}
         }
         count_blocks(io, 1 << self.block_shift)?;
-        if let Some(segment) = io.memory().segments().iter().position(|s| s.space() != self.space) {
-            return Err(Refusal::ForeignMemory { segment });
-        }
-        self.check_range(io)
-    }
-
-    #[inline]
-    pub(super) fn check_range(&self, io: &IoContainer) -> Result<(), Refusal> {
-        let (lba, blocks, capacity) = (io.lba(), io.blocks(), self.blocks);
-        match lba.checked_add(blocks) {
-            Some(end) if end <= capacity => Ok(()),
-            _ if io.operation() == Operation::Flush => Ok(()),
-            _ => Err(Refusal::OutOfRange { lba, blocks, capacity }),
-        }
+        check_space(io, self.space)?;
+        check_range(io, self.blocks)
     }
 }
 
@@ -93,7 +81,7 @@ pub(super) fn start_again<L: Layer>(
         return Ok(());
     };
     let admitted = match node.wire {
-        Some(_) => geometry.check_range(&node.io),
+        Some(_) => check_range(&node.io, geometry.blocks),
         None => geometry.admit(&mut node.io),
     };
     if let Err(reason) = admitted {

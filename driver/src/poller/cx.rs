@@ -40,7 +40,7 @@ impl Cx<'_> {
     }
 
     #[inline]
-    fn node_of(&mut self, io: &Handle) -> &mut Node {
+    fn node_mut(&mut self, io: &Handle) -> &mut Node {
         assert!(io.tree == self.core.tree.id(), "not a request of this poller's");
         &mut self.core.tree[io.node]
     }
@@ -53,14 +53,14 @@ impl Cx<'_> {
     /// Moves it to another first block.
     #[inline]
     pub fn set_lba(&mut self, io: &Handle, lba: u64) {
-        self.node_of(io).io.set_lba(lba);
+        self.node_mut(io).io.set_lba(lba);
     }
 
     /// Moves it by so many blocks, modulo 2^64: what a layer adds on the way down, it subtracts on the
     /// way up.
     #[inline]
     pub fn shift_lba(&mut self, io: &Handle, blocks: u64) {
-        let io = &mut self.node_of(io).io;
+        let io = &mut self.node_mut(io).io;
         io.set_lba(io.lba().wrapping_add(blocks));
     }
 
@@ -72,12 +72,12 @@ impl Cx<'_> {
 
     /// Makes a request a successful one, failed or not: the layer has seen to all of it.
     pub fn succeed(&mut self, io: &Handle) {
-        self.node_of(io).succeed();
+        self.node_mut(io).succeed();
     }
 
     /// Makes it fail, `at` blocks behind its first.
     pub fn fail(&mut self, io: &Handle, at: u64, cause: Cause) {
-        self.node_of(io).fail(at, cause);
+        self.node_mut(io).fail(at, cause);
     }
 
     /// The word with a number below [`Layer::frames`](super::Layer::frames); a child begins with its parent's.
@@ -89,7 +89,7 @@ impl Cx<'_> {
     /// Sets a word.
     #[inline]
     pub fn set_frame(&mut self, io: &Handle, number: usize, word: u64) {
-        self.node_of(io).frames[number] = word;
+        self.node_mut(io).frames[number] = word;
     }
 
     /// Blocks that are neither done nor under way.
@@ -100,7 +100,7 @@ impl Cx<'_> {
     /// Whether it succeeded is this layer's to say, on the way up: until then, nobody who observes a part
     /// of it is told that it did.
     pub fn judge(&mut self, io: &Handle) {
-        self.node_of(io).judged = true;
+        self.node_mut(io).judged = true;
     }
 
     /// Ready to be submitted once more, from its first failure on: what lies before is done. One that was
@@ -291,7 +291,7 @@ impl Cx<'_> {
     /// Puts a request away until its children have joined. Gives it back if all of them have.
     pub fn park(&mut self, mut io: Handle) -> Option<Handle> {
         self.release_slot(&mut io);
-        let node = self.node_of(&io);
+        let node = self.node_mut(&io);
         if node.in_flight == 0 {
             return Some(io);
         }
@@ -366,7 +366,7 @@ impl Cx<'_> {
     fn unpark(&mut self, id: NodeId) -> Option<Handle> {
         let node = &mut self.core.tree[id];
         let back = node.in_flight == 0 && std::mem::take(&mut node.parked);
-        back.then(|| Handle::new(&self.core.tree, id))
+        back.then(|| self.handle(id))
     }
 
     // ---- time ----

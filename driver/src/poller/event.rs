@@ -128,7 +128,7 @@ impl Core {
         if node.observed {
             self.finish_observers(id, failure);
         }
-        self.tree.bury(id);
+        self.tree[id].bury();
         let Some(event) = self.tree[id].event else { return false };
         if self.events.request(event).is_none() {
             // Nobody will claim it.

@@ -85,14 +85,10 @@ impl Queue {
         if tree.has_own_memory(id) {
             let node = &mut tree[id];
             count_blocks(&mut node.io, 1 << limits.block_shift)?;
-            if let Some(segment) = node.io.memory().segments().iter().position(|s| s.space() != self.space) {
-                return Err(Refusal::ForeignMemory { segment });
-            }
+            check_space(&node.io, self.space)?;
         }
         let io = &tree[id].io;
-        if io.blocks() > 0 {
-            check_range(io, limits)?;
-        }
+        check_range(io, limits.capacity)?;
         let (chain, from) = tree.memory_from_start(id);
         if io.is_atomic() {
             self.check_atomic(io, Parts::new(chain, from, io.blocks() << limits.block_shift), limits)?;
@@ -195,10 +191,21 @@ pub(crate) fn count_blocks(io: &mut IoContainer, block_size: u64) -> Result<(), 
     Ok(())
 }
 
-fn check_range(io: &IoContainer, limits: &Limits) -> Result<(), Refusal> {
-    let (lba, blocks, capacity) = (io.lba(), io.blocks(), limits.capacity);
+/// Checks that the blocks of a container, if it concerns any, are there.
+#[inline]
+pub(crate) fn check_range(io: &IoContainer, capacity: u64) -> Result<(), Refusal> {
+    let (lba, blocks) = (io.lba(), io.blocks());
     match lba.checked_add(blocks) {
+        _ if blocks == 0 => Ok(()),
         Some(end) if end <= capacity => Ok(()),
         _ => Err(Refusal::OutOfRange { lba, blocks, capacity }),
+    }
+}
+
+/// Checks that the memory of a container is of a `DmaSpace`.
+pub(crate) fn check_space(io: &IoContainer, space: u64) -> Result<(), Refusal> {
+    match io.memory().iter().position(|segment| segment.space() != space) {
+        None => Ok(()),
+        Some(segment) => Err(Refusal::ForeignMemory { segment }),
     }
 }

@@ -46,7 +46,7 @@ impl Queue {
         let Reachable { nsid, limits } = *self.reachable(node.namespace);
         let lba = io.lba().wrapping_add(node.cursor);
         let mut buffer = None;
-        let (blocks, (dptr, flags), tail) = match io.operation() {
+        let (blocks, pointer, tail) = match io.operation() {
             Operation::Read | Operation::Write => {
                 let (chain, at) = tree.memory(id);
                 let most = limits.transfer_from(lba, node.unissued());
@@ -75,8 +75,7 @@ impl Queue {
             }
         };
         let opcode = io.operation().opcode().map_or(io.raw.opcode_flags, u16::from);
-        let wire = Wire { head: u64::from(nsid) << 32 | u64::from(opcode | flags), dptr, tail };
-        Some(Cut { blocks, wire, buffer })
+        Some(Cut { blocks, wire: wire(nsid, opcode, pointer, tail), buffer })
     }
 
     /// So many bytes from a place on, if they lie in one segment, and where the controller can be told of.
@@ -189,6 +188,11 @@ impl Queue {
         }
         [self.lists.iova() + 8 * word as u64, 0]
     }
+}
+
+/// What stays the same of a command from one submission to the next.
+pub(super) fn wire(nsid: u32, opcode: u16, (dptr, flags): ([u64; 2], u16), tail: u64) -> Wire {
+    Wire { head: u64::from(nsid) << 32 | u64::from(opcode | flags), dptr, tail }
 }
 
 const NO_DATA: ([u64; 2], u16) = ([0; 2], 0);

@@ -4,11 +4,11 @@
 //! own; if the command fails, they go down again one by one, and only the guilty one fails. Knows the
 //! line and limits; must not know how a request came to wait.
 
-use super::cut::nlb;
+use super::cut::{nlb, wire};
 use super::runs::{Parts, Run};
 use super::slots::Piece;
 use super::{Queue, Reachable, WAITING};
-use crate::request::{Cause, Failed, Line, Node, NodeId, Operation, Tree, Wire};
+use crate::request::{Cause, Failed, Line, Node, NodeId, Operation, Tree};
 
 /// Requests in one command, at most.
 const MOST: u16 = 256;
@@ -27,9 +27,15 @@ impl Queue {
         let io = &tree[first].io;
         let opcode = io.operation().opcode().map_or(0, u16::from);
         let (tail, lba) = (nlb(io, blocks), io.lba());
-        let (dptr, flags) = self.data_pointer(parts(tree, first, count, limits.block_shift), slot);
-        let wire = Wire { head: u64::from(nsid) << 32 | u64::from(opcode | flags), dptr, tail };
-        self.push(&tree[first].io, wire, lba, slot, first, Piece::Merged { count });
+        let pointer = self.data_pointer(parts(tree, first, count, limits.block_shift), slot);
+        self.push(
+            &tree[first].io,
+            wire(nsid, opcode, pointer, tail),
+            lba,
+            slot,
+            first,
+            Piece::Merged { count },
+        );
         self.counted.merges += u64::from(count) - 1;
         for _ in 0..count {
             // Out of the line, but linked to each other as before.

@@ -17,7 +17,7 @@ mod sgl;
 mod slots;
 
 pub use self::admit::Refusal;
-pub(crate) use self::admit::count_blocks;
+pub(crate) use self::admit::{check_range, check_space, count_blocks};
 use self::bounce::Bounce;
 pub(crate) use self::cut::{DataPointer, contiguous_prps};
 pub(crate) use self::limits::Limits;

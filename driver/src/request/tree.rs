@@ -166,6 +166,13 @@ impl Node {
         self.in_flight == 0 && self.unissued() == 0
     }
 
+    /// Takes memory that goes back to nobody out, before anybody looks at a finished request.
+    pub(crate) fn bury(&mut self) {
+        if std::mem::take(&mut self.forfeited) {
+            std::mem::forget(self.io.replace_memory(MemoryChain::new()));
+        }
+    }
+
     /// Ready to be issued from its beginning, once more.
     pub(crate) fn rewind(&mut self) {
         self.wire = None;
@@ -332,10 +339,8 @@ impl Tree {
         assert!(node.in_flight == 0 && !node.waits, "a node left the tree that was under way");
         assert!(!node.owner.is_none(), "a node left the tree twice");
         (node.owner, node.parked) = (NodeId::NONE, false);
-        let mut io = std::mem::take(&mut node.io);
-        if std::mem::take(&mut node.forfeited) {
-            std::mem::forget(io.replace_memory(MemoryChain::new()));
-        }
+        node.bury();
+        let io = std::mem::take(&mut node.io);
         let parent = std::mem::replace(&mut node.parent, NodeId::NONE);
         match std::mem::take(&mut node.orphan) {
             true => self.orphans -= 1,
@@ -503,13 +508,6 @@ impl Tree {
     /// Whether the memory that a node moves goes back to nobody.
     pub(crate) fn is_forfeited(&self, id: NodeId) -> bool {
         self[self[id].owner].forfeited
-    }
-
-    /// Takes memory that goes back to nobody out, before anybody looks at a finished request.
-    pub(crate) fn bury(&mut self, id: NodeId) {
-        if std::mem::take(&mut self[id].forfeited) {
-            std::mem::forget(self[id].io.replace_memory(MemoryChain::new()));
-        }
     }
 
     /// The chain that a node moves, and where in it the node's next piece begins.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::roster::bit;
 use super::{Cx, Geometry, Handle, Layer, Mirror, Role};
 use crate::layer::Name;
+use crate::layer::call::Call;
 use crate::memory::{MemoryChain, Segment};
 use crate::request::IoContainer;
 use crate::{Error, Result};
@@ -30,7 +31,7 @@ pub(super) struct Races {
     vacant: Vec<u16>,
     /// When the mirror is to be called, in nanoseconds, unless it has not asked for that: once for all
     /// races, as one that begins later is due later.
-    call: Option<u64>,
+    call: Call,
 }
 
 /// A read that one or two legs carry out, each into a buffer.
@@ -76,7 +77,7 @@ impl Races {
             buffers,
             races: vec![Race::default(); count],
             vacant: (0..count as u16).rev().collect(),
-            call: None,
+            call: Call::default(),
         })
     }
 
@@ -95,14 +96,6 @@ impl Races {
         let memory = copy.into_memory();
         if !memory.is_empty() {
             self.buffers.push(memory);
-        }
-    }
-
-    /// Asks for a call at a time, unless there will be one before.
-    fn call_at(&mut self, cx: &mut Cx<'_>, due: u64) {
-        if self.call.is_none() {
-            self.call = Some(due);
-            cx.call_at(Duration::from_nanos(due));
         }
     }
 
@@ -145,7 +138,7 @@ impl<B: Layer> Mirror<B> {
         cx.park(io);
         *self.races.race(index) =
             Race { lanes: [Some(Name::from(&holder)), None], due: Some(due), tried: bit(leg) };
-        self.races.call_at(cx, due);
+        self.races.call.ask(cx, due);
         let word = self.word(cx, &holder).with_role(Role::Racer).with_race(index).with_second(false);
         self.set_word(cx, &holder, word);
         let child = self.run_lane(cx, holder, leg)?;
@@ -155,7 +148,7 @@ impl<B: Layer> Mirror<B> {
     /// Starts the second lanes that are due. A request that is finished by that is returned.
     pub(super) fn start_hedges(&mut self, cx: &mut Cx<'_>) -> Option<Handle> {
         let now = if self.races.count > 0 { cx.nanos() } else { return None };
-        self.races.call = self.races.call.filter(|call| *call > now);
+        self.races.call.forget(now);
         let mut next = None;
         for index in 0..self.races.count as u16 {
             match self.races.race(index).due {
@@ -170,7 +163,7 @@ impl<B: Layer> Mirror<B> {
             }
         }
         if let Some(due) = next {
-            self.races.call_at(cx, due);
+            self.races.call.ask(cx, due);
         }
         None
     }
