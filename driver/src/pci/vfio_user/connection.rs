@@ -71,7 +71,7 @@ impl Connection {
         self.channel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a command and waits for its reply, which must not come with files.
+    /// Sends a command and waits for its reply.
     pub(super) fn request(&self, command: u16, payload: &[&[u8]]) -> Result<Message> {
         self.request_within(command, payload, self.timeout)
     }
@@ -83,21 +83,6 @@ impl Connection {
         payload: &[&[u8]],
         timeout: Duration,
     ) -> Result<Message> {
-        let reply = self.reply(command, payload, timeout)?;
-        match reply.fds.len() {
-            0 => Ok(reply),
-            files => {
-                Err(self.lose(format!("{files} files came with the reply to {}", command::name(command))))
-            }
-        }
-    }
-
-    /// The same for a reply that may come with files.
-    pub(super) fn request_for_files(&self, command: u16, payload: &[&[u8]]) -> Result<Message> {
-        self.reply(command, payload, self.timeout)
-    }
-
-    fn reply(&self, command: u16, payload: &[&[u8]], timeout: Duration) -> Result<Message> {
         let reply = self.exchange(&mut self.channel(), command, payload, &[], timeout);
         reply.map_err(|failure| self.error(command, failure))
     }
@@ -218,7 +203,12 @@ impl Channel {
                 continue;
             }
             check_reply(&header, &message.header)?;
-            return Ok(message);
+            return match message.fds.len() {
+                files @ 1.. if command != command::DEVICE_GET_REGION_INFO => {
+                    Err(format!("{files} files came with the reply to {name}"))
+                }
+                _ => Ok(message),
+            };
         }
     }
 

@@ -55,8 +55,8 @@ impl Domain for PeerDomain {
         let Some((file, offset)) = mapping.file() else {
             return Err(self.cannot(
                 mapping,
-                "it has no file, and memory is shared with another process by its file; register memory that \
-                 is a shared mapping of a file (a memfd), with that file",
+                "it has no file, and memory is shared with another process by its file; use memory of the space's \
+                 own (allocate), or a guest's RAM with its files (register_guest)",
             ));
         };
         let page = self.page_size();

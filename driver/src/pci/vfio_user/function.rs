@@ -16,8 +16,8 @@ use super::connection::Connection;
 use super::domain::PeerDomain;
 use super::doorbells::Doorbells;
 use super::message::{
-    DEVICE_PCI, DEVICE_RESETS, DeviceInfo, IrqInfo, Message, REGION_BAR0, REGION_CONFIG, RegionAccess,
-    RegionInfo, command,
+    DEVICE_PCI, DEVICE_RESETS, DeviceInfo, IrqInfo, Message, REGION_BAR0, REGION_CONFIG, REGION_MMAP,
+    RegionAccess, RegionInfo, command,
 };
 use super::sparse::SparseArea;
 use crate::memory::Domain;
@@ -222,11 +222,17 @@ fn region_info(
     index: u32,
 ) -> Result<(RegionInfo, Vec<u8>, Vec<std::os::fd::OwnedFd>)> {
     let asked = RegionInfo { argsz: REGION_INFO_BYTES, flags: 0, index, cap_offset: 0, size: 0, offset: 0 };
-    let reply = connection.request_for_files(command::DEVICE_GET_REGION_INFO, &[asked.as_bytes()])?;
+    let reply = connection.request(command::DEVICE_GET_REGION_INFO, &[asked.as_bytes()])?;
     let (info, _) = parse::<RegionInfo>(connection, &reply)?;
     if info.index != index || info.argsz > REGION_INFO_BYTES {
         let RegionInfo { index: got, argsz, .. } = info;
         return Err(connection.lose(format!("region {index} was asked for: {argsz} bytes on {got} came")));
+    }
+    if info.flags & REGION_MMAP == 0 && !reply.fds.is_empty() {
+        let files = reply.fds.len();
+        return Err(
+            connection.lose(format!("{files} files came with region {index}, which cannot be mapped"))
+        );
     }
     Ok((info, reply.payload, reply.fds))
 }
