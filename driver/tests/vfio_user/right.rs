@@ -286,6 +286,21 @@ fn error_replies_keep_their_errno() {
     }
 }
 
+/// The longest and the shortest time that there is.
+#[test]
+fn any_time_is_a_time() {
+    let server = Server::start(|peer| Memory::new().serve(peer));
+    let function = server.open(std::time::Duration::MAX).unwrap();
+    assert_eq!(function.read32(0).unwrap(), 0x0302_0100);
+    drop(function);
+    server.end();
+    let server = Server::start(|peer| Memory::new().serve(peer));
+    assert!(server.open(std::time::Duration::ZERO).is_err());
+    // Whether it connected or not: nobody else does.
+    drop(VfioUser::open(server.path()));
+    server.end();
+}
+
 /// Several threads at once: each gets its own reply.
 #[test]
 fn threads_share_a_connection() {
