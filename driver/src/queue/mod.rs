@@ -38,6 +38,15 @@ const PAGE_WORDS: usize = 512;
 pub(crate) struct Reachable {
     pub(crate) nsid: u32,
     pub(crate) limits: Limits,
+    /// It can no longer be used; its capacity is 0 then.
+    pub(crate) gone: Option<Gone>,
+}
+
+/// Why a namespace can no longer be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gone {
+    Detached,
+    Reformatted,
 }
 
 /// Counters of a queue pair since it was created.
@@ -148,6 +157,37 @@ impl Queue {
 
     pub(crate) fn reachable(&self, namespace: u16) -> &Reachable {
         &self.namespaces[usize::from(namespace)]
+    }
+
+    /// A namespace has another size from now on, unless it is closed.
+    pub(crate) fn resize(&mut self, namespace: u16, blocks: u64) {
+        let namespace = &mut self.namespaces[usize::from(namespace)];
+        if namespace.gone.is_none() {
+            namespace.limits.capacity = blocks;
+        }
+    }
+
+    /// A namespace takes no more requests, and what has no command yet of those that it took fails: the
+    /// memory of a request is not for blocks of another size.
+    #[cold]
+    pub(crate) fn close(&mut self, tree: &mut Tree, number: u16, gone: Gone) {
+        let namespace = &mut self.namespaces[usize::from(number)];
+        if namespace.gone.replace(gone).is_some() {
+            return;
+        }
+        namespace.limits.capacity = 0;
+        for line in [self.waiting, self.plugged] {
+            let mut next = line.first();
+            while !next.is_none() {
+                let id = next;
+                next = tree[id].next;
+                if tree[id].namespace == number {
+                    let at = tree[id].cursor;
+                    tree[id].fail(at, Cause::Refused);
+                    self.drop_unissued(tree, id);
+                }
+            }
+        }
     }
 
     pub(crate) fn stats(&self) -> QueueStats {
