@@ -158,6 +158,8 @@ fn sizes_that_cannot_be() {
 #[test]
 fn formats_that_are_not_there() {
     refused(namespace(26, [2]), "its LBA format is number 2, and the last is 1");
+    let (_emulator, _space, controller) = open("", namespace(26, [2]));
+    assert_eq!(controller.unwrap().namespace(1).unwrap().block_size(), None);
     refused(namespace(25, [0]), "its LBA format is number 1, and the last is 0");
     refused(namespace(25, [[63, 0xff]].concat()), "no block size");
     refused(namespace(132, [8, 0]), "8 bytes of separate metadata");

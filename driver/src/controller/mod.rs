@@ -228,7 +228,7 @@ impl Controller {
     /// thread may take events; each comes once. Those that nobody takes are kept, up to 64, and counted
     /// beyond that.
     ///
-    /// A poller with a queue pair of the controller has events read every few hundred polls. Where nobody
+    /// A poller with a queue pair of the controller has events read every thousand polls. Where nobody
     /// polls, this does it: an event takes several calls until it is there.
     pub fn events(&self) -> impl Iterator<Item = ControllerEvent> + '_ {
         self.attend();
@@ -449,8 +449,7 @@ impl Commands<'_> {
             nsids.extend(list.iter().filter(|nsid| *nsid <= LAST_NSID));
             nsids.sort_unstable();
             nsids.dedup();
-            let last = nsids.last().copied().unwrap_or(0);
-            if list.iter().count() < list.nsids.len() || last == after || last == LAST_NSID {
+            if list.iter().count() < list.nsids.len() || nsids.last() == Some(&LAST_NSID) {
                 break;
             }
         }

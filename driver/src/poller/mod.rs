@@ -41,7 +41,7 @@ use crate::{Error, Result};
 /// Queue pairs of a poller, at most.
 const MAX_QUEUES: usize = 1024;
 /// Polls from one look at the controllers' admin queues to the next: it costs some 50 instructions.
-const ATTEND: u32 = 256;
+const ATTEND: u32 = 1024;
 
 /// Bytes of a bounce buffer: the largest block as well.
 const BOUNCE_BYTES: usize = 64 << 10;

@@ -3,7 +3,7 @@
 //! Knows limits and shapes; must not know slots or rings.
 
 use super::runs::{Parts, Run};
-use super::{DataPointer, Gone, Limits, Queue, Reachable};
+use super::{DataPointer, Gone, Limits, Queue};
 use crate::memory::{MemoryChain, Position};
 use crate::request::{IoContainer, NodeId, Operation, Tree};
 
@@ -80,19 +80,6 @@ pub enum Refusal {
     NotSupported(Operation),
 }
 
-impl Reachable {
-    /// Why a range is not there.
-    #[cold]
-    fn explain(&self, refusal: Refusal) -> Refusal {
-        let nsid = self.nsid;
-        match self.gone {
-            None => refusal,
-            Some(Gone::Detached) => Refusal::Detached { nsid },
-            Some(Gone::Reformatted) => Refusal::Reformatted { nsid },
-        }
-    }
-}
-
 impl Queue {
     /// Checks a node and completes what the caller left open: the number of blocks.
     pub(crate) fn admit(&self, tree: &mut Tree, id: NodeId, namespace: u16) -> Result<(), Refusal> {
@@ -113,7 +100,7 @@ impl Queue {
             check_space(&node.io, self.space)?;
         }
         let io = &tree[id].io;
-        check_range(io, limits.capacity).map_err(|refusal| self.reachable(namespace).explain(refusal))?;
+        check_range(io, limits.capacity).map_err(|refusal| self.explain(namespace, refusal))?;
         let (chain, from) = tree.memory_from_start(id);
         if io.is_atomic() {
             self.check_atomic(io, Parts::new(chain, from, io.blocks() << limits.block_shift), limits)?;
@@ -128,6 +115,17 @@ impl Queue {
                 1 << limits.block_shift,
             ),
             _ => Ok(()),
+        }
+    }
+
+    /// Why a range of a namespace is not there.
+    #[cold]
+    fn explain(&self, namespace: u16, refusal: Refusal) -> Refusal {
+        let nsid = self.reachable(namespace).nsid;
+        match self.gone(namespace) {
+            None => refusal,
+            Some(Gone::Detached) => Refusal::Detached { nsid },
+            Some(Gone::Reformatted) => Refusal::Reformatted { nsid },
         }
     }
 

@@ -43,7 +43,7 @@ impl Queue {
     pub(super) fn cut(&mut self, tree: &Tree, id: NodeId, slot: usize) -> Option<Cut> {
         let node = &tree[id];
         let io = &node.io;
-        let Reachable { nsid, limits, .. } = *self.reachable(node.namespace);
+        let Reachable { nsid, limits } = *self.reachable(node.namespace);
         let lba = io.lba().wrapping_add(node.cursor);
         let mut buffer = None;
         let (blocks, pointer, tail) = match io.operation() {

@@ -23,7 +23,7 @@ impl Queue {
             return false;
         }
         let Some(slot) = self.slots.take() else { return false };
-        let Reachable { nsid, limits, .. } = *self.reachable(tree[first].namespace);
+        let Reachable { nsid, limits } = *self.reachable(tree[first].namespace);
         let io = &tree[first].io;
         let opcode = io.operation().opcode().map_or(0, u16::from);
         let (tail, lba) = (nlb(io, blocks), io.lba());
@@ -90,7 +90,7 @@ impl Queue {
     /// A command that carried several nodes is over.
     pub(super) fn settle_merged(&mut self, tree: &mut Tree, first: NodeId, count: u16, cause: Option<Cause>) {
         let mut again = Line::EMPTY;
-        let gone = self.reachable(tree[first].namespace).gone.is_some();
+        let gone = cause.is_some() && self.gone(tree[first].namespace).is_some();
         let mut id = first;
         for _ in 0..count {
             let node = &mut tree[id];

@@ -38,8 +38,6 @@ const PAGE_WORDS: usize = 512;
 pub(crate) struct Reachable {
     pub(crate) nsid: u32,
     pub(crate) limits: Limits,
-    /// It can no longer be used; its capacity is 0 then.
-    pub(crate) gone: Option<Gone>,
 }
 
 /// Why a namespace can no longer be used.
@@ -89,6 +87,8 @@ pub(crate) struct Queue {
     plugged: Line,
     merging: bool,
     namespaces: Vec<Reachable>,
+    /// Those among them, by number, that can no longer be used; their capacity is 0.
+    gone: Vec<(u16, Gone)>,
     pointer: DataPointer,
     /// Memory for lists, `list_pages` for each slot.
     lists: SharedArray<1>,
@@ -135,6 +135,7 @@ impl Queue {
             plugged: Line::EMPTY,
             merging: true,
             namespaces: Vec::new(),
+            gone: Vec::new(),
             pointer,
             lists,
             list_pages,
@@ -161,21 +162,25 @@ impl Queue {
 
     /// A namespace has another size from now on, unless it is closed.
     pub(crate) fn resize(&mut self, namespace: u16, blocks: u64) {
-        let namespace = &mut self.namespaces[usize::from(namespace)];
-        if namespace.gone.is_none() {
-            namespace.limits.capacity = blocks;
+        if self.gone(namespace).is_none() {
+            self.namespaces[usize::from(namespace)].limits.capacity = blocks;
         }
+    }
+
+    /// Why a namespace can no longer be used.
+    fn gone(&self, namespace: u16) -> Option<Gone> {
+        self.gone.iter().find(|(number, _)| *number == namespace).map(|(_, gone)| *gone)
     }
 
     /// A namespace takes no more requests, and what has no command yet of those that it took fails: the
     /// memory of a request is not for blocks of another size.
     #[cold]
     pub(crate) fn close(&mut self, tree: &mut Tree, number: u16, gone: Gone) {
-        let namespace = &mut self.namespaces[usize::from(number)];
-        if namespace.gone.replace(gone).is_some() {
+        if self.gone(number).is_some() {
             return;
         }
-        namespace.limits.capacity = 0;
+        self.gone.push((number, gone));
+        self.namespaces[usize::from(number)].limits.capacity = 0;
         for line in [self.waiting, self.plugged] {
             let mut next = line.first();
             while !next.is_none() {
