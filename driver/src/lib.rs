@@ -67,7 +67,7 @@ mod queue;
 mod request;
 pub mod spec;
 
-pub use controller::{Controller, Namespace};
+pub use controller::{Controller, ControllerEvent, Namespace, NamespaceState};
 pub use error::{Error, Result};
 pub use poller::{
     BadRange, DataForm, Done, Poller, QueueId, QueueOptions, Reactor, Rejected, Request, Target,

@@ -1,7 +1,9 @@
-//! The admin queue: one command at a time, each with a bounded wait.
+//! The admin queue: one command at a time that somebody waits for, each with a bounded wait; and beside it
+//! a few that nobody waits for, requests for events and what is read for them.
 //!
 //! Knows rings and time; must not know what a command is for.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,8 +15,16 @@ use crate::spec::registers::{cq_head_doorbell, sq_tail_doorbell};
 use crate::spec::{Command, Completion, admin_opcode};
 use crate::{Error, Result};
 
-/// Entries of both admin queues: AERs and aborts of later, and one command.
+/// Entries of both admin queues: background commands, aborts of later, and one command.
 const ENTRIES: u32 = 32;
+/// Asynchronous Event Requests that are kept outstanding, at most.
+pub(super) const EVENT_REQUESTS: usize = 4;
+/// The slot of the one background command that is no request for an event.
+const READ: usize = EVENT_REQUESTS;
+/// In the CIDs of background commands, over a generation of 12 bits and a slot of 3. No slot is 7, so none
+/// of them is FFFFh, which is never used.
+const BACKGROUND: u16 = 1 << 15;
+const SLOT_BITS: u32 = 3;
 /// What hosts commonly grant an admin command; Format and the like need a longer one.
 pub(super) const TIMEOUT_MILLIS: u64 = 60_000;
 /// How long a command takes before the controller's status is looked at meanwhile.
@@ -25,6 +35,44 @@ pub(super) struct AdminQueue {
     sq: SubmissionRing,
     cq: CompletionRing,
     cid: u16,
+    background: Background,
+}
+
+/// Commands that nobody waits for.
+#[derive(Debug, Default)]
+struct Background {
+    /// By slot: the CID of the command that is outstanding.
+    outstanding: [Option<u16>; READ + 1],
+    generation: u16,
+    /// Those completed and not yet looked at, one for each slot at most.
+    finished: VecDeque<(usize, Completion)>,
+}
+
+impl Background {
+    /// A CID for the next command of a slot.
+    fn occupy(&mut self, slot: usize) -> u16 {
+        self.generation = (self.generation + 1) & 0xfff;
+        let cid = BACKGROUND | self.generation << SLOT_BITS | slot as u16;
+        self.outstanding[slot] = Some(cid);
+        cid
+    }
+
+    /// Takes a completion in. What answers no command is dropped: it is of one that was given up, whose
+    /// memory is kept for good, or made up.
+    fn file(&mut self, completion: Completion) {
+        let slot = usize::from(completion.cid & ((1 << SLOT_BITS) - 1));
+        if let Some(outstanding) = self.outstanding.get_mut(slot)
+            && *outstanding == Some(completion.cid)
+        {
+            *outstanding = None;
+            self.finished.push_back((slot, completion));
+        }
+    }
+
+    fn take(&mut self, wanted: impl Fn(usize) -> bool) -> Option<(usize, Completion)> {
+        let at = self.finished.iter().position(|(slot, _)| wanted(*slot))?;
+        self.finished.remove(at)
+    }
 }
 
 impl AdminQueue {
@@ -35,7 +83,7 @@ impl AdminQueue {
         dstrd: u8,
     ) -> Result<AdminQueue> {
         let (sq, cq) = rings(&*function, space, doorbells, dstrd, 0, ENTRIES, ENTRIES)?;
-        Ok(AdminQueue { function, sq, cq, cid: 0 })
+        Ok(AdminQueue { function, sq, cq, cid: 0, background: Background::default() })
     }
 
     /// The function's name.
@@ -54,8 +102,7 @@ impl AdminQueue {
     /// Carries out a command; its CID is chosen here. If this fails, whatever memory the command
     /// refers to belongs to the controller.
     pub(super) fn execute(&mut self, command: &Command, millis: u64) -> Result<Completion> {
-        // FFFFh is never used.
-        self.cid = if self.cid == 0xfffe { 0 } else { self.cid + 1 };
+        self.cid = (self.cid + 1) & !BACKGROUND;
         let command = Command { cid: self.cid, ..*command };
         self.sq.push(zerocopy::transmute!(command));
         self.sq.ring();
@@ -67,8 +114,7 @@ impl AdminQueue {
             for _ in 0..ENTRIES {
                 match self.next() {
                     Some(completion) if completion.cid == self.cid => return Ok(completion),
-                    // It answers a command that was given up, whose memory is kept for good.
-                    Some(_) => {}
+                    Some(other) => self.background.file(other),
                     None => break,
                 }
             }
@@ -81,6 +127,52 @@ impl AdminQueue {
             }
             self.function.pause();
         }
+    }
+
+    // ---- what nobody waits for ----
+
+    /// Sends an Asynchronous Event Request, in a slot below [`EVENT_REQUESTS`] that has none.
+    pub(super) fn start(&mut self, slot: usize, command: &Command) {
+        let cid = self.background.occupy(slot);
+        let command = Command { cid, ..*command };
+        self.sq.push(zerocopy::transmute!(command));
+        self.sq.ring();
+    }
+
+    /// Sends the one command that reads something, when the last one was completed.
+    pub(super) fn start_read(&mut self, command: &Command) {
+        self.start(READ, command);
+    }
+
+    /// Takes in what was completed. No more than the ring holds: a controller that keeps posting must not
+    /// keep us here. Reads no register.
+    #[inline]
+    pub(super) fn look(&mut self) {
+        for _ in 0..ENTRIES {
+            let Some(completion) = self.next() else { return };
+            self.background.file(completion);
+        }
+    }
+
+    /// The completion of a request for an event, and its slot, which is free.
+    pub(super) fn finished_request(&mut self) -> Option<(usize, Completion)> {
+        self.background.take(|slot| slot != READ)
+    }
+
+    /// The completion of the command that reads.
+    pub(super) fn finished_read(&mut self) -> Option<Completion> {
+        self.background.take(|slot| slot == READ).map(|(_, completion)| completion)
+    }
+
+    /// After a reset nothing is outstanding. Late completions of what was are recognised.
+    pub(super) fn forget_background(&mut self) {
+        self.background.outstanding = Default::default();
+        self.background.finished.clear();
+    }
+
+    /// The time.
+    pub(super) fn nanos(&self) -> u64 {
+        self.function.clock().nanos()
     }
 
     fn next(&mut self) -> Option<Completion> {

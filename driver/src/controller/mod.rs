@@ -1,39 +1,53 @@
-//! A controller: bring-up, admin commands, namespaces, queue pairs, shutdown.
+//! A controller: bring-up, admin commands, events, namespaces, queue pairs, shutdown.
 //!
 //! Knows the admin command set and the life of a controller; must not know requests. Safe to share
 //! between threads: admin commands take a lock, queue pairs belong to whoever had them created.
 #![forbid(unsafe_code)]
 
 mod admin;
+mod event;
 mod namespace;
 mod quirks;
 mod registers;
+mod watch;
 
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use zerocopy::FromBytes;
 
 use self::admin::AdminQueue;
+use self::event::Inbox;
+use self::namespace::Known;
+pub(crate) use self::namespace::Live;
 use self::quirks::Quirks;
 use self::registers::Registers;
+use self::watch::{Audience, Watch};
 use crate::memory::{Access, Attachment, DmaSpace, MemoryChain, RawCommands};
 use crate::pci::{Clock, DoorbellPage, Function};
 use crate::queue::{CompletionRing, SubmissionRing, contiguous_prps};
+use crate::spec::command::NSID_ALL;
 use crate::spec::identify::{self, ActiveNamespaces, NamespaceDescriptors, NvmController};
 use crate::spec::registers::doorbell_stride;
 use crate::spec::{Cap, Cns, Command, Completion, FeatureId, NumberOfQueues, Version};
 use crate::{Error, Result};
 
-pub use namespace::Namespace;
+pub use event::ControllerEvent;
+pub use namespace::{Namespace, NamespaceState};
 pub use quirks::Quirk;
 
 /// I/O queue pairs that are asked for: one per thread of a large machine.
 const QUEUE_PAIRS: u32 = 128;
-/// Active namespaces that are looked at, at most.
-const MAX_NAMESPACES: usize = 16 * 1024;
+/// Pages of the active namespace list that are looked at, at most, of 1024 NSIDs each.
+const MAX_NAMESPACE_PAGES: usize = 16;
+/// The largest NSID of a namespace; FFFFFFFFh stands for all of them.
+const LAST_NSID: u32 = NSID_ALL - 1;
+/// NSIDs that an error names, at most.
+const NAMED: usize = 16;
+/// log2 of the bytes of the entries of submission and completion queues.
+const ENTRY_SIZES: (u8, u8) = (6, 4);
 
 /// The version register of 2.0, the first to have CNS 06h.
 const VERSION_2_0: u32 = 0x0002_0000;
@@ -54,7 +68,9 @@ const VERSION_2_0: u32 = 0x0002_0000;
 pub struct Controller {
     id: u64,
     registers: Registers,
-    admin: Mutex<AdminQueue>,
+    admin: Mutex<Admin>,
+    known: Known,
+    inbox: Inbox,
     identity: Box<identify::Controller>,
     nvm: Option<Box<NvmController>>,
     doorbells: DoorbellPage,
@@ -66,6 +82,12 @@ pub struct Controller {
     // Before the function: unmapping needs the IOMMU, which may go with the last function behind it.
     _attachment: Attachment,
     function: Arc<dyn Function>,
+}
+
+/// The admin queue, and what it is kept busy with when nobody waits for it.
+struct Admin {
+    queue: AdminQueue,
+    watch: Watch,
 }
 
 /// The rings of an I/O queue pair that a controller has created.
@@ -94,7 +116,8 @@ impl Drop for Enabling<'_> {
 
 impl Controller {
     /// Resets and enables the controller behind `function`, with its memory from `space`
-    /// (Base 2.0, section 3.5.1). Every wait is bounded by the controller's own CAP.TO or CRTO.
+    /// (Base 2.0, section 3.5.1). Every wait is bounded by the controller's own CAP.TO or CRTO, within half
+    /// a second to ten minutes.
     pub fn open(function: Arc<dyn Function>, space: &DmaSpace) -> Result<Arc<Controller>> {
         let quirks = pci_quirks(&*function)?;
         let registers = Registers::open(Arc::clone(&function), quirks)?;
@@ -103,6 +126,7 @@ impl Controller {
         let admin_doorbells = function.doorbells(2 * doorbell_stride(dstrd))?;
         registers.disable()?;
         let mut admin = AdminQueue::new(Arc::clone(&function), space, &admin_doorbells, dstrd)?;
+        let mut watch = Watch::new(space)?;
         // After the admin queue, so that it is dropped before: first the controller stops, then its
         // rings go.
         let undo = Enabling { registers: &registers, function: &*function, space };
@@ -110,12 +134,16 @@ impl Controller {
         registers.enable(admin.sq(), admin.cq())?;
         let table = prp_table(space, quirks);
         let mut commands = Commands { admin: &mut admin, space, table };
-        let identity = commands.identify(Cns::CONTROLLER, 0, 0)?;
+        let identity = commands.identify::<identify::Controller>(Cns::CONTROLLER, 0, 0)?;
+        if let Some(what) = unfit(&identity) {
+            return Err(Error::Unsupported { device: function.name().into(), what });
+        }
         let nvm = match registers.version.into_bits() >= VERSION_2_0 {
             true => commands.identify(Cns::COMMAND_SET_CONTROLLER, 0, 0).ok(),
             false => None,
         };
         let pairs = commands.number_of_queues()?;
+        watch.arm(&mut commands, &identity)?;
         let doorbells = function.doorbells(2 * (u64::from(pairs) + 1) * doorbell_stride(dstrd))?;
         std::mem::forget(undo);
         static IDS: AtomicU64 = AtomicU64::new(1);
@@ -123,7 +151,9 @@ impl Controller {
             failed: AtomicBool::new(false),
             id: IDS.fetch_add(1, Ordering::Relaxed),
             registers,
-            admin: Mutex::new(admin),
+            admin: Mutex::new(Admin { queue: admin, watch }),
+            known: Known::default(),
+            inbox: Inbox::default(),
             identity,
             nvm,
             doorbells,
@@ -194,41 +224,62 @@ impl Controller {
         checked
     }
 
+    /// What the controller has reported of its own accord, oldest first, until there is nothing more. Any
+    /// thread may take events; each comes once. Those that nobody takes are kept, up to 64, and counted
+    /// beyond that.
+    ///
+    /// A poller with a queue pair of the controller has events read every thousand polls. Where nobody
+    /// polls, this does it: an event takes several calls until it is there.
+    pub fn events(&self) -> impl Iterator<Item = ControllerEvent> + '_ {
+        self.attend();
+        std::iter::from_fn(|| self.inbox.take())
+    }
+
+    /// Goes on with events as far as that is possible without waiting: not at all while another thread uses
+    /// the admin queue. Reads no register.
+    pub(crate) fn attend(&self) {
+        let mut admin = match self.admin.try_lock() {
+            Ok(admin) => admin,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let Admin { queue, watch } = &mut *admin;
+        watch.turn(queue, &Audience { known: &self.known, inbox: &self.inbox });
+    }
+
+    /// Another number than before if a namespace has changed that there is a handle of.
+    pub(crate) fn namespaces_epoch(&self) -> u64 {
+        self.known.epoch()
+    }
+
     /// The NSIDs of the active namespaces, ascending (Base 2.0, section 5.17.2.2).
+    ///
+    /// A list that is out of order, names one twice or names none that can be is read all the same: the NSIDs
+    /// that can be, each once, up to the first 0 of each page, and 16,384 of them at most.
     pub fn active_namespaces(&self) -> Result<Vec<u32>> {
-        let mut nsids: Vec<u32> = Vec::new();
-        loop {
-            let after = nsids.last().copied().unwrap_or(0);
-            let list: Box<ActiveNamespaces> = self.identify(Cns::ACTIVE_NAMESPACES, after)?;
-            let before = nsids.len();
-            // A list that does not ascend would never end: what is out of order ends it.
-            nsids.extend(list.iter().scan(after, |last, nsid| {
-                let ascends = nsid > std::mem::replace(last, nsid);
-                ascends.then_some(nsid)
-            }));
-            let full = nsids.len() - before == list.nsids.len();
-            if !full || nsids.len() >= MAX_NAMESPACES || nsids.last() >= Some(&0xffff_fffd) {
-                return Ok(nsids);
-            }
-        }
+        self.commands(|commands| commands.active_namespaces())
     }
 
     /// Identifies an active namespace.
     pub fn namespace(&self, nsid: u32) -> Result<Namespace> {
-        let active = self.active_namespaces()?;
-        if !active.contains(&nsid) {
-            let active = active.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-            let active = if active.is_empty() { "none".into() } else { active };
-            return Err(Error::NoNamespace { device: self.name().into(), nsid, active });
-        }
-        let identity = self.identify(Cns::NAMESPACE, nsid)?;
-        let descriptors = match self.identify::<[u8; 4096]>(Cns::NAMESPACE_DESCRIPTORS, nsid) {
-            Ok(list) => NamespaceDescriptors::new(&list).collect(),
-            // Optional before version 1.3.
-            Err(Error::Command { .. }) => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        Ok(Namespace { controller: self.id, nsid, identity, descriptors })
+        // Under one lock: no change is reported before there is somebody to tell.
+        self.commands(|commands| {
+            let active = commands.active_namespaces()?;
+            if !active.contains(&nsid) {
+                let device = self.name().into();
+                return Err(Error::NoNamespace { device, nsid, active: list(&active) });
+            }
+            let identity = commands.identify(Cns::NAMESPACE, nsid, 0)?;
+            let descriptors = match commands.identify::<[u8; 4096]>(Cns::NAMESPACE_DESCRIPTORS, nsid, 0) {
+                Ok(list) => NamespaceDescriptors::new(&list).collect(),
+                // Optional before version 1.3.
+                Err(Error::Command { .. }) => Vec::new(),
+                Err(error) => return Err(error),
+            };
+            let live = Arc::new(Live::new(nsid, &identity));
+            self.known.add(&live);
+            Ok(Namespace { controller: self.id, identity, descriptors, live })
+        })
     }
 
     /// An admin command of the caller's own making: CID and data pointer are filled in. `memory`,
@@ -308,10 +359,6 @@ impl Controller {
         prp_table(&self.space, self.quirks)
     }
 
-    fn identify<T: FromBytes>(&self, cns: Cns, nsid: u32) -> Result<Box<T>> {
-        self.commands(|commands| commands.identify(cns, nsid, 0))
-    }
-
     fn command(&self, command: &Command) -> Result<Completion> {
         self.commands(|commands| {
             commands.succeed(command, MemoryChain::new()).map(|(completion, _)| completion)
@@ -320,7 +367,7 @@ impl Controller {
 
     fn commands<T>(&self, f: impl FnOnce(&mut Commands<'_>) -> T) -> T {
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
-        f(&mut Commands { admin: &mut admin, space: &self.space, table: self.prp_table() })
+        f(&mut Commands { admin: &mut admin.queue, space: &self.space, table: self.prp_table() })
     }
 
     fn qids(&self) -> MutexGuard<'_, Vec<u16>> {
@@ -395,6 +442,21 @@ impl Commands<'_> {
         T::read_from_bytes(bytes).map(Box::new).map_err(|_| Error::InvalidInput("identify data".into()))
     }
 
+    fn active_namespaces(&mut self) -> Result<Vec<u32>> {
+        let mut nsids: Vec<u32> = Vec::new();
+        for _ in 0..MAX_NAMESPACE_PAGES {
+            let after = nsids.last().copied().unwrap_or(0);
+            let list: Box<ActiveNamespaces> = self.identify(Cns::ACTIVE_NAMESPACES, after, 0)?;
+            nsids.extend(list.iter().filter(|nsid| *nsid <= LAST_NSID));
+            nsids.sort_unstable();
+            nsids.dedup();
+            if list.iter().count() < list.nsids.len() || nsids.last() == Some(&LAST_NSID) {
+                break;
+            }
+        }
+        Ok(nsids)
+    }
+
     /// Asks for queues and returns how many pairs there are (Base 2.0, section 5.27.1.5).
     fn number_of_queues(&mut self) -> Result<u16> {
         let wanted = NumberOfQueues { submission: QUEUE_PAIRS, completion: QUEUE_PAIRS };
@@ -407,6 +469,33 @@ impl Commands<'_> {
 
 fn prp_table(space: &DmaSpace, quirks: Quirks) -> Option<u64> {
     (!quirks.has(Quirk::AlignedLists)).then(|| space.prp_table())
+}
+
+/// What keeps this driver from driving a controller, by its Identify data. A queue entry size of 0 stands for
+/// one that is not reported; everything else that is absurd there is left alone, or limits what is used.
+fn unfit(identity: &identify::Controller) -> Option<String> {
+    let fits = |sizes: u8, ours: u8| sizes == 0 || (sizes & 0xf..=sizes >> 4).contains(&ours);
+    let (sqes, cqes) = ENTRY_SIZES;
+    let (theirs, what, size) = match identity {
+        id if !fits(id.sqes, sqes) => (id.sqes, "submission", sqes),
+        id if !fits(id.cqes, cqes) => (id.cqes, "completion", cqes),
+        _ => return None,
+    };
+    let (least, most) = (1u32 << (theirs & 0xf), 1u32 << (theirs >> 4));
+    Some(format!(
+        "its {what} queue entries have {least} to {most} bytes; those of this driver have {}",
+        1 << size
+    ))
+}
+
+/// NSIDs for a message.
+fn list(nsids: &[u32]) -> String {
+    let named = nsids.iter().take(NAMED).map(u32::to_string).collect::<Vec<_>>().join(", ");
+    match nsids.len() {
+        0 => "none".into(),
+        count if count > NAMED => format!("{named} and {} more", count - NAMED),
+        _ => named,
+    }
 }
 
 /// The quirks that go with the function's IDs (configuration space, offsets 0 and 2).

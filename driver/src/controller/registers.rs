@@ -10,6 +10,9 @@ use crate::spec::registers as reg;
 use crate::spec::{Aqa, Cap, Cc, Crto, Csts, Version};
 use crate::{Error, Result};
 
+/// The longest wait for CSTS.RDY that a controller can ask for: CRTO goes up to 9 hours, CAP.TO to two
+/// minutes.
+const READY_MOST_MILLIS: u64 = 600_000;
 /// Shutdown without RTD3E: what hosts commonly grant.
 const SHUTDOWN_MILLIS: u64 = 5_000;
 /// RTD3E is in microseconds and goes up to 71 minutes; nobody waits that long.
@@ -21,17 +24,25 @@ pub(super) struct Registers {
     pub(super) cap: Cap,
     pub(super) version: Version,
     quirks: Quirks,
+    /// How long a change of CC.EN may take.
+    ready_millis: u64,
 }
 
 impl Registers {
-    /// Reads what never changes, and refuses what this driver cannot drive.
+    /// Reads what never changes, once, so that nothing relies on it staying the same, and refuses what this driver cannot drive.
     pub(super) fn open(function: Arc<dyn Function>, quirks: Quirks) -> Result<Registers> {
         let version = function.read32(reg::VS)?;
         let cap = Cap::from_bits(function.read64(reg::CAP)?);
         if version == u32::MAX || cap.into_bits() == u64::MAX {
             return Err(function.gone());
         }
-        let registers = Registers { function, cap, version: Version::from_bits(version), quirks };
+        let crto = if cap.crms() != 0 { function.read32(reg::CRTO)? } else { 0 };
+        let ready_millis = ready_millis(cap, Crto::from_bits(crto));
+        let registers =
+            Registers { function, cap, version: Version::from_bits(version), quirks, ready_millis };
+        if version == 0 {
+            return Err(registers.unsupported("its version register is 0, which no specification has"));
+        }
         if cap.mpsmin() > 0 {
             let size = 4u64 << cap.mpsmin();
             return Err(registers
@@ -51,7 +62,7 @@ impl Registers {
     pub(super) fn disable(&self) -> Result<()> {
         if self.configuration()?.en() {
             // A controller that never gets there is disabled all the same.
-            let _ = self.wait("CSTS.RDY = 1", self.ready_millis()?, |csts| csts.rdy() || csts.cfs());
+            let _ = self.wait("CSTS.RDY = 1", self.ready_millis, |csts| csts.rdy() || csts.cfs());
         }
         self.clear_enable()
     }
@@ -63,7 +74,7 @@ impl Registers {
             self.function.write32(reg::CC, cc.with_en(false).with_shn(reg::SHN_NONE).into_bits())?;
             self.delay_before_ready();
         }
-        self.wait("CSTS.RDY = 0", self.ready_millis()?, |csts| !csts.rdy())
+        self.wait("CSTS.RDY = 0", self.ready_millis, |csts| !csts.rdy())
     }
 
     fn configuration(&self) -> Result<Cc> {
@@ -84,7 +95,7 @@ impl Registers {
         let cc = Cc::new().with_en(true).with_css(css).with_iosqes(6).with_iocqes(4);
         self.function.write32(reg::CC, cc.into_bits())?;
         self.delay_before_ready();
-        self.wait("CSTS.RDY = 1", self.ready_millis()?, |csts| csts.rdy() || csts.cfs())?;
+        self.wait("CSTS.RDY = 1", self.ready_millis, |csts| csts.rdy() || csts.cfs())?;
         check(&*self.function)
     }
 
@@ -97,19 +108,6 @@ impl Registers {
             millis => millis.clamp(SHUTDOWN_MILLIS, SHUTDOWN_MOST_MILLIS),
         };
         self.wait("shutdown complete", millis, |csts| csts.shst() == reg::SHST_COMPLETE || csts.cfs())
-    }
-
-    /// The controller's own word on how long a change of EN takes: CRTO where CAP.CRMS says that
-    /// there is one, else CAP.TO. In units of 500 ms.
-    fn ready_millis(&self) -> Result<u64> {
-        let units = match self.cap.crms() {
-            0 => u64::from(self.cap.to()),
-            _ => {
-                let crto = Crto::from_bits(self.function.read32(reg::CRTO)?);
-                u64::from(crto.crwmt()).max(u64::from(self.cap.to()))
-            }
-        };
-        Ok(units.max(1) * 500)
     }
 
     fn delay_before_ready(&self) {
@@ -142,6 +140,14 @@ impl Registers {
     fn unsupported(&self, what: impl Into<String>) -> Error {
         Error::Unsupported { device: self.function.name().into(), what: what.into() }
     }
+}
+
+/// The controller's own word on how long a change of EN takes, in units of 500 ms: CRTO where CAP.CRMS says
+/// that there is one, else CAP.TO. 0 is half a second, and no word is taken for more than ten minutes.
+fn ready_millis(cap: Cap, crto: Crto) -> u64 {
+    let crwmt = if cap.crms() == 0 { 0 } else { crto.crwmt() };
+    let units = u64::from(crwmt).max(cap.to().into());
+    (units.max(1) * 500).min(READY_MOST_MILLIS)
 }
 
 /// CSTS, or an error if the device is gone.

@@ -34,12 +34,14 @@ pub use self::reactor::{Reactor, Request};
 use self::turn::{Rest, Turn};
 use crate::controller::{Controller, Namespace};
 use crate::pci::Clock;
-use crate::queue::{Limits, MAX_DEPTH, Queue, QueueStats, Reachable, Refusal};
+use crate::queue::{Limits, MAX_DEPTH, Queue, QueueStats, Refusal};
 use crate::request::{Events, FRAMES, IoContainer, Line, NodeId, Tree};
 use crate::{Error, Result};
 
 /// Queue pairs of a poller, at most.
 const MAX_QUEUES: usize = 1024;
+/// Polls from one look at the controllers' admin queues to the next: it costs some 50 instructions.
+const ATTEND: u32 = 1024;
 
 /// Bytes of a bounce buffer: the largest block as well.
 const BOUNCE_BYTES: usize = 64 << 10;
@@ -106,7 +108,9 @@ pub struct Poller<L: Layer = Direct> {
     core: Core,
     layers: Vec<Stacked<L>>,
     rest: Rest,
-    turns: u64,
+    /// Polls until controllers are looked after, and how often they were.
+    until_attend: u32,
+    attended: u64,
 }
 
 /// What all queues of a poller share.
@@ -176,7 +180,7 @@ impl<L: Layer> Poller<L> {
             clock: None,
             now: None,
         };
-        Poller { core, layers: Vec::new(), rest: Rest::NONE, turns: 0 }
+        Poller { core, layers: Vec::new(), rest: Rest::NONE, until_attend: ATTEND, attended: 0 }
     }
 
     /// Creates an I/O queue pair on a controller.
@@ -208,13 +212,14 @@ impl<L: Layer> Poller<L> {
         }
         let block_size = namespace.usable().map_err(|what| pair.unsupported(what))?;
         let controller = &pair.controller;
-        let limits = Limits::new(
+        let mut limits = Limits::new(
             controller.identity(),
             controller.nvm_identity(),
             namespace.identity(),
             block_size.trailing_zeros(),
             pair.max_transfer(),
         );
+        limits.capacity = namespace.blocks();
         if limits.transfer << limits.block_shift > pair.max_transfer() {
             let what = format!("a block of {block_size} bytes exceeds the {} of MDTS", pair.max_transfer());
             return Err(pair.unsupported(what));
@@ -222,7 +227,7 @@ impl<L: Layer> Poller<L> {
         if block_size as usize > BOUNCE_BYTES {
             return Err(pair.unsupported(format!("a block of {block_size} bytes exceeds {BOUNCE_BYTES}")));
         }
-        let namespace = pair.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits });
+        let namespace = pair.add_namespace(namespace, limits);
         Ok(Target { poller: queue.poller, queue: queue.index, namespace })
     }
 
@@ -314,7 +319,10 @@ impl<L: Layer> Poller<L> {
     /// last time. Returns how many those were. Never blocks.
     #[inline]
     pub fn poll(&mut self, mut f: impl FnMut(Done<'_, L>)) -> usize {
-        self.turns += 1;
+        self.until_attend -= 1;
+        if self.until_attend == 0 {
+            self.attend();
+        }
         self.core.now = None;
         if self.core.events.next_deadline().is_some() {
             self.expire();
@@ -324,6 +332,16 @@ impl<L: Layer> Poller<L> {
             count += Turn::new(self, index as u16).run(&mut f);
         }
         count
+    }
+
+    /// Looks after events of the controllers.
+    #[cold]
+    fn attend(&mut self) {
+        (self.until_attend, self.attended) = (ATTEND, self.attended + 1);
+        let Core { queues, tree, .. } = &mut self.core;
+        for pair in queues.iter_mut().flatten() {
+            pair.attend(tree);
+        }
     }
 
     #[cold]
@@ -352,7 +370,7 @@ impl<L: Layer> Poller<L> {
 
     /// How often [`poll`](Poller::poll) was called.
     pub fn polls(&self) -> u64 {
-        self.turns
+        self.attended * u64::from(ATTEND) + u64::from(ATTEND - self.until_attend)
     }
 
     /// The counters of a queue pair; zeros for one of another poller.

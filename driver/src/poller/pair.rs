@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use super::{BOUNCE_BYTES, Core, DataForm, QueueOptions};
-use crate::controller::Controller;
+use crate::controller::{Controller, Live, Namespace, NamespaceState};
 use crate::memory::{Access, SharedArray};
-use crate::queue::{DataPointer, Queue};
+use crate::queue::{DataPointer, Gone, Limits, Queue, Reachable};
+use crate::request::Tree;
 use crate::spec::identify::SglSupport;
 use crate::{Error, Result};
 
@@ -25,6 +26,10 @@ pub(super) struct Pair {
     pub(super) controller: Arc<Controller>,
     /// Polls in a row that found nothing while commands were in flight.
     pub(super) idle: u32,
+    /// The namespaces of the queue, by their number.
+    namespaces: Vec<Arc<Live>>,
+    /// What the controller's epoch was when they were last looked at.
+    epoch: u64,
 }
 
 impl Pair {
@@ -48,7 +53,30 @@ impl Pair {
         let space = controller.space().id();
         let mut queue = Queue::new(ids, depth, pointer, lists, bounce, transfer, space);
         queue.set_merging(options.merge);
-        Ok(Pair { queue, qid, controller: Arc::clone(controller), idle: 0 })
+        let (namespaces, epoch) = (Vec::new(), controller.namespaces_epoch());
+        Ok(Pair { queue, qid, controller: Arc::clone(controller), idle: 0, namespaces, epoch })
+    }
+
+    pub(super) fn add_namespace(&mut self, namespace: &Namespace, limits: Limits) -> u16 {
+        self.namespaces.push(Arc::clone(&namespace.live));
+        self.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits })
+    }
+
+    /// Goes on with the controller's events, and takes over what they changed of namespaces.
+    pub(super) fn attend(&mut self, tree: &mut Tree) {
+        self.controller.attend();
+        let epoch = self.controller.namespaces_epoch();
+        if epoch == self.epoch {
+            return;
+        }
+        self.epoch = epoch;
+        for (number, live) in self.namespaces.iter().enumerate() {
+            match live.state() {
+                NamespaceState::Active => self.queue.resize(number as u16, live.blocks()),
+                NamespaceState::Detached => self.queue.close(tree, number as u16, Gone::Detached),
+                NamespaceState::Reformatted => self.queue.close(tree, number as u16, Gone::Reformatted),
+            }
+        }
     }
 
     /// Fails everything if the controller is gone, or has failed.

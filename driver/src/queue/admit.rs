@@ -3,7 +3,7 @@
 //! Knows limits and shapes; must not know slots or rings.
 
 use super::runs::{Parts, Run};
-use super::{DataPointer, Limits, Queue};
+use super::{DataPointer, Gone, Limits, Queue};
 use crate::memory::{MemoryChain, Position};
 use crate::request::{IoContainer, NodeId, Operation, Tree};
 
@@ -63,6 +63,18 @@ pub enum Refusal {
         /// Blocks that the namespace writes as one.
         unit: u64,
     },
+    /// The namespace is not attached to the controller any more.
+    #[error("namespace {nsid} was detached; attach it, identify it anew and add it to the poller anew")]
+    Detached {
+        /// Its NSID.
+        nsid: u32,
+    },
+    /// The namespace has another block size, or else another format, than when it was identified.
+    #[error("namespace {nsid} was reformatted; identify it anew and add it to the poller anew")]
+    Reformatted {
+        /// Its NSID.
+        nsid: u32,
+    },
     /// The controller does not have the command.
     #[error("the controller does not support {0:?}")]
     NotSupported(Operation),
@@ -88,7 +100,7 @@ impl Queue {
             check_space(&node.io, self.space)?;
         }
         let io = &tree[id].io;
-        check_range(io, limits.capacity)?;
+        check_range(io, limits.capacity).map_err(|refusal| self.explain(namespace, refusal))?;
         let (chain, from) = tree.memory_from_start(id);
         if io.is_atomic() {
             self.check_atomic(io, Parts::new(chain, from, io.blocks() << limits.block_shift), limits)?;
@@ -103,6 +115,17 @@ impl Queue {
                 1 << limits.block_shift,
             ),
             _ => Ok(()),
+        }
+    }
+
+    /// Why a range of a namespace is not there.
+    #[cold]
+    fn explain(&self, namespace: u16, refusal: Refusal) -> Refusal {
+        let nsid = self.reachable(namespace).nsid;
+        match self.gone(namespace) {
+            None => refusal,
+            Some(Gone::Detached) => Refusal::Detached { nsid },
+            Some(Gone::Reformatted) => Refusal::Reformatted { nsid },
         }
     }
 

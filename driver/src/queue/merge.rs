@@ -90,13 +90,15 @@ impl Queue {
     /// A command that carried several nodes is over.
     pub(super) fn settle_merged(&mut self, tree: &mut Tree, first: NodeId, count: u16, cause: Option<Cause>) {
         let mut again = Line::EMPTY;
+        let gone = cause.is_some() && self.gone(tree[first].namespace).is_some();
         let mut id = first;
         for _ in 0..count {
             let node = &mut tree[id];
             let next = node.next;
             match cause {
-                // Recovered from nowhere: a lost controller carries out nothing more.
-                None | Some(Cause::ControllerLost) => {
+                // Recovered from nowhere: a lost controller carries out nothing more, nor does anyone for a
+                // namespace that is gone.
+                cause if gone || matches!(cause, None | Some(Cause::ControllerLost)) => {
                     node.settle(cause.map(|cause| Failed { at: 0, cause }));
                     tree.finish(id);
                 }
@@ -108,7 +110,7 @@ impl Queue {
                     again.push(tree, id);
                 }
                 // Cancelled meanwhile: it is not issued again.
-                Some(_) => {
+                _ => {
                     node.in_flight = 0;
                     tree.finish(id);
                 }

@@ -40,6 +40,13 @@ pub(crate) struct Reachable {
     pub(crate) limits: Limits,
 }
 
+/// Why a namespace can no longer be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gone {
+    Detached,
+    Reformatted,
+}
+
 /// Counters of a queue pair since it was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -80,6 +87,8 @@ pub(crate) struct Queue {
     plugged: Line,
     merging: bool,
     namespaces: Vec<Reachable>,
+    /// Those among them, by number, that can no longer be used; their capacity is 0.
+    gone: Vec<(u16, Gone)>,
     pointer: DataPointer,
     /// Memory for lists, `list_pages` for each slot.
     lists: SharedArray<1>,
@@ -126,6 +135,7 @@ impl Queue {
             plugged: Line::EMPTY,
             merging: true,
             namespaces: Vec::new(),
+            gone: Vec::new(),
             pointer,
             lists,
             list_pages,
@@ -148,6 +158,41 @@ impl Queue {
 
     pub(crate) fn reachable(&self, namespace: u16) -> &Reachable {
         &self.namespaces[usize::from(namespace)]
+    }
+
+    /// A namespace has another size from now on, unless it is closed.
+    pub(crate) fn resize(&mut self, namespace: u16, blocks: u64) {
+        if self.gone(namespace).is_none() {
+            self.namespaces[usize::from(namespace)].limits.capacity = blocks;
+        }
+    }
+
+    /// Why a namespace can no longer be used.
+    fn gone(&self, namespace: u16) -> Option<Gone> {
+        self.gone.iter().find(|(number, _)| *number == namespace).map(|(_, gone)| *gone)
+    }
+
+    /// A namespace takes no more requests, and what has no command yet of those that it took fails: the
+    /// memory of a request is not for blocks of another size.
+    #[cold]
+    pub(crate) fn close(&mut self, tree: &mut Tree, number: u16, gone: Gone) {
+        if self.gone(number).is_some() {
+            return;
+        }
+        self.gone.push((number, gone));
+        self.namespaces[usize::from(number)].limits.capacity = 0;
+        for line in [self.waiting, self.plugged] {
+            let mut next = line.first();
+            while !next.is_none() {
+                let id = next;
+                next = tree[id].next;
+                if tree[id].namespace == number {
+                    let at = tree[id].cursor;
+                    tree[id].fail(at, Cause::Refused);
+                    self.drop_unissued(tree, id);
+                }
+            }
+        }
     }
 
     pub(crate) fn stats(&self) -> QueueStats {

@@ -185,6 +185,19 @@ pub struct Controller {
 
 const _: () = assert!(size_of::<Controller>() == 4096);
 
+/// OAES: Namespace Attribute Notices (Base 2.0, section 5.17.2.1).
+pub const OAES_NAMESPACE_ATTRIBUTE: u32 = 1 << 8;
+/// OAES: Firmware Activation Notices (Base 2.0, section 5.17.2.1).
+pub const OAES_FIRMWARE_ACTIVATION: u32 = 1 << 9;
+/// OAES: Asymmetric Namespace Access Change Notices (Base 2.0, section 5.17.2.1).
+pub const OAES_ASYMMETRIC_ACCESS: u32 = 1 << 11;
+/// OAES: Predictable Latency Event Aggregate Log Change Notices (Base 2.0, section 5.17.2.1).
+pub const OAES_PREDICTABLE_LATENCY: u32 = 1 << 12;
+/// OAES: LBA Status Information Notices (Base 2.0, section 5.17.2.1).
+pub const OAES_LBA_STATUS: u32 = 1 << 13;
+/// OAES: Endurance Group Event Aggregate Log Page Change Notices (Base 2.0, section 5.17.2.1).
+pub const OAES_ENDURANCE_GROUP: u32 = 1 << 14;
+
 /// OACS: Security Send and Receive (Base 2.0, section 5.17.2.1).
 pub const OACS_SECURITY: u16 = 1 << 0;
 /// OACS: Format NVM (Base 2.0, section 5.17.2.1).
@@ -462,6 +475,12 @@ impl Namespace {
         let low = self.flbas & 0x0f;
         let high = self.flbas >> 5 & 0b11;
         if self.nlbaf < 16 { low as usize } else { (high << 4 | low) as usize }
+    }
+
+    /// Whether the LBA format in use is one that the namespace says it has (NVM Command Set 1.0,
+    /// section 4.1.5.1, NLBAF).
+    pub const fn has_format(&self) -> bool {
+        self.format_index() <= self.nlbaf as usize
     }
 
     /// The LBA format in use (NVM Command Set 1.0, section 4.1.5.1).

@@ -161,6 +161,35 @@ pub struct FirmwareSlotLog {
 
 const _: () = assert!(size_of::<FirmwareSlotLog>() == 512);
 
+/// The Changed Namespace List log, 4096 bytes (Base 2.0, section 5.16.1.5).
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ChangedNamespaces {
+    /// NSIDs, ascending; the first 0 ends the list. FFFFFFFFh in the first entry: more changed than fit.
+    pub nsids: [u32; 1024],
+}
+
+const _: () = assert!(size_of::<ChangedNamespaces>() == 4096);
+
+impl ChangedNamespaces {
+    /// Whether more namespaces have changed than the list has room for, so that none is named (Base 2.0,
+    /// section 5.16.1.5).
+    pub const fn overflowed(&self) -> bool {
+        self.nsids[0] == u32::MAX
+    }
+}
+
+/// Critical Warning: the available spare is below its threshold (Base 2.0, section 5.16.1.3).
+pub const WARNING_SPARE: u8 = 1 << 0;
+/// Critical Warning: a temperature is beyond a threshold (Base 2.0, section 5.16.1.3).
+pub const WARNING_TEMPERATURE: u8 = 1 << 1;
+/// Critical Warning: the NVM subsystem's reliability is degraded (Base 2.0, section 5.16.1.3).
+pub const WARNING_RELIABILITY: u8 = 1 << 2;
+/// Critical Warning: all media are read only (Base 2.0, section 5.16.1.3).
+pub const WARNING_READ_ONLY: u8 = 1 << 3;
+/// Critical Warning: the backup of volatile memory has failed (Base 2.0, section 5.16.1.3).
+pub const WARNING_VOLATILE_BACKUP: u8 = 1 << 4;
+
 /// What an Asynchronous Event Request completes with in dword 0 (Base 2.0, section 5.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AsyncEvent(pub u32);
@@ -172,10 +201,32 @@ impl AsyncEvent {
     pub const TYPE_SMART: u8 = 1;
     /// Asynchronous Event Type: Notice (Base 2.0, section 5.2.1).
     pub const TYPE_NOTICE: u8 = 2;
+    /// Asynchronous Event Type: I/O Command Specific status (Base 2.0, section 5.2.1).
+    pub const TYPE_IO_COMMAND: u8 = 6;
+    /// Asynchronous Event Type: Vendor specific (Base 2.0, section 5.2.1).
+    pub const TYPE_VENDOR: u8 = 7;
     /// Error status: Write to Invalid Doorbell Register (Base 2.0, section 5.2.1).
     pub const INVALID_DOORBELL_REGISTER: u8 = 0x00;
     /// Error status: Invalid Doorbell Write Value (Base 2.0, section 5.2.1).
     pub const INVALID_DOORBELL_VALUE: u8 = 0x01;
+    /// Error status: Diagnostic Failure (Base 2.0, section 5.2.1).
+    pub const DIAGNOSTIC_FAILURE: u8 = 0x02;
+    /// Error status: Persistent Internal Error (Base 2.0, section 5.2.1).
+    pub const PERSISTENT_INTERNAL_ERROR: u8 = 0x03;
+    /// Error status: Transient Internal Error (Base 2.0, section 5.2.1).
+    pub const TRANSIENT_INTERNAL_ERROR: u8 = 0x04;
+    /// Error status: Firmware Image Load Error (Base 2.0, section 5.2.1).
+    pub const FIRMWARE_IMAGE_LOAD_ERROR: u8 = 0x05;
+    /// SMART / Health status: NVM subsystem Reliability (Base 2.0, section 5.2.1).
+    pub const RELIABILITY: u8 = 0x00;
+    /// SMART / Health status: Temperature Threshold (Base 2.0, section 5.2.1).
+    pub const TEMPERATURE_THRESHOLD: u8 = 0x01;
+    /// SMART / Health status: Spare Below Threshold (Base 2.0, section 5.2.1).
+    pub const SPARE_BELOW_THRESHOLD: u8 = 0x02;
+    /// Notice: Namespace Attribute Changed (Base 2.0, section 5.2.1).
+    pub const NAMESPACE_ATTRIBUTE_CHANGED: u8 = 0x00;
+    /// Notice: Firmware Activation Starting (Base 2.0, section 5.2.1).
+    pub const FIRMWARE_ACTIVATION_STARTING: u8 = 0x01;
 
     /// An event of an error type, whose log page is the Error Information log (Base 2.0, section 5.2.1).
     pub const fn new(event_type: u8, info: u8, page: LogPage) -> AsyncEvent {

@@ -18,7 +18,7 @@ pub use command::{Cns, Command, DsmRange, admin_opcode, io_opcode};
 pub use completion::Completion;
 pub use feature::{FeatureId, NumberOfQueues};
 pub use identify::LbaFormat;
-pub use log::{ErrorLogEntry, FirmwareSlotLog, LogPage, SmartLog};
+pub use log::{AsyncEvent, ChangedNamespaces, ErrorLogEntry, FirmwareSlotLog, LogPage, SmartLog};
 pub use registers::{Aqa, Cap, Cc, Crto, Csts, Version};
 pub use sgl::Descriptor;
 pub use status::Status;

@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kiovec::pci::Function;
-use kiovec::spec::Command;
+use kiovec::spec::{AsyncEvent, Command};
 
 use crate::config::{Config, ConfigError};
+use crate::controller::Health;
 use crate::counters::Counters;
 use crate::faults::{Commands, Faults};
 use crate::function::{EmulatedFunction, Shared};
@@ -177,6 +178,61 @@ impl Emulator {
     /// Releases all commands, and holds none any more.
     pub fn release_all(&self) -> usize {
         self.shared.controller().release_all()
+    }
+
+    /// Gives a namespace another number of blocks; what is cut off is lost. A host that wants to know is
+    /// told (Namespace Attribute Changed). False, and nothing happens, if there is no such namespace, it
+    /// has that size, or that is more than 4096T.
+    ///
+    /// ```
+    /// use kiovec::{Controller, memory::DmaSpace};
+    /// use kiovec_emulator::{Config, Emulator};
+    /// let emulator = Emulator::stepped(Config::parse("size=16M,block=4096")?)?;
+    /// let controller = Controller::open(emulator.function(), &DmaSpace::new()?)?;
+    /// let namespace = controller.namespace(1)?;
+    /// assert!(emulator.resize(1, 100));
+    /// while controller.events().next().is_none() {
+    ///     emulator.step();
+    /// }
+    /// assert_eq!(namespace.blocks(), 100);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn resize(&self, nsid: u32, blocks: u64) -> bool {
+        self.shared.controller().resize(nsid, blocks)
+    }
+
+    /// Attaches a namespace that was detached; at first all of them are attached. The host is told. False
+    /// if there is no such namespace, or it is attached.
+    pub fn attach(&self, nsid: u32) -> bool {
+        self.shared.controller().attach(nsid, true)
+    }
+
+    /// Detaches a namespace: it is not active any more, and commands for it fail. The host is told. False
+    /// if there is no such namespace, or it is detached.
+    pub fn detach(&self, nsid: u32) -> bool {
+        self.shared.controller().attach(nsid, false)
+    }
+
+    /// Says that the Identify data of a namespace have changed: for changes by
+    /// [`Faults::identify`](crate::Faults::identify).
+    pub fn namespace_changed(&self, nsid: u32) {
+        self.shared.controller().namespace_changed(nsid);
+    }
+
+    /// From now on, the SMART / Health log says this. A host that wants to know is told of each critical
+    /// warning that was not there before.
+    pub fn set_health(&self, health: Health) {
+        self.shared.controller().set_health(health);
+    }
+
+    /// Says that the activation of firmware begins. The firmware stays what it is.
+    pub fn activate_firmware(&self) {
+        self.shared.controller().activate_firmware();
+    }
+
+    /// Reports an event, whatever it is, and whether the host has asked for it or not.
+    pub fn raise(&self, event: AsyncEvent) {
+        self.shared.controller().raise(event);
     }
 
     /// The controller has a fatal error: it reports CSTS.CFS, and does nothing until it is reset.

@@ -1,12 +1,14 @@
 //! The plan of what goes wrong: which commands, how often, and in what way.
 //!
 //! A plan is data. The controller follows it; the driver cannot tell a planned fault from a real
-//! one. Knows commands and completions; must not know queues, memory or time.
+//! one. Knows commands, completions and what data and registers look like; must not know queues, memory
+//! or time.
 
+use std::cell::Cell;
 use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
-use kiovec::spec::{Command, Completion, Status, io_opcode};
+use kiovec::spec::{Cns, Command, Completion, Status, io_opcode};
 
 /// A set of commands, by what they have in common.
 ///
@@ -184,6 +186,50 @@ impl Fault {
     }
 }
 
+/// Bytes of Identify data in place of the right ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Overlay {
+    cns: Cns,
+    nsid: u32,
+    offset: usize,
+    bytes: Vec<u8>,
+}
+
+/// A register that reads as something else than it is: always, or only some of the times.
+///
+/// ```
+/// use kiovec::spec::registers::CSTS;
+/// use kiovec_emulator::{Faults, Register};
+/// // From the tenth time on, CSTS.CFS (bit 1) is set.
+/// let faults = Faults::default().register(Register::new(CSTS, 0b10, 0b10).after(9));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Register {
+    offset: u64,
+    mask: u32,
+    value: u32,
+    after: u64,
+    times: u64,
+}
+
+impl Register {
+    /// The bits of `mask`, of the 32 at this offset of BAR0, read as those of `value`. A 64-bit register
+    /// is two of 32 bits.
+    pub const fn new(offset: u64, mask: u32, value: u32) -> Register {
+        Register { offset, mask, value, after: 0, times: u64::MAX }
+    }
+
+    /// Not the first `count` times that it is read.
+    pub const fn after(self, count: u64) -> Register {
+        Register { after: count, ..self }
+    }
+
+    /// `count` times at most.
+    pub const fn times(self, count: u64) -> Register {
+        Register { times: count, ..self }
+    }
+}
+
 /// What goes wrong in a controller, for [`Emulator::set_faults`](crate::Emulator::set_faults).
 ///
 /// Several faults may meet in one command: it can be delayed and then fail. Where they contradict
@@ -206,6 +252,8 @@ pub struct Faults {
     random_order: bool,
     per_step: Option<usize>,
     faults: Vec<Fault>,
+    overlays: Vec<Overlay>,
+    registers: Vec<Register>,
 }
 
 impl Faults {
@@ -217,6 +265,29 @@ impl Faults {
     /// One more fault.
     pub fn with(mut self, fault: Fault) -> Faults {
         self.faults.push(fault);
+        self
+    }
+
+    /// Identify data of this CNS and NSID have these bytes at this offset; what is beyond the 4096 there
+    /// are is left out. Of several for one place, the last one wins. Only what Identify says changes, not
+    /// what the controller does.
+    ///
+    /// ```
+    /// use kiovec::spec::Cns;
+    /// use kiovec_emulator::Faults;
+    /// // MDTS (byte 77) is 255, and namespace 2 has no blocks.
+    /// let absurd = Faults::default()
+    ///     .identify(Cns::CONTROLLER, 0, 77, [255])
+    ///     .identify(Cns::NAMESPACE, 2, 0, [0; 16]);
+    /// ```
+    pub fn identify(mut self, cns: Cns, nsid: u32, offset: usize, bytes: impl Into<Vec<u8>>) -> Faults {
+        self.overlays.push(Overlay { cns, nsid, offset, bytes: bytes.into() });
+        self
+    }
+
+    /// A register does not read as it is.
+    pub fn register(mut self, register: Register) -> Faults {
+        self.registers.push(register);
         self
     }
 
@@ -304,6 +375,9 @@ pub(crate) struct Plan {
     per_step: Option<usize>,
     order: Random,
     faults: Vec<Progress>,
+    overlays: Vec<Overlay>,
+    /// With the times that each was read. Reading a register changes nothing else of a controller.
+    registers: Vec<(Register, Cell<u64>)>,
 }
 
 impl Plan {
@@ -316,10 +390,35 @@ impl Plan {
             per_step: faults.per_step,
             faults: faults.faults.into_iter().map(&mut progress).collect(),
             order: Random(faults.seed),
+            overlays: faults.overlays,
+            registers: faults.registers.into_iter().map(|register| (register, Cell::new(0))).collect(),
         }
     }
 
-    /// Whether nothing is planned at all.
+    /// Puts what is planned into Identify data.
+    pub(crate) fn overlay(&self, command: &Command, page: &mut [u8; 4096]) {
+        let cns = Cns(command.cdw10 as u8);
+        for overlay in self.overlays.iter().filter(|it| (it.cns, it.nsid) == (cns, command.nsid)) {
+            let there = page.get_mut(overlay.offset..).unwrap_or_default();
+            for (byte, planned) in there.iter_mut().zip(&overlay.bytes) {
+                *byte = *planned;
+            }
+        }
+    }
+
+    /// What a register reads as that is `value`.
+    pub(crate) fn register(&self, offset: u64, value: u32) -> u32 {
+        let mut value = value;
+        for (register, read) in self.registers.iter().filter(|(register, _)| register.offset == offset) {
+            let before = read.replace(read.get() + 1);
+            if before >= register.after && before - register.after < register.times {
+                value = value & !register.mask | register.value & register.mask;
+            }
+        }
+        value
+    }
+
+    /// Whether nothing is planned for commands at all.
     pub(crate) fn is_empty(&self) -> bool {
         self.faults.is_empty() && !self.random_order && self.per_step.is_none()
     }
@@ -398,6 +497,32 @@ mod tests {
         assert!(Commands::io().lbas(..).contain(1, &Command::write(1, u64::MAX, 0xffff)));
         assert!(!Commands::io().lbas(..).contain(1, &Command::flush(1)));
         assert!(!Commands::io().lbas(..).contain(1, &Command::deallocate(1, 0)));
+    }
+
+    #[test]
+    fn overlays_are_put_where_they_belong() {
+        let faults = Faults::default()
+            .identify(Cns::NAMESPACE, 1, 4094, [1, 2, 3])
+            .identify(Cns::NAMESPACE, 1, 9000, [4])
+            .identify(Cns::NAMESPACE, 1, 4095, [5]);
+        let plan = Plan::new(faults);
+        assert!(plan.is_empty());
+        let ask = |cns, nsid| {
+            let mut page = [0; 4096];
+            plan.overlay(&Command::identify(cns, nsid, 0), &mut page);
+            page[4093..].to_vec()
+        };
+        assert_eq!(ask(Cns::NAMESPACE, 1), [0, 1, 5]);
+        assert_eq!(ask(Cns::NAMESPACE, 2), [0; 3]);
+        assert_eq!(ask(Cns::CONTROLLER, 1), [0; 3]);
+    }
+
+    #[test]
+    fn registers_change_for_a_while() {
+        let plan = Plan::new(Faults::default().register(Register::new(8, 0xf0, 0x5f).after(1).times(2)));
+        let read: Vec<u32> = (0..4).map(|_| plan.register(8, 0x1ff)).collect();
+        assert_eq!(read, [0x1ff, 0x15f, 0x15f, 0x1ff]);
+        assert_eq!(plan.register(4, 7), 7);
     }
 
     #[test]

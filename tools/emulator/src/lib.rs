@@ -30,6 +30,7 @@ mod media;
 mod pci_config;
 
 pub use config::{Config, ConfigError, Media, Sgl};
+pub use controller::Health;
 pub use counters::{Counters, FaultCounters};
 pub use emulator::{Emulator, Error};
-pub use faults::{Commands, Effect, Fault, Faults};
+pub use faults::{Commands, Effect, Fault, Faults, Register};

@@ -18,7 +18,8 @@ const RETAIN_EVENT: u32 = 1 << 15;
 /// CDW14 of Get Log Page: Offset Type, an index in place of bytes.
 const OFFSET_IS_INDEX: u32 = 1 << 23;
 /// Log pages there are.
-const LOG_PAGES: [LogPage; 4] = [LogPage::SUPPORTED, LogPage::ERROR, LogPage::SMART, LogPage::FIRMWARE_SLOT];
+const LOG_PAGES: [LogPage; 5] =
+    [LogPage::SUPPORTED, LogPage::ERROR, LogPage::SMART, LogPage::FIRMWARE_SLOT, LogPage::CHANGED_NAMESPACES];
 
 impl Controller {
     /// Executes an Admin command.
@@ -153,7 +154,8 @@ impl Controller {
     }
 
     fn identify(&mut self, command: &Command) -> Result<u32, Status> {
-        let page = identify(&self.config, command)?;
+        let mut page = identify(&self.config, &self.nvm.namespaces, command)?;
+        self.fetched.overlay(command, &mut page);
         self.send(command, &page[..], page.len() as u64)
     }
 
@@ -196,6 +198,10 @@ impl Controller {
         self.send(command, &log[offset as usize..], dwords * 4)?;
         if command.cdw10 & RETAIN_EVENT == 0 {
             self.events.acknowledge(page);
+            if page == LogPage::CHANGED_NAMESPACES {
+                self.changed.clear();
+                self.events.forget(page);
+            }
         }
         Ok(0)
     }
@@ -205,6 +211,7 @@ impl Controller {
             LogPage::SUPPORTED => supported_logs(),
             LogPage::ERROR => self.error_log(),
             LogPage::SMART => self.smart_log().as_bytes().to_vec(),
+            LogPage::CHANGED_NAMESPACES => self.changed.list().as_bytes().to_vec(),
             _ => firmware_log().as_bytes().to_vec(),
         }
     }
@@ -223,8 +230,10 @@ impl Controller {
         };
         let count = |count: u64| u128::from(count).to_le_bytes();
         let mut log = SmartLog::new_zeroed();
-        log.composite_temperature = 300u16.to_le_bytes();
-        log.available_spare = 100;
+        log.critical_warning = self.health.critical_warning;
+        log.composite_temperature = self.health.temperature.to_le_bytes();
+        log.available_spare = self.health.available_spare;
+        log.percentage_used = self.health.percentage_used;
         log.available_spare_threshold = 10;
         log.data_units_read = units(self.counters.blocks_read);
         log.data_units_written = units(self.counters.blocks_written);

@@ -46,6 +46,11 @@ impl Features {
         (counts.submission as u16, counts.completion as u16)
     }
 
+    /// The events that are reported: Asynchronous Event Configuration (Base 2.0, section 5.27.1.8).
+    pub(crate) fn events(&self) -> u32 {
+        self.value(FeatureId::ASYNC_EVENT_CONFIGURATION, 0)
+    }
+
     /// Set Features. `started`: I/O queues were created since the last reset.
     pub(crate) fn set(&mut self, command: &Command, started: bool) -> Result<u32, Status> {
         let feature = FeatureId(command.cdw10 as u8);

@@ -4,12 +4,14 @@
 
 use kiovec::spec::command::{CSI_NVM, NSID_ALL};
 use kiovec::spec::identify::{
-    ActiveNamespaces, Controller, NSFEAT_ATOMICS, Namespace, NvmController, SGLS_BIT_BUCKET, VWC_PRESENT,
+    ActiveNamespaces, Controller, NSFEAT_ATOMICS, Namespace, NvmController, OAES_FIRMWARE_ACTIVATION,
+    OAES_NAMESPACE_ATTRIBUTE, SGLS_BIT_BUCKET, VWC_PRESENT,
 };
 use kiovec::spec::{Cns, Command, LbaFormat, Status, Version};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::log::{ERROR_ENTRIES, EVENT_REQUESTS};
+use super::namespaces::Namespaces;
 use crate::config::{Config, Sgl};
 use crate::pci_config::VENDOR;
 
@@ -21,21 +23,29 @@ pub(super) const FIRMWARE: &[u8; 8] = b"2.0     ";
 const EUI64: [u8; 4] = [0x02, 0x4b, 0x56, 0x45];
 
 /// Answers an Identify command: 4096 bytes.
-pub(super) fn identify(config: &Config, command: &Command) -> Result<Box<[u8; 4096]>, Status> {
+pub(super) fn identify(
+    config: &Config,
+    namespaces: &Namespaces,
+    command: &Command,
+) -> Result<Box<[u8; 4096]>, Status> {
     let cns = Cns(command.cdw10 as u8);
     let csi = (command.cdw11 >> 24) as u8;
+    // The broadcast value names no namespace without namespace management.
+    let active = namespaces.active(command.nsid).is_some();
     let page = match cns {
-        Cns::NAMESPACE => match active(config, command.nsid) {
-            true => bytes(&namespace(config, command.nsid)),
-            false => return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
+        Cns::NAMESPACE => match namespaces.active(command.nsid) {
+            Some((_, blocks)) => bytes(&namespace(config, command.nsid, blocks)),
+            None => return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
         },
         Cns::CONTROLLER => bytes(&controller(config)),
-        Cns::ACTIVE_NAMESPACES => bytes(&active_after(config, command.nsid)?),
-        Cns::NAMESPACE_DESCRIPTORS if active(config, command.nsid) => descriptors(command.nsid),
+        Cns::ACTIVE_NAMESPACES => bytes(&active_after(namespaces, command.nsid)?),
+        Cns::NAMESPACE_DESCRIPTORS if active => descriptors(command.nsid),
         // The NVM command set says nothing here that is not zero without protection information.
-        Cns::COMMAND_SET_NAMESPACE if csi == CSI_NVM && active(config, command.nsid) => zeros(),
+        Cns::COMMAND_SET_NAMESPACE if csi == CSI_NVM && active => zeros(),
         Cns::COMMAND_SET_CONTROLLER if csi == CSI_NVM => bytes(&nvm_controller(config)),
-        Cns::COMMAND_SET_ACTIVE_NAMESPACES if csi == CSI_NVM => bytes(&active_after(config, command.nsid)?),
+        Cns::COMMAND_SET_ACTIVE_NAMESPACES if csi == CSI_NVM => {
+            bytes(&active_after(namespaces, command.nsid)?)
+        }
         Cns::NAMESPACE_DESCRIPTORS => return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
         Cns::COMMAND_SET_NAMESPACE if csi == CSI_NVM => {
             return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
@@ -43,11 +53,6 @@ pub(super) fn identify(config: &Config, command: &Command) -> Result<Box<[u8; 40
         _ => return Err(Status::INVALID_FIELD.with_dnr()),
     };
     Ok(page)
-}
-
-/// All NSIDs up to NN are active. The broadcast value names none of them without namespace management.
-fn active(config: &Config, nsid: u32) -> bool {
-    (1..=config.namespaces).contains(&nsid)
 }
 
 fn controller(config: &Config) -> Controller {
@@ -62,6 +67,7 @@ fn controller(config: &Config) -> Controller {
     data.ver = VERSION.into_bits();
     // A shutdown may take a second.
     data.rtd3e = 1_000_000;
+    data.oaes = OAES_NAMESPACE_ATTRIBUTE | OAES_FIRMWARE_ACTIVATION;
     data.cntrltype = 1;
     data.aerl = EVENT_REQUESTS as u8 - 1;
     // One firmware slot, read only.
@@ -92,9 +98,8 @@ fn controller(config: &Config) -> Controller {
     data
 }
 
-fn namespace(config: &Config, nsid: u32) -> Namespace {
+fn namespace(config: &Config, nsid: u32, blocks: u64) -> Namespace {
     let mut data = Namespace::new_zeroed();
-    let blocks = config.blocks();
     (data.nsze, data.ncap, data.nuse) = (blocks, blocks, blocks);
     // Format 0 is always 512 bytes, so that the one in use has another index more often than not.
     data.lbaf[0] = LbaFormat::new().with_lbads(9);
@@ -109,7 +114,7 @@ fn namespace(config: &Config, nsid: u32) -> Namespace {
         data.nsfeat |= NSFEAT_ATOMICS;
     }
     (data.nawun, data.nawupf, data.nabspf) = (config.nawupf, config.nawupf, config.nabspf);
-    data.nvmcap = u128::from(config.size).to_le_bytes();
+    data.nvmcap = (u128::from(blocks) * u128::from(config.block)).to_le_bytes();
     data.nguid = nguid(nsid);
     data.eui64 = eui64(nsid);
     data
@@ -123,12 +128,12 @@ fn nvm_controller(config: &Config) -> NvmController {
 }
 
 /// The active NSIDs above one; FFFFFFFEh and FFFFFFFFh have none above (Base 2.0, section 5.17.2.2).
-fn active_after(config: &Config, nsid: u32) -> Result<ActiveNamespaces, Status> {
+fn active_after(namespaces: &Namespaces, nsid: u32) -> Result<ActiveNamespaces, Status> {
     if nsid >= NSID_ALL - 1 {
         return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
     }
     let mut list = ActiveNamespaces::new_zeroed();
-    for (entry, nsid) in list.nsids.iter_mut().zip(nsid + 1..=config.namespaces) {
+    for (entry, nsid) in list.nsids.iter_mut().zip(namespaces.active_after(nsid)) {
         *entry = nsid;
     }
     Ok(list)
@@ -188,7 +193,8 @@ mod tests {
     use super::*;
 
     fn ask(text: &str, cns: Cns, nsid: u32) -> Result<Box<[u8; 4096]>, Status> {
-        identify(&Config::parse(text).unwrap(), &Command::identify(cns, nsid, 0))
+        let config = Config::parse(text).unwrap();
+        identify(&config, &Namespaces::new(&config), &Command::identify(cns, nsid, 0))
     }
 
     const NO_NAMESPACE: Status = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
@@ -281,6 +287,7 @@ mod tests {
         assert_eq!(ask("", Cns(0x10), 0), refused);
         let mut zoned = Command::identify(Cns::COMMAND_SET_CONTROLLER, 0, 0);
         zoned.cdw11 = 2 << 24;
-        assert_eq!(identify(&Config::default(), &zoned), refused);
+        let config = Config::default();
+        assert_eq!(identify(&config, &Namespaces::new(&config), &zoned), refused);
     }
 }

@@ -9,6 +9,7 @@ mod admin;
 mod feature;
 mod identify;
 mod log;
+mod namespaces;
 mod nvm;
 mod pending;
 mod queue;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kiovec::pci::Clock;
+use kiovec::spec::identify::{OAES_FIRMWARE_ACTIVATION, OAES_NAMESPACE_ATTRIBUTE};
 use kiovec::spec::log::AsyncEvent;
 use kiovec::spec::registers::{self, CSS_NVM, SHN_NONE, SHST_COMPLETE, SHST_NORMAL, SHST_OCCURRING};
 use kiovec::spec::{Aqa, Cap, Cc, Command, Completion, Crto, Csts, LogPage, Status};
@@ -29,7 +31,8 @@ use crate::counters::Counters;
 use crate::dma::{DSTRD, Dma, Doorbells, Fault};
 use crate::pci_config::{ConfigSpace, Effect};
 use feature::Features;
-use log::{ErrorLog, Events};
+pub use log::Health;
+use log::{Changed, ErrorLog, Events};
 use nvm::Nvm;
 use pending::Fetched;
 use queue::{BadDoorbell, CompletionQueue, SubmissionQueue};
@@ -90,6 +93,8 @@ pub(crate) struct Controller {
     features: Features,
     events: Events,
     errors: ErrorLog,
+    changed: Changed,
+    health: Health,
     nvm: Nvm,
     fetched: Fetched,
     counters: Counters,
@@ -129,6 +134,8 @@ impl Controller {
             features: Features::new(&config),
             events: Events::default(),
             errors: ErrorLog::default(),
+            changed: Changed::default(),
+            health: Health::default(),
             nvm: Nvm::new(&config),
             fetched,
             counters: Counters::default(),
@@ -198,6 +205,7 @@ impl Controller {
         self.queues_created = false;
         self.features = Features::new(&self.config);
         self.events = Events::default();
+        self.changed.clear();
         self.doorbells.clear();
         self.state = if self.csts.rdy() { State::Disabling } else { State::Disabled };
         self.csts = Csts::new().with_rdy(self.csts.rdy());
@@ -220,6 +228,59 @@ impl Controller {
         self.update_running();
     }
 
+    // What happens to a device without the host's doing, and what the host is told of it.
+
+    /// Gives a namespace another size. False if there is none, or it has that size.
+    pub(crate) fn resize(&mut self, nsid: u32, blocks: u64) -> bool {
+        let resized = self.nvm.resize(nsid, blocks);
+        if resized {
+            self.namespace_changed(nsid);
+        }
+        resized
+    }
+
+    /// Attaches or detaches a namespace. False if there is none, or it is so already.
+    pub(crate) fn attach(&mut self, nsid: u32, attached: bool) -> bool {
+        let changed = self.nvm.namespaces.attach(nsid, attached);
+        if changed {
+            self.namespace_changed(nsid);
+        }
+        changed
+    }
+
+    /// The Identify data of a namespace have changed.
+    pub(crate) fn namespace_changed(&mut self, nsid: u32) {
+        self.changed.add(nsid);
+        let info = AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED;
+        self.notice(OAES_NAMESPACE_ATTRIBUTE, info, LogPage::CHANGED_NAMESPACES);
+    }
+
+    pub(crate) fn activate_firmware(&mut self) {
+        let info = AsyncEvent::FIRMWARE_ACTIVATION_STARTING;
+        self.notice(OAES_FIRMWARE_ACTIVATION, info, LogPage::FIRMWARE_SLOT);
+    }
+
+    fn notice(&mut self, enabled_by: u32, info: u8, page: LogPage) {
+        if self.features.events() & enabled_by != 0 {
+            self.events.raise(AsyncEvent::new(AsyncEvent::TYPE_NOTICE, info, page));
+        }
+    }
+
+    pub(crate) fn set_health(&mut self, health: Health) {
+        let before = std::mem::replace(&mut self.health, health);
+        for event in health.events_since(&before, self.features.events() as u8) {
+            self.events.raise(event);
+        }
+    }
+
+    /// An event as it stands, whatever the host has asked for. One of an error has an entry in the log.
+    pub(crate) fn raise(&mut self, event: AsyncEvent) {
+        if event.event_type() == AsyncEvent::TYPE_ERROR {
+            self.errors.add_queue_error(0);
+        }
+        self.events.raise(event);
+    }
+
     // Registers.
 
     /// Length of BAR0.
@@ -232,6 +293,11 @@ impl Controller {
         if self.gone || !self.pci.decodes_memory() {
             return ONES;
         }
+        let value = self.register(offset);
+        self.fetched.register(offset, value)
+    }
+
+    fn register(&self, offset: u64) -> u32 {
         let half = |value: u64| (if offset.is_multiple_of(8) { value } else { value >> 32 }) as u32;
         match offset {
             registers::CAP | 0x04 => half(self.cap().into_bits()),

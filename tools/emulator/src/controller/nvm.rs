@@ -7,17 +7,21 @@ use kiovec::spec::identify::{ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_WRITE_Z
 use kiovec::spec::{Command, DsmRange, Status, io_opcode};
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::namespaces::Namespaces;
 use super::transfer::{Transfer, not_fused, unreachable_memory};
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::dma::{Dma, Want};
 use crate::media::Store;
 
+/// The largest namespace, as of the setting `size`.
+const MAX_BYTES: u64 = 1 << 52;
+
 /// All namespaces, and what commands may ask of them.
 #[derive(Debug)]
 pub(crate) struct Nvm {
     stores: Vec<Store>,
-    blocks: u64,
+    pub(crate) namespaces: Namespaces,
     block_shift: u32,
     /// MDTS in bytes.
     max_transfer: u64,
@@ -48,7 +52,7 @@ impl Nvm {
         let or_none = |limit: u64| if limit == 0 { u64::MAX } else { limit };
         Nvm {
             stores: (0..config.namespaces).map(|_| Store::new(config.media)).collect(),
-            blocks: config.blocks(),
+            namespaces: Namespaces::new(config),
             block_shift: config.block.trailing_zeros(),
             max_transfer: pages(config.mdts),
             max_zeroes: pages(config.wzsl),
@@ -91,8 +95,8 @@ impl Nvm {
 
     #[inline(always)]
     fn read(&mut self, dma: &Dma, command: &Command, counters: &mut Counters) -> Result<(), Status> {
-        let store = self.store(command)?;
-        let extent = self.data_extent(command)?;
+        let (store, blocks) = self.store(command)?;
+        let extent = self.data_extent(command, blocks)?;
         let runs = self.transfer.io(dma, command, extent.len, Want::Write)?;
         self.stores[store].read(extent.offset, dma, runs).map_err(unreachable_memory)?;
         counters.reads += 1;
@@ -102,8 +106,8 @@ impl Nvm {
 
     #[inline(always)]
     fn write(&mut self, dma: &Dma, command: &Command, counters: &mut Counters) -> Result<(), Status> {
-        let store = self.store(command)?;
-        let extent = self.data_extent(command)?;
+        let (store, blocks) = self.store(command)?;
+        let extent = self.data_extent(command, blocks)?;
         let runs = self.transfer.io(dma, command, extent.len, Want::Read)?;
         self.stores[store].write(extent.offset, dma, runs).map_err(unreachable_memory)?;
         counters.writes += 1;
@@ -118,8 +122,8 @@ impl Nvm {
     }
 
     fn compare(&mut self, dma: &Dma, command: &Command) -> Result<(), Status> {
-        let store = self.store(command)?;
-        let extent = self.data_extent(command)?;
+        let (store, blocks) = self.store(command)?;
+        let extent = self.data_extent(command, blocks)?;
         let runs = self.transfer.io(dma, command, extent.len, Want::Read)?;
         match self.stores[store].compare(extent.offset, dma, runs) {
             Ok(true) => Ok(()),
@@ -130,8 +134,8 @@ impl Nvm {
 
     fn write_zeroes(&mut self, command: &Command) -> Result<(), Status> {
         not_fused(command)?;
-        let store = self.store(command)?;
-        let extent = self.extent(command)?;
+        let (store, blocks) = self.store(command)?;
+        let extent = self.extent(command, blocks)?;
         if extent.len > self.max_zeroes {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
@@ -141,13 +145,13 @@ impl Nvm {
 
     fn dataset_management(&mut self, dma: &Dma, command: &Command) -> Result<(), Status> {
         not_fused(command)?;
-        let store = self.store(command)?;
+        let (store, blocks) = self.store(command)?;
         let count = (command.cdw10 & 0xff) + 1;
         if count > self.max_ranges {
             return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
         }
         let ranges = self.ranges(dma, command, count as usize)?;
-        self.check_ranges(&ranges)?;
+        self.check_ranges(&ranges, blocks)?;
         if command.cdw11 & DSM_DEALLOCATE != 0 {
             for range in &ranges {
                 let len = u64::from(range.length) << self.block_shift;
@@ -172,47 +176,52 @@ impl Nvm {
         Ok(ranges)
     }
 
-    fn check_ranges(&self, ranges: &[DsmRange]) -> Result<(), Status> {
+    fn check_ranges(&self, ranges: &[DsmRange], blocks: u64) -> Result<(), Status> {
         let total: u64 = ranges.iter().map(|range| u64::from(range.length)).sum();
         if total > self.max_total || ranges.iter().any(|range| range.length > self.max_range) {
             return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr());
         }
-        let fits = |range: &DsmRange| self.fits(range.slba, range.length.into());
-        if ranges.iter().all(fits) { Ok(()) } else { Err(Status::LBA_OUT_OF_RANGE.with_dnr()) }
+        let within = |range: &DsmRange| fits(range.slba, range.length.into(), blocks);
+        if ranges.iter().all(within) { Ok(()) } else { Err(Status::LBA_OUT_OF_RANGE.with_dnr()) }
     }
 
-    /// Which namespace a command is for.
+    /// Which namespace a command is for, and its size in blocks.
     #[inline]
-    fn store(&self, command: &Command) -> Result<usize, Status> {
-        let index = command.nsid.wrapping_sub(1) as usize;
-        if index < self.stores.len() {
-            Ok(index)
-        } else {
-            Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())
+    fn store(&self, command: &Command) -> Result<(usize, u64), Status> {
+        self.namespaces.active(command.nsid).ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())
+    }
+
+    /// Gives a namespace another size; what is cut off is lost. False if there is no such namespace, or
+    /// it has that size.
+    pub(crate) fn resize(&mut self, nsid: u32, blocks: u64) -> bool {
+        let resized = blocks <= MAX_BYTES >> self.block_shift && self.namespaces.resize(nsid, blocks);
+        if resized && let Some(store) = self.stores.get_mut(nsid as usize - 1) {
+            store.zero(blocks.saturating_mul(1 << self.block_shift), u64::MAX);
         }
+        resized
     }
 
     /// The blocks of a command that moves data.
     #[inline]
-    fn data_extent(&self, command: &Command) -> Result<Extent, Status> {
+    fn data_extent(&self, command: &Command, blocks: u64) -> Result<Extent, Status> {
         not_fused(command)?;
-        let extent = self.extent(command)?;
+        let extent = self.extent(command, blocks)?;
         if extent.len > self.max_transfer { Err(Status::INVALID_FIELD.with_dnr()) } else { Ok(extent) }
     }
 
     #[inline]
-    fn extent(&self, command: &Command) -> Result<Extent, Status> {
+    fn extent(&self, command: &Command, blocks: u64) -> Result<Extent, Status> {
         let (slba, count) = (command.slba(), u64::from(command.nlb()) + 1);
-        if !self.fits(slba, count) {
+        if !fits(slba, count, blocks) {
             return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
         }
         Ok(Extent { offset: slba << self.block_shift, len: count << self.block_shift })
     }
+}
 
-    #[inline]
-    fn fits(&self, slba: u64, count: u64) -> bool {
-        slba.checked_add(count).is_some_and(|end| end <= self.blocks)
-    }
+#[inline]
+fn fits(slba: u64, count: u64, blocks: u64) -> bool {
+    slba.checked_add(count).is_some_and(|end| end <= blocks)
 }
 
 #[cfg(test)]

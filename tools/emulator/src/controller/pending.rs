@@ -67,6 +67,16 @@ impl Fetched {
         self.plan.is_empty() && self.holds.is_empty() && self.pending.is_empty()
     }
 
+    /// Puts what the plan says into Identify data.
+    pub(super) fn overlay(&self, command: &Command, page: &mut [u8; 4096]) {
+        self.plan.overlay(command, page);
+    }
+
+    /// What a register reads as, by the plan.
+    pub(super) fn register(&self, offset: u64, value: u32) -> u32 {
+        self.plan.register(offset, value)
+    }
+
     /// All commands are forgotten.
     pub(super) fn clear(&mut self) {
         self.pending.clear();

@@ -6,6 +6,7 @@
 mod admin;
 mod bring_up;
 mod doorbells;
+mod events;
 mod faults;
 mod host;
 mod io;
