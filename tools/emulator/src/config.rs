@@ -548,7 +548,7 @@ mod tests {
             refused("block=513"),
             "block=513 is not possible; block is a power of two from 512 to 65536"
         );
-        assert_eq!(refused("media=tape"), "media=tape is not possible; media is null or ram");
+        assert_eq!(refused("media=tape"), "media=tape is not possible; media is null, ram or file:PATH");
         assert_eq!(refused("sgl=yes"), "sgl=yes is not possible; sgl is off, on or dword");
         assert_eq!(refused("queues=0"), "queues=0 is not possible; queues is a number from 1 to 1024");
         assert_eq!(refused("mdts=300"), "mdts=300 is not possible; mdts is a number from 0 (no limit) to 20");
