@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
@@ -16,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use zerocopy::IntoBytes;
 
-use super::{kiovec, stderr};
+use super::{kiovec, stderr, stdout};
 
 struct Serve {
     child: Child,
@@ -175,6 +176,66 @@ fn nothing_of_a_client_is_left() {
         assert!(serve.err().contains("has closed the connection"));
         assert_eq!(serve.files(), before);
     }
+}
+
+#[test]
+fn what_is_written_through_the_socket_is_read_through_it() {
+    let mut serve = Serve::new("emulated:size=16M,media=ram", "");
+    serve.out();
+    let device = format!("vfio-user:{}", serve.socket.display());
+    let output = kiovec(&format!("perf {device} -q 16 -w randrw -t 1 --verify --yes-destroy-data"));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains(" 0 wrong"), "{}", stdout(&output));
+    serve.signal(Signal::TERM);
+    let (success, rest) = serve.end();
+    assert!(success && rest.contains(" 0 errors"), "{rest}");
+}
+
+/// A server with a file, and a client that writes to it for longer than any test; it has begun.
+fn busy() -> (Serve, Child) {
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = dir.path().join("disk");
+    let mut serve = Serve::in_dir(dir, &format!("emulated:size=16M,media=file:{}", file.display()), "");
+    serve.out();
+    assert_eq!(fs::metadata(&file).unwrap().blocks(), 0);
+    let device = format!("vfio-user:{}", serve.socket.display());
+    let mut client = Command::new(env!("CARGO_BIN_EXE_kiovec"))
+        .args(["perf", &device, "-q", "32", "-t", "600", "-w", "randwrite", "--yes-destroy-data"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kiovec starts");
+    assert!(serve.err().contains("has connected"));
+    let end = Instant::now() + Duration::from_secs(30);
+    while fs::metadata(&file).unwrap().blocks() == 0 {
+        assert!(Instant::now() < end && client.try_wait().unwrap().is_none(), "nothing is written");
+        std::thread::yield_now();
+    }
+    (serve, client)
+}
+
+#[test]
+fn a_client_that_is_killed_leaves_a_clean_controller() {
+    let (mut serve, mut client) = busy();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert!(serve.err().contains("closed the connection"));
+    let after = serve.files();
+    let output = kiovec(&format!("identify vfio-user:{}", serve.socket.display()));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(serve.err().contains("client 2 (") && serve.err().contains("closed the connection"));
+    assert_eq!(serve.files(), after);
+}
+
+#[test]
+fn a_server_that_is_killed_ends_its_client_s_run_with_an_error() {
+    let (serve, mut client) = busy();
+    serve.signal(Signal::KILL);
+    let output = client.wait().unwrap();
+    let mut error = String::new();
+    client.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    assert_eq!(output.code(), Some(1), "{error}");
+    assert!(error.contains("vfio-user:"), "{error}");
 }
 
 #[test]
