@@ -118,10 +118,8 @@ impl Nvm {
         let store = self.store(command)?;
         let extent = self.data_extent(command)?;
         let runs = self.transfer.io(dma, command, extent.len, Want::Read)?;
-        self.stores[store].write(extent.offset, dma, runs)?;
-        if self.stores[store].is_file() && (self.write_through || command.cdw12 & RW_FUA != 0) {
-            self.stores[store].flush()?;
-        }
+        let durable = self.write_through || command.cdw12 & RW_FUA != 0;
+        self.stores[store].write(extent.offset, dma, runs, durable)?;
         counters.writes += 1;
         counters.blocks_written += u64::from(command.nlb()) + 1;
         Ok(())
