@@ -1,10 +1,13 @@
 //! What the client asks a server that does everything right.
 
+use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use kiovec::Error;
 use kiovec::memory::DmaSpace;
+use kiovec::memory::vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use kiovec::pci::vfio_user::{DoorbellPath, VfioUser};
 use kiovec::pci::{Address, Function};
 use rustix::fs::{SealFlags, fcntl_add_seals};
@@ -164,6 +167,36 @@ fn memory_without_a_file_is_refused() {
     server.end();
 }
 
+/// A guest's RAM goes with its own file, from where in the file it is.
+#[test]
+fn a_guests_memory_is_mapped_from_its_file() {
+    let ram = File::from(super::peer::file(3 << 20));
+    let inode = ram.metadata().unwrap().ino();
+    let region = (GuestAddress(0), 1 << 20, Some(FileOffset::new(ram, 2 << 20)));
+    let ram = GuestMemoryMmap::from_ranges_with_files([region]).unwrap();
+    let server = Server::start(move |mut peer| {
+        let mut memory = Memory::new();
+        let mut seen = false;
+        while let Some(request) = peer.next() {
+            if request.header.command == 2 {
+                let same = rustix::fs::fstat(&request.fds[0]).unwrap().st_ino == inode;
+                seen |= same
+                    && request.payload[8..16] == longs(&[2 << 20])
+                    && request.payload[24..] == longs(&[1 << 20]);
+            }
+            let answer = memory.answer(&request).unwrap();
+            peer.send(&answer.bytes, &answer.files);
+        }
+        seen
+    });
+    let space = DmaSpace::new().unwrap();
+    let function = server.open(LONG).unwrap();
+    let attachment = space.attach(function.domain()).unwrap();
+    let guest = space.register_guest(Arc::new(ram)).unwrap();
+    drop((guest, attachment, function));
+    assert!(server.end(), "its file, and the offset in it");
+}
+
 #[test]
 fn what_a_server_can_do_is_honoured() {
     for (json, says) in [
@@ -284,6 +317,21 @@ fn error_replies_keep_their_errno() {
         drop(function);
         server.end();
     }
+}
+
+/// The longest and the shortest time that there is.
+#[test]
+fn any_time_is_a_time() {
+    let server = Server::start(|peer| Memory::new().serve(peer));
+    let function = server.open(std::time::Duration::MAX).unwrap();
+    assert_eq!(function.read32(0).unwrap(), 0x0302_0100);
+    drop(function);
+    server.end();
+    let server = Server::start(|peer| Memory::new().serve(peer));
+    assert!(server.open(std::time::Duration::ZERO).is_err());
+    // Whether it connected or not: nobody else does.
+    drop(VfioUser::open(server.path()));
+    server.end();
 }
 
 /// Several threads at once: each gets its own reply.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-use super::connection::{Connection, DATA_XFER_SIZE, MSG_FDS};
+use super::connection::{Connection, DATA_XFER_SIZE, LONGEST, MSG_FDS};
 use super::message::{DmaAccess, Version, command};
 use super::socket::{Limits, Socket};
 use super::{Capabilities, MAX_VERSION_PAYLOAD};
@@ -57,8 +57,8 @@ fn stream(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // A server that accepts nobody while its queue is full must not keep us.
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
-    rustix::net::connect(&socket, &address)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout.min(LONGEST)))?;
+    rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
     Ok(UnixStream::from(socket))
 }
 

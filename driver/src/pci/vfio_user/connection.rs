@@ -22,6 +22,8 @@ use crate::{Error, Result};
 pub(super) const DATA_XFER_SIZE: usize = 1 << 20;
 /// Files that this end takes with one message.
 pub(super) const MSG_FDS: usize = 8;
+/// What a time-out is cut to.
+pub(super) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Requests of the server's that are served in a row while none of ours is under way.
 const SERVED_IN_A_ROW: usize = 64;
 
@@ -115,7 +117,7 @@ impl Connection {
             return;
         }
         let header = Header::command(channel.take_id(), command).without_reply();
-        let deadline = Instant::now() + self.timeout;
+        let deadline = after(self.timeout);
         if let Err(cause) = channel.send(header, payload, &[], deadline) {
             self.lose_in(&mut channel, format!("{} could not be sent: {cause}", command::name(command)));
         }
@@ -132,7 +134,7 @@ impl Connection {
         if self.is_lost() {
             return;
         }
-        if let Err(cause) = channel.serve_pending(Instant::now() + self.timeout) {
+        if let Err(cause) = channel.serve_pending(after(self.timeout)) {
             self.lose_in(&mut channel, cause);
         }
     }
@@ -184,7 +186,7 @@ impl Channel {
         fds: &[BorrowedFd<'_>],
         timeout: Duration,
     ) -> std::result::Result<Message, String> {
-        let deadline = Instant::now() + timeout;
+        let deadline = after(timeout);
         let name = command::name(command);
         let header = Header::command(self.take_id(), command);
         let late = |error: SocketError| match error {
@@ -281,6 +283,11 @@ impl Channel {
         self.mappings.write(access.address, data).map_err(errno)?;
         Ok((access, Vec::new()))
     }
+}
+
+/// The end of a time that begins now.
+fn after(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(LONGEST)
 }
 
 fn errno(denied: Denied) -> i32 {

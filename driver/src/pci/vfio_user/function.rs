@@ -28,7 +28,7 @@ use crate::{Error, Result};
 /// How large a list of areas may be.
 const REGION_INFO_BYTES: u32 = 4096;
 
-/// How long a server may take.
+/// How long a server may take, up to a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// From before a request is sent until its reply is there, whatever the server asks for meanwhile.
