@@ -16,6 +16,7 @@ use crate::controller::Health;
 use crate::counters::Counters;
 use crate::faults::{Commands, Faults};
 use crate::function::{EmulatedFunction, Shared};
+use crate::media::MediaError;
 
 /// Polls without work before the thread lets others run in between: some tens of microseconds.
 const SPIN: u32 = 2_000;
@@ -31,6 +32,9 @@ pub enum Error {
     /// The configuration is not possible.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// What the blocks are stored in cannot be used.
+    #[error(transparent)]
+    Media(#[from] MediaError),
     /// The thread could not be started, or not be pinned to its processor.
     #[error("cannot {what}: {source}")]
     Thread {
@@ -59,20 +63,18 @@ pub struct Emulator {
     thread: Option<Thread>,
 }
 
-struct Thread {
+/// The thread that runs a controller. Dropping it ends it.
+pub(crate) struct Thread {
     stop: Arc<AtomicBool>,
-    handle: JoinHandle<()>,
+    handle: Option<JoinHandle<()>>,
 }
 
-impl Emulator {
-    /// Starts a controller in a thread of its own.
-    pub fn spawn(config: Config) -> Result<Emulator, Error> {
-        config.check()?;
-        let core = config.core;
-        let shared = Arc::new(Shared::threaded(config));
+impl Thread {
+    /// Starts it, on a processor if that is wanted.
+    pub(crate) fn start(shared: &Arc<Shared>, core: Option<usize>) -> Result<Thread, Error> {
         let stop = Arc::new(AtomicBool::new(false));
         let (ready, started) = std::sync::mpsc::channel();
-        let (its_shared, its_stop) = (Arc::clone(&shared), Arc::clone(&stop));
+        let (its_shared, its_stop) = (Arc::clone(shared), Arc::clone(&stop));
         let body = move || {
             let pinned = core.map_or(Ok(()), pin);
             let failed = pinned.is_err();
@@ -89,14 +91,35 @@ impl Emulator {
             let what = format!("run the emulator on processor {}", core.unwrap_or_default());
             return Err(Error::Thread { what, source });
         }
-        Ok(Emulator::new(shared, Some(Thread { stop, handle })))
+        Ok(Thread { stop, handle: Some(handle) })
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(handle) = self.handle.take() {
+            // A thread that panicked has nothing more to say here.
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Emulator {
+    /// Starts a controller in a thread of its own.
+    pub fn spawn(config: Config) -> Result<Emulator, Error> {
+        config.check()?;
+        let core = config.core;
+        let shared = Arc::new(Shared::threaded(config)?);
+        let thread = Thread::start(&shared, core)?;
+        Ok(Emulator::new(shared, Some(thread)))
     }
 
     /// A controller that does something only in [`step`](Emulator::step), and when the driver
     /// waits for it ([`Function::pause`]). Its clock is virtual: the same calls have the same results.
     pub fn stepped(config: Config) -> Result<Emulator, Error> {
         config.check()?;
-        Ok(Emulator::new(Arc::new(Shared::stepped(config)), None))
+        Ok(Emulator::new(Arc::new(Shared::stepped(config)?), None))
     }
 
     fn new(shared: Arc<Shared>, thread: Option<Thread>) -> Emulator {
@@ -182,7 +205,7 @@ impl Emulator {
 
     /// Gives a namespace another number of blocks; what is cut off is lost. A host that wants to know is
     /// told (Namespace Attribute Changed). False, and nothing happens, if there is no such namespace, it
-    /// has that size, or that is more than 4096T.
+    /// has that size, that is more than 4096T, or more than it began with on the part of a file that it has.
     ///
     /// ```
     /// use kiovec::{Controller, memory::DmaSpace};
@@ -249,11 +272,7 @@ impl Emulator {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        if let Some(Thread { stop, handle }) = self.thread.take() {
-            stop.store(true, Ordering::Relaxed);
-            // A thread that panicked has nothing more to say here.
-            let _ = handle.join();
-        }
+        self.thread = None;
         self.shared.controller().remove();
     }
 }

@@ -46,6 +46,8 @@ pub(super) fn identify(
         Cns::COMMAND_SET_ACTIVE_NAMESPACES if csi == CSI_NVM => {
             bytes(&active_after(namespaces, command.nsid)?)
         }
+        Cns::INDEPENDENT_NAMESPACE if active => independent(),
+        Cns::INDEPENDENT_NAMESPACE => return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
         Cns::NAMESPACE_DESCRIPTORS => return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
         Cns::COMMAND_SET_NAMESPACE if csi == CSI_NVM => {
             return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
@@ -154,6 +156,13 @@ fn descriptors(nsid: u32) -> Box<[u8; 4096]> {
     page
 }
 
+/// What a namespace says whatever its command set: it is ready (NSTAT), and nothing else.
+fn independent() -> Box<[u8; 4096]> {
+    let mut page = zeros();
+    page[14] = 1;
+    page
+}
+
 fn eui64(nsid: u32) -> [u8; 8] {
     let mut id = [0; 8];
     id[..4].copy_from_slice(&EUI64);
@@ -224,7 +233,12 @@ mod tests {
     #[test]
     fn namespaces_that_are_not_there() {
         for nsid in [0, 3, NSID_ALL] {
-            for cns in [Cns::NAMESPACE, Cns::NAMESPACE_DESCRIPTORS, Cns::COMMAND_SET_NAMESPACE] {
+            for cns in [
+                Cns::NAMESPACE,
+                Cns::NAMESPACE_DESCRIPTORS,
+                Cns::COMMAND_SET_NAMESPACE,
+                Cns::INDEPENDENT_NAMESPACE,
+            ] {
                 assert_eq!(ask("namespaces=2", cns, nsid), Err(NO_NAMESPACE));
             }
         }
@@ -255,6 +269,14 @@ mod tests {
             NamespaceDescriptor::Csi(0),
         ];
         assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn a_namespace_is_ready_whatever_its_command_set() {
+        let page = ask("", Cns::INDEPENDENT_NAMESPACE, 1).unwrap();
+        // NSTAT.
+        assert_eq!(page.iter().position(|byte| *byte != 0), Some(14));
+        assert_eq!(page[14], 1);
     }
 
     #[test]

@@ -39,10 +39,11 @@ impl Namespaces {
         (nsid.saturating_add(1)..=self.all.len() as u32).filter(|nsid| self.active(*nsid).is_some())
     }
 
-    /// Gives a namespace another size. False if there is none, or it has that size.
-    pub(crate) fn resize(&mut self, nsid: u32, blocks: u64) -> bool {
-        let state = self.all.get_mut(Namespaces::index(nsid));
-        state.is_some_and(|state| std::mem::replace(&mut state.blocks, blocks) != blocks)
+    /// Gives a namespace another size, and returns the one it had. `None` if there is none, or it has that
+    /// size.
+    pub(crate) fn resize(&mut self, nsid: u32, blocks: u64) -> Option<u64> {
+        let state = self.all.get_mut(Namespaces::index(nsid)).filter(|state| state.blocks != blocks)?;
+        Some(std::mem::replace(&mut state.blocks, blocks))
     }
 
     /// Attaches or detaches a namespace. False if there is none, or it is so already.
