@@ -46,14 +46,7 @@ impl Store {
     }
 
     /// Reads what lies at `offset` into the host's memory.
-    #[inline(always)]
     pub(crate) fn read(&mut self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<(), Status> {
-        if matches!(self, Store::Null) { Ok(()) } else { self.read_stored(offset, dma, runs) }
-    }
-
-    /// Apart, for the speed of null media.
-    #[inline(never)]
-    fn read_stored(&mut self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<(), Status> {
         match self {
             Store::Null => Ok(()),
             Store::Ram(chunks) => each_piece(offset, runs, |chunk, at, iova, len| {
@@ -70,7 +63,6 @@ impl Store {
 
     /// Writes the host's memory to what lies at `offset`. If it is to be `durable`, it survives a loss of
     /// power when this returns, as far as the store can.
-    #[inline(always)]
     pub(crate) fn write(
         &mut self,
         offset: u64,
@@ -78,12 +70,6 @@ impl Store {
         runs: &[Run],
         durable: bool,
     ) -> Result<(), Status> {
-        if matches!(self, Store::Null) { Ok(()) } else { self.write_stored(offset, dma, runs, durable) }
-    }
-
-    /// Apart, for the speed of null media.
-    #[inline(never)]
-    fn write_stored(&mut self, offset: u64, dma: &Dma, runs: &[Run], durable: bool) -> Result<(), Status> {
         match self {
             Store::Null => Ok(()),
             Store::Ram(chunks) => each_piece(offset, runs, |chunk, at, iova, len| match iova {

@@ -277,7 +277,7 @@ mod tests {
         };
         assert_eq!(warnings(0, 0b1_1111, 0xff), [0, 1, 2]);
         assert_eq!(warnings(0, 0b1_1111, 0b1_1001), [0, 2]);
-        assert_eq!(warnings(0b1_1111, 0b1_1111, 0xff), []);
+        assert!(warnings(0b1_1111, 0b1_1111, 0xff).is_empty());
         assert_eq!(warnings(0b10, 0b110, 0xff), [0]);
     }
 

@@ -22,6 +22,8 @@ const MAX_BYTES: u64 = 1 << 52;
 pub(crate) struct Nvm {
     stores: Vec<Store>,
     pub(crate) namespaces: Namespaces,
+    /// Nothing is stored in any of them: reading and writing need no look at them.
+    null: bool,
     /// There is no volatile write cache, or it is off: what is written stays, whatever happens.
     write_through: bool,
     block_shift: u32,
@@ -53,6 +55,7 @@ impl Nvm {
         };
         let or_none = |limit: u64| if limit == 0 { u64::MAX } else { limit };
         Nvm {
+            null: stores.iter().all(|store| matches!(store, Store::Null)),
             stores,
             namespaces: Namespaces::new(config),
             write_through: !config.vwc,
@@ -87,15 +90,18 @@ impl Nvm {
     #[inline(always)]
     pub(crate) fn execute(&mut self, dma: &Dma, command: &Command, counters: &mut Counters) -> Status {
         let done = match command.opcode {
-            io_opcode::READ => self.read(dma, command, counters),
-            io_opcode::WRITE => self.write(dma, command, counters),
-            _ => self.execute_other(dma, command),
+            io_opcode::READ if self.null => self.read::<false>(dma, command, counters),
+            io_opcode::WRITE if self.null => self.write::<false>(dma, command, counters),
+            _ => self.execute_other(dma, command, counters),
         };
         done.err().unwrap_or(Status::SUCCESS)
     }
 
-    fn execute_other(&mut self, dma: &Dma, command: &Command) -> Result<(), Status> {
+    #[inline(never)]
+    fn execute_other(&mut self, dma: &Dma, command: &Command, counters: &mut Counters) -> Result<(), Status> {
         match command.opcode {
+            io_opcode::READ => self.read::<true>(dma, command, counters),
+            io_opcode::WRITE => self.write::<true>(dma, command, counters),
             io_opcode::FLUSH => self.flush(command),
             io_opcode::COMPARE if self.oncs & ONCS_COMPARE != 0 => self.compare(dma, command),
             io_opcode::WRITE_ZEROES if self.oncs & ONCS_WRITE_ZEROES != 0 => self.write_zeroes(command),
@@ -107,23 +113,37 @@ impl Nvm {
     }
 
     #[inline(always)]
-    fn read(&mut self, dma: &Dma, command: &Command, counters: &mut Counters) -> Result<(), Status> {
+    fn read<const STORED: bool>(
+        &mut self,
+        dma: &Dma,
+        command: &Command,
+        counters: &mut Counters,
+    ) -> Result<(), Status> {
         let (store, blocks) = self.store(command)?;
         let extent = self.data_extent(command, blocks)?;
         let runs = self.transfer.io(dma, command, extent.len, Want::Write)?;
-        self.stores[store].read(extent.offset, dma, runs)?;
+        if STORED {
+            self.stores[store].read(extent.offset, dma, runs)?;
+        }
         counters.reads += 1;
         counters.blocks_read += u64::from(command.nlb()) + 1;
         Ok(())
     }
 
     #[inline(always)]
-    fn write(&mut self, dma: &Dma, command: &Command, counters: &mut Counters) -> Result<(), Status> {
+    fn write<const STORED: bool>(
+        &mut self,
+        dma: &Dma,
+        command: &Command,
+        counters: &mut Counters,
+    ) -> Result<(), Status> {
         let (store, blocks) = self.store(command)?;
         let extent = self.data_extent(command, blocks)?;
         let runs = self.transfer.io(dma, command, extent.len, Want::Read)?;
-        let durable = self.write_through || command.cdw12 & RW_FUA != 0;
-        self.stores[store].write(extent.offset, dma, runs, durable)?;
+        if STORED {
+            let durable = self.write_through || command.cdw12 & RW_FUA != 0;
+            self.stores[store].write(extent.offset, dma, runs, durable)?;
+        }
         counters.writes += 1;
         counters.blocks_written += u64::from(command.nlb()) + 1;
         Ok(())
