@@ -465,6 +465,26 @@ pub static SERVED_MACHINES: &[Machine] = &[
         ],
         limit: Duration::from_secs(120),
     },
+    // Whatever the guest's kernel maps for a single I/O, QEMU maps for the server.
+    Machine {
+        name: "served-behind-iommu",
+        processors: 1,
+        iommu: Some(PLAIN_IOMMU),
+        controllers: &[&SERVED],
+        cases: &[
+            "modules-loaded",
+            "kernel-writes",
+            "many-at-once",
+            "kernel-writes-again",
+            "kiovec-reads-kernels-prp",
+            "kiovec-writes-prp",
+            "kiovec-writes-sgl",
+            "kernel-reads-kiovecs",
+            "no-nvme-complaints",
+            "no-dma-faults",
+        ],
+        limit: Duration::from_secs(180),
+    },
 ];
 
 /// The machine of that name.

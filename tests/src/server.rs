@@ -124,7 +124,7 @@ fn start_in(directory: &Path, program: &Path, controller: &Controller, log: &Pat
 fn settings(controller: &Controller) -> String {
     let (serial, count) = (controller.serial, controller.namespaces.len());
     let alike = controller.namespaces.first().map(|n| format!("size={},block={}", n.size, n.block));
-    format!("emulated:{},namespaces={count},media=ram,serial={serial}", alike.unwrap_or_default())
+    format!("emulated:{},namespaces={count},media=ram,sgl=on,serial={serial}", alike.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -136,7 +136,7 @@ mod tests {
     fn the_settings_say_what_the_guest_expects() {
         assert_eq!(
             settings(&SERVED),
-            "emulated:size=33554432,block=512,namespaces=2,media=ram,serial=KIOVECSERVED"
+            "emulated:size=33554432,block=512,namespaces=2,media=ram,sgl=on,serial=KIOVECSERVED"
         );
         let size = |n: &crate::machine::Namespace| (n.size, n.block);
         assert!(SERVED.namespaces.iter().all(|n| size(n) == size(&SERVED.namespaces[0])));
