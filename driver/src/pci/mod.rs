@@ -7,6 +7,7 @@
 mod address;
 mod doorbell;
 mod vfio;
+pub mod vfio_user;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

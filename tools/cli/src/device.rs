@@ -17,7 +17,7 @@ use crate::Result;
 
 /// What a command says that takes a device.
 pub const FORMS: &str = "0000:01:00.0 or 01:00.0 (a PCI function, see `kiovec list`), or \
-                         emulated[:size=1G,block=4096,media=null|ram,…] (a controller in this process), or layers \
+                         emulated[:size=1G,block=4096,media=null|ram|file:PATH,…] (a controller in this process), or layers \
                          on such devices, as in mirror(01:00.0,02:00.0)";
 
 /// What makes two devices of one, so that a device may be named twice.

@@ -21,6 +21,8 @@ pub enum Error {
     #[error(transparent)]
     Emulator(#[from] kiovec_emulator::Error),
     #[error(transparent)]
+    Serve(#[from] kiovec_emulator::ServeError),
+    #[error(transparent)]
     Setup(#[from] hugepage_setup::Error),
     /// An operating-system call failed.
     #[error("{what}: {source}")]

@@ -7,6 +7,7 @@ mod identify;
 mod list;
 mod output;
 mod perf;
+mod serve;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,8 @@ enum Command {
     Identify(identify::Options),
     /// Measure a namespace: reads, writes, or both, at a given depth for a given time.
     Perf(Box<perf::Options>),
+    /// Let drivers in other processes use an emulated controller, through a vfio-user socket.
+    Serve(Box<serve::Options>),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::List(options) => list::run(&options),
         Command::Identify(options) => identify::run(&options),
         Command::Perf(options) => perf::run(*options),
+        Command::Serve(options) => serve::run(*options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

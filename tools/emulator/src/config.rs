@@ -2,7 +2,10 @@
 //!
 //! Knows names and ranges of settings; must not know what the controller does with them.
 
+use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use kiovec::spec::Status;
@@ -11,13 +14,41 @@ use kiovec::spec::identify::{ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_SAVE_SE
 use crate::faults::{Commands, Effect, Fault, Faults};
 
 /// What the controller stores its blocks in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Media {
     /// Nothing: writes are dropped, and a read succeeds without touching memory. For speed.
     Null,
     /// Memory, allocated as it is written. Blocks never written or deallocated read as zeros.
     Ram,
+    /// A file or a block device, with all namespaces one after the other. A file is made, or made
+    /// longer, if it has to be. Nobody else can use it meanwhile (flock).
+    File(PathBuf),
 }
+
+impl FromStr for Media {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Media, ConfigError> {
+        match text.split_once(':') {
+            None if text == "null" => Ok(Media::Null),
+            None if text == "ram" => Ok(Media::Ram),
+            Some(("file", path)) if !path.is_empty() => Ok(Media::File(path.into())),
+            _ => Err(ConfigError::BadValue { key: "media", value: text.to_owned(), allowed: MEDIA }),
+        }
+    }
+}
+
+impl fmt::Display for Media {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Media::Null => f.write_str("null"),
+            Media::Ram => f.write_str("ram"),
+            Media::File(path) => write!(f, "file:{}", path.display()),
+        }
+    }
+}
+
+const MEDIA: &str = "null, ram or file:PATH";
 
 /// How the controller supports SGLs (Base 2.0, section 5.17.2.1, SGLS).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,17 +286,13 @@ const SETTINGS: &[Setting] = &[
     ),
     Setting {
         key: "media",
-        allowed: "null or ram",
+        allowed: MEDIA,
         set: |config, text| {
-            config.media = match text {
-                "null" => Media::Null,
-                "ram" => Media::Ram,
-                _ => return None,
-            };
+            config.media = text.parse().ok()?;
             Some(())
         },
         valid: |_| true,
-        get: |config| format!("{:?}", config.media).to_lowercase(),
+        get: |config| config.media.to_string(),
     },
     number!(namespaces, "a number from 1 to 1024", |_: &Config, n: u32| (1..=1024).contains(&n)),
     number!(mdts, "a number from 0 (no limit) to 20", |_: &Config, n: u8| n <= 20),
@@ -521,7 +548,7 @@ mod tests {
             refused("block=513"),
             "block=513 is not possible; block is a power of two from 512 to 65536"
         );
-        assert_eq!(refused("media=tape"), "media=tape is not possible; media is null or ram");
+        assert_eq!(refused("media=tape"), "media=tape is not possible; media is null, ram or file:PATH");
         assert_eq!(refused("sgl=yes"), "sgl=yes is not possible; sgl is off, on or dword");
         assert_eq!(refused("queues=0"), "queues=0 is not possible; queues is a number from 1 to 1024");
         assert_eq!(refused("mdts=300"), "mdts=300 is not possible; mdts is a number from 0 (no limit) to 20");

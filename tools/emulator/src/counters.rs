@@ -1,5 +1,7 @@
 //! What the controller has done so far, and what was done to it.
 
+use std::ops::AddAssign;
+
 /// Counts since the controller was made. Resets do not clear them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -57,4 +59,33 @@ pub struct FaultCounters {
     pub held: u64,
     /// Completions posted after that of a command fetched later from the same queue.
     pub overtaken: u64,
+}
+
+/// Adds what another controller has done.
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Counters) {
+        let Counters { faults, .. } = other;
+        self.admin_commands += other.admin_commands;
+        self.io_commands += other.io_commands;
+        self.reads += other.reads;
+        self.writes += other.writes;
+        self.blocks_read += other.blocks_read;
+        self.blocks_written += other.blocks_written;
+        self.completions += other.completions;
+        self.errors += other.errors;
+        self.sq_doorbells += other.sq_doorbells;
+        self.cq_doorbells += other.cq_doorbells;
+        self.bad_doorbells += other.bad_doorbells;
+        self.full_queues += other.full_queues;
+        self.resets += other.resets;
+        self.faults.errors += faults.errors;
+        self.faults.delayed += faults.delayed;
+        self.faults.dropped += faults.dropped;
+        self.faults.doubled += faults.doubled;
+        self.faults.corrupted += faults.corrupted;
+        self.faults.fatal += faults.fatal;
+        self.faults.unplugged += faults.unplugged;
+        self.faults.held += faults.held;
+        self.faults.overtaken += faults.overtaken;
+    }
 }

@@ -1,6 +1,6 @@
-//! Memory that host and controller share: what the host mapped for DMA, and the doorbells.
+//! Memory that the host mapped for DMA.
 //!
-//! The only module with unsafe code. It upholds one rule: host memory is reached through the table
+//! It upholds one rule: host memory is reached through the table
 //! of mappings and nothing else, and a reference into it lives no longer than a borrow of the
 //! table, so that an unmapping, which borrows it mutably, leaves none behind. Knows addresses and
 //! rights; must not know queues or commands.
@@ -10,10 +10,11 @@ use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiovec::memory::{Access, Mapping};
-use kiovec::pci::DoorbellPage;
+
+use crate::mapped_file::MappedFile;
 
 /// An access to an address that is not mapped, or not for this kind of access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,8 @@ struct Entry {
     end: u64,
     memory: NonNull<u8>,
     access: Access,
+    /// What is behind the memory, if it is a socket peer's file.
+    file: Option<Arc<MappedFile>>,
 }
 
 // SAFETY: the memory of a mapping may be used by any thread from `map` to `unmap` (the contract of
@@ -81,18 +84,47 @@ impl Dma {
 
     /// Lets the controller reach the memory of a mapping, until [`unmap`](Dma::unmap).
     pub(crate) fn map(&mut self, mapping: &Mapping<'_>) -> Result<(), MapError> {
-        let Some(end) = mapping.iova().checked_add(mapping.len()) else { return Err(MapError::Misaligned) };
-        let memory = mapping.memory();
-        let odd = (mapping.iova() | mapping.len() | memory.addr().get() as u64) % 4096;
-        if odd != 0 || mapping.len() == 0 {
+        let (iova, memory, access) = (mapping.iova(), mapping.memory(), mapping.access());
+        self.insert(mapping.len(), Entry { iova, end: iova, memory, access, file: None })
+    }
+
+    /// Lets the controller reach a socket peer's file, until [`unmap`](Dma::unmap), which lets go of it.
+    pub(crate) fn map_file(
+        &mut self,
+        iova: u64,
+        file: Arc<MappedFile>,
+        access: Access,
+    ) -> Result<(), MapError> {
+        let (len, memory) = (file.len() as u64, file.memory());
+        self.insert(len, Entry { iova, end: iova, memory, access, file: Some(file) })
+    }
+
+    /// Adds an entry; its end is filled in.
+    fn insert(&mut self, len: u64, entry: Entry) -> Result<(), MapError> {
+        let Some(end) = entry.iova.checked_add(len) else { return Err(MapError::Misaligned) };
+        let odd = (entry.iova | len | entry.memory.addr().get() as u64) % 4096;
+        if odd != 0 || len == 0 {
             return Err(MapError::Misaligned);
         }
-        let at = self.entries.partition_point(|entry| entry.end <= mapping.iova());
+        let at = self.entries.partition_point(|before| before.end <= entry.iova);
         if self.entries.get(at).is_some_and(|next| next.iova < end) {
             return Err(MapError::Overlap);
         }
-        self.entries.insert(at, Entry { iova: mapping.iova(), end, memory, access: mapping.access() });
+        self.entries.insert(at, Entry { end, ..entry });
         Ok(())
+    }
+
+    /// After a copy: whether it went through memory that is there. A peer may truncate its file at any
+    /// time; what was copied then is zeros.
+    #[inline]
+    fn still_there(&self, losses: u64) -> Result<(), Fault> {
+        if MappedFile::losses() == losses { Ok(()) } else { self.check_files() }
+    }
+
+    #[cold]
+    fn check_files(&self) -> Result<(), Fault> {
+        let lost = |entry: &Entry| entry.file.as_ref().is_some_and(|file| file.is_lost());
+        if self.entries.iter().any(lost) { Err(Fault) } else { Ok(()) }
     }
 
     /// Ends a mapping. No reference and no usable window into it is left.
@@ -131,31 +163,37 @@ impl Dma {
 
     /// Copies from the host.
     pub(crate) fn read(&self, iova: u64, to: &mut [u8]) -> Result<(), Fault> {
+        let losses = MappedFile::losses();
         self.pieces(iova, to.len() as u64, Want::Read, |memory, at, len| {
             let to = &mut to[at..at + len];
             // SAFETY: `pieces` found `len` mapped bytes at `memory`; `to` is memory of our own. The
             // host does not write what a command reads while the command is in flight.
             unsafe { std::ptr::copy_nonoverlapping(memory.as_ptr(), to.as_mut_ptr(), len) }
-        })
+        })?;
+        self.still_there(losses)
     }
 
     /// Copies to the host.
     pub(crate) fn write(&self, iova: u64, from: &[u8]) -> Result<(), Fault> {
+        let losses = MappedFile::losses();
         self.pieces(iova, from.len() as u64, Want::Write, |memory, at, len| {
             let from = &from[at..at + len];
             // SAFETY: `pieces` found `len` mapped, writable bytes at `memory`; `from` is memory of
             // our own. The host does not touch what a command writes while it is in flight.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), memory.as_ptr(), len) }
-        })
+        })?;
+        self.still_there(losses)
     }
 
     /// Writes zeros to the host.
     pub(crate) fn zero(&self, iova: u64, len: u64) -> Result<(), Fault> {
+        let losses = MappedFile::losses();
         self.pieces(iova, len, Want::Write, |memory, _, len| {
             // SAFETY: `pieces` found `len` mapped, writable bytes at `memory`. The host does not
             // touch what a command writes while it is in flight.
             unsafe { std::ptr::write_bytes(memory.as_ptr(), 0, len) }
-        })
+        })?;
+        self.still_there(losses)
     }
 
     /// 64-bit words of the host's, at an address that is a multiple of 8 and within one mapping.
@@ -252,76 +290,6 @@ impl fmt::Debug for Window {
     }
 }
 
-/// CAP.DSTRD of this controller: a doorbell every 64 bytes, so that no two share a cache line.
-pub(crate) const DSTRD: u8 = 4;
-
-/// A cache line with one doorbell register, at its start.
-#[repr(C, align(64))]
-#[derive(Default)]
-struct Line {
-    cells: [AtomicU32; 16],
-}
-
-const _: () = assert!(size_of::<Line>() == 4 << DSTRD);
-
-/// The doorbell registers, plain memory to both sides.
-pub(crate) struct Doorbells {
-    lines: Box<[Line]>,
-}
-
-impl Doorbells {
-    /// The doorbells of queues 0 to `queues`, in whole pages.
-    pub(crate) fn new(queues: u16) -> Arc<Doorbells> {
-        let lines = (2 * (usize::from(queues) + 1)).next_multiple_of(4096 / size_of::<Line>());
-        Arc::new(Doorbells { lines: std::iter::repeat_with(Line::default).take(lines).collect() })
-    }
-
-    /// Length in bytes.
-    pub(crate) fn len(&self) -> u64 {
-        size_of_val(&*self.lines) as u64
-    }
-
-    /// What a driver gets to see of them. `len` is at most their length.
-    pub(crate) fn page(self: &Arc<Self>, len: u64) -> DoorbellPage {
-        let base = NonNull::from(&*self.lines).cast();
-        let owner: Arc<Doorbells> = Arc::clone(self);
-        // SAFETY: the lines are `len` bytes of AtomicU32 or more, which never move, and which the owner keeps.
-        unsafe { DoorbellPage::new(base, len.min(self.len()), owner) }
-    }
-
-    /// The tail doorbell of a submission queue.
-    #[inline(always)]
-    pub(crate) fn tail(&self, qid: u16) -> &AtomicU32 {
-        &self.lines[2 * usize::from(qid)].cells[0]
-    }
-
-    /// The head doorbell of a completion queue.
-    #[inline(always)]
-    pub(crate) fn head(&self, qid: u16) -> &AtomicU32 {
-        &self.lines[2 * usize::from(qid) + 1].cells[0]
-    }
-
-    /// The register at a byte offset, where there is one.
-    pub(crate) fn at(&self, offset: u64) -> Option<&AtomicU32> {
-        let line = size_of::<Line>() as u64;
-        let index = offset.is_multiple_of(line).then_some(offset / line)?;
-        Some(&self.lines.get(usize::try_from(index).ok()?)?.cells[0])
-    }
-
-    /// Sets all of them to 0.
-    pub(crate) fn clear(&self) {
-        for line in &self.lines {
-            line.cells[0].store(0, Ordering::Relaxed);
-        }
-    }
-}
-
-impl fmt::Debug for Doorbells {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Doorbells({} bytes)", self.len())
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -347,7 +315,7 @@ pub(crate) mod tests {
         pub(crate) fn map(&self, dma: &mut Dma, access: Access) {
             let (iova, end) = (self.iova, self.iova + 4096 * self.pages.len() as u64);
             let at = dma.entries.partition_point(|entry| entry.end <= iova);
-            dma.entries.insert(at, Entry { iova, end, memory: self.pages.cast(), access });
+            dma.entries.insert(at, Entry { iova, end, memory: self.pages.cast(), access, file: None });
         }
 
         pub(crate) fn read(&self, offset: usize, len: usize) -> Vec<u8> {
@@ -433,20 +401,5 @@ pub(crate) mod tests {
         assert_eq!(dma.unmap(0x10000, 8192), Err(MapError::Missing));
         dma.unmap(0x10000, 4096).unwrap();
         assert_eq!(dma.renew(&mut window), Err(Fault));
-    }
-
-    #[test]
-    fn doorbells_have_a_cache_line_each() {
-        let doorbells = Doorbells::new(4);
-        assert_eq!(doorbells.len(), 4096);
-        let page = doorbells.page(4096);
-        page.doorbell(kiovec::spec::registers::sq_tail_doorbell(3, DSTRD)).unwrap().ring(9);
-        page.doorbell(kiovec::spec::registers::cq_head_doorbell(3, DSTRD)).unwrap().ring(8);
-        assert_eq!(doorbells.tail(3).load(Ordering::Acquire), 9);
-        assert_eq!(doorbells.head(3).load(Ordering::Acquire), 8);
-        assert_eq!(doorbells.at(6 * 64).unwrap().load(Ordering::Relaxed), 9);
-        assert!(doorbells.at(4).is_none() && doorbells.at(4096).is_none());
-        doorbells.clear();
-        assert_eq!(doorbells.tail(3).load(Ordering::Relaxed), 0);
     }
 }

@@ -15,6 +15,7 @@ use crate::config::{Config, ConfigError};
 use crate::counters::Counters;
 use crate::faults::{Commands, Faults};
 use crate::function::{EmulatedFunction, Shared};
+use crate::media::MediaError;
 
 /// Polls without work before the thread lets others run in between: some tens of microseconds.
 const SPIN: u32 = 2_000;
@@ -30,6 +31,9 @@ pub enum Error {
     /// The configuration is not possible.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// What the blocks are stored in cannot be used.
+    #[error(transparent)]
+    Media(#[from] MediaError),
     /// The thread could not be started, or not be pinned to its processor.
     #[error("cannot {what}: {source}")]
     Thread {
@@ -58,20 +62,18 @@ pub struct Emulator {
     thread: Option<Thread>,
 }
 
-struct Thread {
+/// The thread that runs a controller. Dropping it ends it.
+pub(crate) struct Thread {
     stop: Arc<AtomicBool>,
-    handle: JoinHandle<()>,
+    handle: Option<JoinHandle<()>>,
 }
 
-impl Emulator {
-    /// Starts a controller in a thread of its own.
-    pub fn spawn(config: Config) -> Result<Emulator, Error> {
-        config.check()?;
-        let core = config.core;
-        let shared = Arc::new(Shared::threaded(config));
+impl Thread {
+    /// Starts it, on a processor if that is wanted.
+    pub(crate) fn start(shared: &Arc<Shared>, core: Option<usize>) -> Result<Thread, Error> {
         let stop = Arc::new(AtomicBool::new(false));
         let (ready, started) = std::sync::mpsc::channel();
-        let (its_shared, its_stop) = (Arc::clone(&shared), Arc::clone(&stop));
+        let (its_shared, its_stop) = (Arc::clone(shared), Arc::clone(&stop));
         let body = move || {
             let pinned = core.map_or(Ok(()), pin);
             let failed = pinned.is_err();
@@ -88,14 +90,35 @@ impl Emulator {
             let what = format!("run the emulator on processor {}", core.unwrap_or_default());
             return Err(Error::Thread { what, source });
         }
-        Ok(Emulator::new(shared, Some(Thread { stop, handle })))
+        Ok(Thread { stop, handle: Some(handle) })
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(handle) = self.handle.take() {
+            // A thread that panicked has nothing more to say here.
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Emulator {
+    /// Starts a controller in a thread of its own.
+    pub fn spawn(config: Config) -> Result<Emulator, Error> {
+        config.check()?;
+        let core = config.core;
+        let shared = Arc::new(Shared::threaded(config)?);
+        let thread = Thread::start(&shared, core)?;
+        Ok(Emulator::new(shared, Some(thread)))
     }
 
     /// A controller that does something only in [`step`](Emulator::step), and when the driver
     /// waits for it ([`Function::pause`]). Its clock is virtual: the same calls have the same results.
     pub fn stepped(config: Config) -> Result<Emulator, Error> {
         config.check()?;
-        Ok(Emulator::new(Arc::new(Shared::stepped(config)), None))
+        Ok(Emulator::new(Arc::new(Shared::stepped(config)?), None))
     }
 
     fn new(shared: Arc<Shared>, thread: Option<Thread>) -> Emulator {
@@ -193,11 +216,7 @@ impl Emulator {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        if let Some(Thread { stop, handle }) = self.thread.take() {
-            stop.store(true, Ordering::Relaxed);
-            // A thread that panicked has nothing more to say here.
-            let _ = handle.join();
-        }
+        self.thread = None;
         self.shared.controller().remove();
     }
 }

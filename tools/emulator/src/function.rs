@@ -15,6 +15,8 @@ use kiovec::{Error, Result};
 
 use crate::config::Config;
 use crate::controller::Controller;
+use crate::doorbells::Doorbells;
+use crate::media::{MediaError, Store};
 
 /// Interrupt messages of x86: no memory is mapped there.
 const MSI_WINDOW: RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
@@ -34,24 +36,30 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// A controller that is stepped by its caller.
-    pub(crate) fn stepped(config: Config) -> Shared {
+    pub(crate) fn stepped(config: Config) -> std::result::Result<Shared, MediaError> {
+        let stores = Store::open(&config)?;
+        let doorbells = Doorbells::new(config.queues);
         let time = Arc::new(AtomicU64::new(0));
-        Shared::new(config, Clock::Virtual(Arc::clone(&time)), Some(time), 1)
+        let clock = Clock::Virtual(Arc::clone(&time));
+        let names = (config.name.clone(), config.iova_bits);
+        Ok(Shared::new(names, Some(time), Controller::new(config, clock, 1, doorbells, stores)))
     }
 
     /// A controller that has a thread of its own.
-    pub(crate) fn threaded(config: Config) -> Shared {
-        Shared::new(config, Clock::Monotonic, None, 1024)
+    pub(crate) fn threaded(config: Config) -> std::result::Result<Shared, MediaError> {
+        let stores = Store::open(&config)?;
+        let doorbells = Doorbells::new(config.queues);
+        Ok(Shared::served(config, doorbells, stores))
     }
 
-    fn new(config: Config, clock: Clock, time: Option<Arc<AtomicU64>>, scan_interval: u32) -> Shared {
-        Shared {
-            name: config.name.clone(),
-            iova_bits: config.iova_bits,
-            time,
-            controller: Mutex::new(Controller::new(config, clock, scan_interval)),
-            waiting: AtomicU32::new(0),
-        }
+    /// The same, with given doorbells and contents.
+    pub(crate) fn served(config: Config, doorbells: Arc<Doorbells>, stores: Vec<Store>) -> Shared {
+        let names = (config.name.clone(), config.iova_bits);
+        Shared::new(names, None, Controller::new(config, Clock::Monotonic, 1024, doorbells, stores))
+    }
+
+    fn new((name, iova_bits): (String, u8), time: Option<Arc<AtomicU64>>, controller: Controller) -> Shared {
+        Shared { name, iova_bits, time, controller: Mutex::new(controller), waiting: AtomicU32::new(0) }
     }
 
     /// The controller, for a caller.

@@ -1,4 +1,4 @@
-//! A software NVMe controller: in its own thread, or stepped in the caller's.
+//! A software NVMe controller: in its own thread, stepped in the caller's, or behind a socket.
 //!
 //! It behaves as the specifications say (NVMe Base 2.0, NVM Command Set 1.0, PCIe Transport 1.0)
 //! and is as strict as hardware: every DMA address is checked against what was mapped and for
@@ -8,13 +8,19 @@
 //! | module | knows |
 //! |---|---|
 //! | `config` | settings as values and as text |
-//! | `dma` | memory shared with the host: the IOVA table and the doorbells; all unsafe code |
+//! | `dma` | memory that the host mapped: the IOVA table |
+//! | `doorbells` | the doorbell registers, which host and controller share |
+//! | `mapped_file` | files of a socket peer, and what happens when one is truncated |
 //! | `faults` | what goes wrong, as data |
 //! | `media` | what blocks are stored in |
+//! | `msix` | interrupt vectors |
 //! | `pci_config` | configuration space |
 //! | `controller` | the state machine: registers, queues, Admin and NVM commands |
 //! | `function` | the controller as the driver sees it |
 //! | `emulator` | threads, steps and time |
+//! | `serve` | the controller behind a vfio-user socket |
+//!
+//! Unsafe code is in `dma`, `doorbells` and `mapped_file`.
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
@@ -23,13 +29,22 @@ mod controller;
 mod counters;
 #[allow(unsafe_code)]
 mod dma;
+#[allow(unsafe_code)]
+mod doorbells;
 mod emulator;
 mod faults;
 mod function;
+#[allow(unsafe_code)]
+mod mapped_file;
 mod media;
+mod msix;
 mod pci_config;
+mod serve;
 
 pub use config::{Config, ConfigError, Media, Sgl};
 pub use counters::{Counters, FaultCounters};
 pub use emulator::{Emulator, Error};
 pub use faults::{Commands, Effect, Fault, Faults};
+pub use mapped_file::SigbusHandler;
+pub use media::MediaError;
+pub use serve::{Connection, End, ServeError, Server, Stopper};

@@ -2,9 +2,18 @@
 //!
 //! Knows bytes at offsets and runs of host memory; must not know commands.
 
-use crate::config::Media;
-use crate::controller::Run;
-use crate::dma::{Dma, Fault};
+use std::sync::Arc;
+
+use kiovec::spec::Status;
+
+use crate::config::{Config, Media};
+use crate::controller::{Run, unreachable_memory};
+use crate::dma::Dma;
+use file::{Disk, Part};
+
+mod file;
+
+pub use file::MediaError;
 
 /// What is allocated at a time.
 const CHUNK: usize = 1 << 20;
@@ -16,51 +25,73 @@ pub(crate) enum Store {
     Null,
     /// Chunks, where there is anything but zeros.
     Ram(Vec<Option<Box<[u8]>>>),
+    /// A part of a file.
+    File(Part),
 }
 
 impl Store {
-    pub(crate) fn new(media: Media) -> Store {
-        match media {
-            Media::Null => Store::Null,
-            Media::Ram => Store::Ram(Vec::new()),
-        }
+    /// Opens what all namespaces are stored in.
+    pub(crate) fn open(config: &Config) -> Result<Vec<Store>, MediaError> {
+        let namespaces = 0..u64::from(config.namespaces);
+        Ok(match &config.media {
+            Media::Null => namespaces.map(|_| Store::Null).collect(),
+            Media::Ram => namespaces.map(|_| Store::Ram(Vec::new())).collect(),
+            Media::File(path) => {
+                let disk = Arc::new(Disk::open(path, config.size, config.namespaces)?);
+                namespaces.map(|index| Store::File(Part::new(&disk, index * config.size))).collect()
+            }
+        })
+    }
+
+    #[inline]
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(self, Store::File(_))
     }
 
     /// Reads what lies at `offset` into the host's memory.
     #[inline]
-    pub(crate) fn read(&self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<(), Fault> {
+    pub(crate) fn read(&mut self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<(), Status> {
         match self {
             Store::Null => Ok(()),
             Store::Ram(chunks) => each_piece(offset, runs, |chunk, at, iova, len| {
                 let Some(iova) = iova else { return Ok(()) };
-                match chunks.get(chunk).and_then(Option::as_deref) {
+                let copied = match chunks.get(chunk).and_then(Option::as_deref) {
                     Some(bytes) => dma.write(iova, &bytes[at..at + len]),
                     None => dma.zero(iova, len as u64),
-                }
+                };
+                copied.map_err(unreachable_memory)
             }),
+            Store::File(part) => part.read(offset, dma, runs),
         }
     }
 
     /// Writes the host's memory to what lies at `offset`.
     #[inline]
-    pub(crate) fn write(&mut self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<(), Fault> {
+    pub(crate) fn write(&mut self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<(), Status> {
         match self {
             Store::Null => Ok(()),
             Store::Ram(chunks) => each_piece(offset, runs, |chunk, at, iova, len| match iova {
-                Some(iova) => dma.read(iova, &mut allocated(chunks, chunk)[at..at + len]),
+                Some(iova) => {
+                    dma.read(iova, &mut allocated(chunks, chunk)[at..at + len]).map_err(unreachable_memory)
+                }
                 None => Ok(()),
             }),
+            Store::File(part) => part.write(offset, dma, runs),
         }
     }
 
     /// Whether the host's memory is equal to what lies at `offset`.
-    pub(crate) fn compare(&self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<bool, Fault> {
-        let Store::Ram(chunks) = self else { return Ok(true) };
+    pub(crate) fn compare(&mut self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<bool, Status> {
+        let chunks = match self {
+            Store::Null => return Ok(true),
+            Store::Ram(chunks) => chunks,
+            Store::File(part) => return part.compare(offset, dma, runs),
+        };
         let mut equal = true;
         each_piece(offset, runs, |chunk, at, iova, len| {
             let Some(iova) = iova else { return Ok(()) };
             let mut theirs = vec![0; len];
-            dma.read(iova, &mut theirs)?;
+            dma.read(iova, &mut theirs).map_err(unreachable_memory)?;
             equal &= match chunks.get(chunk).and_then(Option::as_deref) {
                 Some(ours) => ours[at..at + len] == theirs,
                 None => theirs.iter().all(|byte| *byte == 0),
@@ -71,20 +102,46 @@ impl Store {
     }
 
     /// Makes a range read as zeros.
-    pub(crate) fn zero(&mut self, offset: u64, len: u64) {
-        let Store::Ram(chunks) = self else { return };
-        let end = offset.saturating_add(len).min((chunks.len() * CHUNK) as u64) as usize;
-        let mut next = usize::try_from(offset).unwrap_or(usize::MAX);
-        while next < end {
-            let (chunk, at) = (next / CHUNK, next % CHUNK);
-            let piece = (CHUNK - at).min(end - next);
-            match &mut chunks[chunk] {
-                whole if piece == CHUNK => *whole = None,
-                Some(bytes) => bytes[at..at + piece].fill(0),
-                None => {}
+    pub(crate) fn zero(&mut self, offset: u64, len: u64) -> Result<(), Status> {
+        match self {
+            Store::Null => Ok(()),
+            Store::Ram(chunks) => {
+                zero_chunks(chunks, offset, len);
+                Ok(())
             }
-            next += piece;
+            Store::File(part) => part.zero(offset, len),
         }
+    }
+
+    /// Makes a range read as zeros, or leaves it alone where that would take writing them.
+    pub(crate) fn deallocate(&mut self, offset: u64, len: u64) -> Result<(), Status> {
+        match self {
+            Store::File(part) => part.deallocate(offset, len).map(|_| ()),
+            _ => self.zero(offset, len),
+        }
+    }
+
+    /// What was written survives a loss of power from now on, as far as the store can.
+    pub(crate) fn flush(&self) -> Result<(), Status> {
+        match self {
+            Store::File(part) => part.flush(),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn zero_chunks(chunks: &mut [Option<Box<[u8]>>], offset: u64, len: u64) {
+    let end = offset.saturating_add(len).min((chunks.len() * CHUNK) as u64) as usize;
+    let mut next = usize::try_from(offset).unwrap_or(usize::MAX);
+    while next < end {
+        let (chunk, at) = (next / CHUNK, next % CHUNK);
+        let piece = (CHUNK - at).min(end - next);
+        match &mut chunks[chunk] {
+            whole if piece == CHUNK => *whole = None,
+            Some(bytes) => bytes[at..at + piece].fill(0),
+            None => {}
+        }
+        next += piece;
     }
 }
 
@@ -99,8 +156,8 @@ fn allocated(chunks: &mut Vec<Option<Box<[u8]>>>, chunk: usize) -> &mut [u8] {
 fn each_piece(
     offset: u64,
     runs: &[Run],
-    mut each: impl FnMut(usize, usize, Option<u64>, usize) -> Result<(), Fault>,
-) -> Result<(), Fault> {
+    mut each: impl FnMut(usize, usize, Option<u64>, usize) -> Result<(), Status>,
+) -> Result<(), Status> {
     let mut next = offset;
     for run in runs {
         let mut done = 0;
@@ -126,7 +183,7 @@ mod tests {
         let host = HostMemory::new(0x10000, 4, 0xaa);
         let mut dma = Dma::new();
         host.map(&mut dma, Access::ReadWrite);
-        let mut store = Store::new(Media::Ram);
+        let mut store = Store::Ram(Vec::new());
         let at = |iova, len| [Run { iova: Some(iova), len }];
         // Across the joint of two chunks.
         store.write((1 << 20) - 512, &dma, &at(0x10000, 1024)).unwrap();
@@ -137,7 +194,7 @@ mod tests {
         assert_eq!(store.compare((1 << 20) - 512, &dma, &at(0x10000, 1024)), Ok(true));
         assert_eq!(store.compare(1 << 20, &dma, &at(0x10000, 1024)), Ok(false));
         assert_eq!(store.compare(1 << 30, &dma, &at(0x11000, 512)), Ok(true));
-        assert_eq!(store.read(0, &dma, &at(0x14000, 1)), Err(Fault));
+        assert_eq!(store.read(0, &dma, &at(0x14000, 1)), Err(Status::DATA_TRANSFER_ERROR));
     }
 
     #[test]
@@ -145,16 +202,16 @@ mod tests {
         let host = HostMemory::new(0x10000, 1, 0xaa);
         let mut dma = Dma::new();
         host.map(&mut dma, Access::ReadWrite);
-        let mut store = Store::new(Media::Ram);
+        let mut store = Store::Ram(Vec::new());
         for chunk in 0..3 {
             store.write(chunk << 20, &dma, &[Run { iova: Some(0x10000), len: 4096 }]).unwrap();
         }
-        store.zero(2048, (2 << 20) - 2048 + 512);
+        store.zero(2048, (2 << 20) - 2048 + 512).unwrap();
         let Store::Ram(chunks) = &store else { unreachable!() };
         assert!(chunks[0].is_some() && chunks[1].is_none());
         assert_eq!(chunks[0].as_ref().unwrap()[2047..2049], [0xaa, 0]);
         assert_eq!(chunks[2].as_ref().unwrap()[511..513], [0, 0xaa]);
-        store.zero(0, u64::MAX);
-        store.zero(u64::MAX, u64::MAX);
+        store.zero(0, u64::MAX).unwrap();
+        store.zero(u64::MAX, u64::MAX).unwrap();
     }
 }

@@ -65,11 +65,13 @@ impl Controller {
         if entries < 2 || entries > u32::from(self.config.mqes) + 1 || self.cc.iocqes() == 0 {
             return Err(Status::INVALID_QUEUE_SIZE.with_dnr());
         }
-        if command.cdw11 & CQ_IEN != 0 && command.cdw11 >> 16 != 0 {
+        let vector = (command.cdw11 & CQ_IEN != 0).then_some((command.cdw11 >> 16) as u16);
+        if vector.is_some_and(|vector| vector >= self.interrupts.layout().vectors) {
             return Err(Status::INVALID_INTERRUPT_VECTOR.with_dnr());
         }
         let iova = self.queue_address(command)?;
         let queue = CompletionQueue::new(&self.dma, iova, entries).map_err(unreachable_memory)?;
+        let queue = queue.with_vector(vector);
         self.clear_doorbell(self.doorbells.head(qid));
         self.cqs[usize::from(qid)] = Some(queue);
         self.queues_created = true;
@@ -158,7 +160,9 @@ impl Controller {
     }
 
     fn set_features(&mut self, command: &Command) -> Result<u32, Status> {
-        self.features.set(command, self.queues_created)
+        let answer = self.features.set(command, self.queues_created)?;
+        self.nvm.set_write_cache(self.features.write_cache());
+        Ok(answer)
     }
 
     fn get_features(&mut self, command: &Command) -> Result<u32, Status> {

@@ -23,7 +23,7 @@ const THRESHOLD_SELECT: u32 = 0x3f_0000;
 /// The values that the host has set since the last reset; what is not there has its default.
 #[derive(Debug)]
 pub(crate) struct Features {
-    /// By feature, and by what else selects a value: a namespace or a threshold.
+    /// By feature, and by what else selects a value: a namespace, a threshold or an interrupt vector.
     values: BTreeMap<(u8, u32), u32>,
     queues: u32,
     namespaces: u32,
@@ -44,6 +44,11 @@ impl Features {
     pub(crate) fn queues(&self) -> (u16, u16) {
         let counts = NumberOfQueues::decode(self.value(FeatureId::NUMBER_OF_QUEUES, 0));
         (counts.submission as u16, counts.completion as u16)
+    }
+
+    /// Whether there is a volatile write cache, and it is on.
+    pub(crate) fn write_cache(&self) -> bool {
+        self.vwc && self.value(FeatureId::VOLATILE_WRITE_CACHE, 0) & 1 != 0
     }
 
     /// Set Features. `started`: I/O queues were created since the last reset.
@@ -75,8 +80,7 @@ impl Features {
             FeatureId::ERROR_RECOVERY => value & 0xffff,
             FeatureId::VOLATILE_WRITE_CACHE => value & 1,
             FeatureId::INTERRUPT_COALESCING => value & 0xffff,
-            // There is one interrupt vector, 0.
-            FeatureId::INTERRUPT_VECTOR if value & 0xffff == 0 => value & 1 << 16,
+            FeatureId::INTERRUPT_VECTOR => value & 0x1_ffff,
             _ => return Err(Status::INVALID_FIELD.with_dnr()),
         };
         self.values.insert((feature.0, select), value);
@@ -96,19 +100,23 @@ impl Features {
         }
     }
 
-    /// Temperature Threshold has a value per sensor and direction, Error Recovery per namespace.
+    /// Temperature Threshold has a value per sensor and direction, Error Recovery per namespace,
+    /// Interrupt Vector Configuration per vector.
     /// An error if the feature does not exist.
     fn select(&self, feature: FeatureId, command: &Command) -> Result<u32, Status> {
         match feature {
             FeatureId::TEMPERATURE_THRESHOLD => threshold(command.cdw11),
             FeatureId::ERROR_RECOVERY if (1..=self.namespaces).contains(&command.nsid) => Ok(command.nsid),
             FeatureId::ERROR_RECOVERY => Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
+            // There is a vector for each queue, and one for the Admin queue.
+            FeatureId::INTERRUPT_VECTOR if command.cdw11 & 0xffff <= self.queues => {
+                Ok(command.cdw11 & 0xffff)
+            }
             FeatureId::VOLATILE_WRITE_CACHE if self.vwc => Ok(0),
             FeatureId::ARBITRATION
             | FeatureId::POWER_MANAGEMENT
             | FeatureId::NUMBER_OF_QUEUES
             | FeatureId::INTERRUPT_COALESCING
-            | FeatureId::INTERRUPT_VECTOR
             | FeatureId::WRITE_ATOMICITY
             | FeatureId::ASYNC_EVENT_CONFIGURATION => Ok(0),
             _ => Err(Status::INVALID_FIELD.with_dnr()),
@@ -129,6 +137,7 @@ impl Features {
             FeatureId::ARBITRATION => 0b111,
             FeatureId::TEMPERATURE_THRESHOLD if select == 0 => WARNING_KELVIN,
             FeatureId::VOLATILE_WRITE_CACHE => 1,
+            FeatureId::INTERRUPT_VECTOR => select,
             _ => 0,
         }
     }

@@ -36,6 +36,8 @@ pub(super) fn identify(config: &Config, command: &Command) -> Result<Box<[u8; 40
         Cns::COMMAND_SET_NAMESPACE if csi == CSI_NVM && active(config, command.nsid) => zeros(),
         Cns::COMMAND_SET_CONTROLLER if csi == CSI_NVM => bytes(&nvm_controller(config)),
         Cns::COMMAND_SET_ACTIVE_NAMESPACES if csi == CSI_NVM => bytes(&active_after(config, command.nsid)?),
+        Cns::INDEPENDENT_NAMESPACE if active(config, command.nsid) => independent(),
+        Cns::INDEPENDENT_NAMESPACE => return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
         Cns::NAMESPACE_DESCRIPTORS => return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
         Cns::COMMAND_SET_NAMESPACE if csi == CSI_NVM => {
             return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
@@ -146,6 +148,13 @@ fn descriptors(nsid: u32) -> Box<[u8; 4096]> {
     add(1, &eui64(nsid));
     add(2, &nguid(nsid));
     add(4, &[CSI_NVM]);
+    page
+}
+
+/// What a namespace says whatever its command set: it is ready (NSTAT), and nothing else.
+fn independent() -> Box<[u8; 4096]> {
+    let mut page = zeros();
+    page[14] = 1;
     page
 }
 

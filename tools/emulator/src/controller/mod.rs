@@ -26,14 +26,17 @@ use kiovec::spec::{Aqa, Cap, Cc, Command, Completion, Crto, Csts, LogPage, Statu
 
 use crate::config::Config;
 use crate::counters::Counters;
-use crate::dma::{DSTRD, Dma, Doorbells, Fault};
+use crate::dma::{Dma, Fault};
+use crate::doorbells::{DSTRD, Doorbells};
+use crate::media::Store;
+use crate::msix::{Interrupts, Layout};
 use crate::pci_config::{ConfigSpace, Effect};
 use feature::Features;
 use log::{ErrorLog, Events};
 use nvm::Nvm;
 use pending::Fetched;
 use queue::{BadDoorbell, CompletionQueue, SubmissionQueue};
-pub(crate) use transfer::Run;
+pub(crate) use transfer::{Run, unreachable_memory};
 
 /// Commands fetched from one submission queue before the next one has its turn.
 const BURST: usize = 32;
@@ -92,6 +95,7 @@ pub(crate) struct Controller {
     errors: ErrorLog,
     nvm: Nvm,
     fetched: Fetched,
+    interrupts: Interrupts,
     counters: Counters,
     /// Idle polls between two looks at doorbells of queues that there are not. A power of two.
     scan_interval: u32,
@@ -99,15 +103,21 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// A controller as after power-on.
-    pub(crate) fn new(config: Config, clock: Clock, scan_interval: u32) -> Controller {
-        let doorbells = Doorbells::new(config.queues);
+    /// A controller as after power-on, with what is stored in its namespaces.
+    pub(crate) fn new(
+        config: Config,
+        clock: Clock,
+        scan_interval: u32,
+        doorbells: Arc<Doorbells>,
+        stores: Vec<Store>,
+    ) -> Controller {
+        let interrupts = Interrupts::new(Layout::new(config.queues));
         let dma = Dma::new();
         let queues = usize::from(config.queues) + 1;
         let fetched = Fetched::new(config.faults(), queues);
         Controller {
             clock,
-            pci: ConfigSpace::new(bar_len(&doorbells)),
+            pci: ConfigSpace::new(bar_len(&doorbells), interrupts.layout()),
             gone: false,
             state: State::Disabled,
             running: false,
@@ -129,8 +139,9 @@ impl Controller {
             features: Features::new(&config),
             events: Events::default(),
             errors: ErrorLog::default(),
-            nvm: Nvm::new(&config),
+            nvm: Nvm::new(&config, stores),
             fetched,
+            interrupts,
             counters: Counters::default(),
             scan_interval,
             idle_polls: 0,
@@ -148,6 +159,16 @@ impl Controller {
 
     pub(crate) fn counters(&self) -> Counters {
         self.counters
+    }
+
+    pub(crate) fn interrupts(&mut self) -> &mut Interrupts {
+        &mut self.interrupts
+    }
+
+    /// What is stored in the namespaces, for another controller. This one is not used any more.
+    pub(crate) fn take_stores(&mut self) -> Vec<Store> {
+        self.remove();
+        self.nvm.take_stores()
     }
 
     /// The device is pulled: registers read as all ones from now on, and nothing happens any more.
@@ -174,6 +195,7 @@ impl Controller {
         if self.pci.write(offset, data) == Effect::Reset {
             self.function_reset();
         }
+        self.interrupts.set_function_masked(self.pci.masks_interrupts());
         self.update_running();
     }
 
@@ -181,6 +203,7 @@ impl Controller {
     /// Configuration space stays, as whoever asks for the reset would restore it.
     pub(crate) fn function_reset(&mut self) {
         self.controller_reset();
+        self.interrupts.reset();
         self.state = State::Disabled;
         self.cc = Cc::new();
         self.csts = Csts::new();
@@ -197,6 +220,7 @@ impl Controller {
         self.fetched.clear();
         self.queues_created = false;
         self.features = Features::new(&self.config);
+        self.nvm.set_write_cache(self.features.write_cache());
         self.events = Events::default();
         self.doorbells.clear();
         self.state = if self.csts.rdy() { State::Disabling } else { State::Disabled };
@@ -383,7 +407,8 @@ impl Controller {
         let cq = CompletionQueue::new(&self.dma, self.acq, completions)?;
         let sq = SubmissionQueue::new(&self.dma, self.asq, entries, 0)?;
         self.doorbells.clear();
-        (self.sqs[0], self.cqs[0]) = (Some(sq), Some(cq));
+        // The Admin queue always has interrupts, and vector 0.
+        (self.sqs[0], self.cqs[0]) = (Some(sq), Some(cq.with_vector(Some(0))));
         Ok(())
     }
 
@@ -438,6 +463,11 @@ impl Controller {
         }
         counters.io_commands += done as u64;
         counters.completions += done as u64;
+        if let Some(vector) = cq.vector()
+            && done > 0
+        {
+            self.interrupts.raise(vector);
+        }
         if fault {
             self.fail();
         }
@@ -518,6 +548,21 @@ impl Controller {
 
     /// Posts Admin completions while there is room.
     fn post_admin(&mut self) -> usize {
+        let posted = self.post_backlog();
+        if posted > 0 {
+            self.interrupts.raise(0);
+        }
+        posted
+    }
+
+    /// There are new entries in a completion queue with this vector.
+    fn interrupt(&mut self, vector: Option<u16>) {
+        if let Some(vector) = vector {
+            self.interrupts.raise(vector);
+        }
+    }
+
+    fn post_backlog(&mut self) -> usize {
         let mut posted = 0;
         loop {
             if self.backlog.is_empty()

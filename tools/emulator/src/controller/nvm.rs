@@ -2,7 +2,7 @@
 //!
 //! Knows commands, blocks and limits; must not know queues.
 
-use kiovec::spec::command::{DSM_DEALLOCATE, NSID_ALL};
+use kiovec::spec::command::{DSM_DEALLOCATE, NSID_ALL, RW_FUA};
 use kiovec::spec::identify::{ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES};
 use kiovec::spec::{Command, DsmRange, Status, io_opcode};
 use zerocopy::{FromZeros, IntoBytes};
@@ -17,6 +17,8 @@ use crate::media::Store;
 #[derive(Debug)]
 pub(crate) struct Nvm {
     stores: Vec<Store>,
+    /// There is no volatile write cache, or it is off: what is written stays, whatever happens.
+    write_through: bool,
     blocks: u64,
     block_shift: u32,
     /// MDTS in bytes.
@@ -40,14 +42,15 @@ struct Extent {
 }
 
 impl Nvm {
-    pub(crate) fn new(config: &Config) -> Nvm {
+    pub(crate) fn new(config: &Config, stores: Vec<Store>) -> Nvm {
         let pages = |power: u8| match power {
             0 => u64::MAX,
             power => 1 << (12 + u32::from(config.mpsmin) + u32::from(power)),
         };
         let or_none = |limit: u64| if limit == 0 { u64::MAX } else { limit };
         Nvm {
-            stores: (0..config.namespaces).map(|_| Store::new(config.media)).collect(),
+            stores,
+            write_through: !config.vwc,
             blocks: config.blocks(),
             block_shift: config.block.trailing_zeros(),
             max_transfer: pages(config.mdts),
@@ -58,6 +61,16 @@ impl Nvm {
             max_total: or_none(config.dmsl),
             transfer: Transfer::new(config.sgl),
         }
+    }
+
+    /// What is stored in the namespaces. There are none afterwards.
+    pub(crate) fn take_stores(&mut self) -> Vec<Store> {
+        std::mem::take(&mut self.stores)
+    }
+
+    /// The volatile write cache was switched on or off.
+    pub(crate) fn set_write_cache(&mut self, on: bool) {
+        self.write_through = !on;
     }
 
     /// The largest transfer in bytes.
@@ -94,7 +107,7 @@ impl Nvm {
         let store = self.store(command)?;
         let extent = self.data_extent(command)?;
         let runs = self.transfer.io(dma, command, extent.len, Want::Write)?;
-        self.stores[store].read(extent.offset, dma, runs).map_err(unreachable_memory)?;
+        self.stores[store].read(extent.offset, dma, runs)?;
         counters.reads += 1;
         counters.blocks_read += u64::from(command.nlb()) + 1;
         Ok(())
@@ -105,27 +118,29 @@ impl Nvm {
         let store = self.store(command)?;
         let extent = self.data_extent(command)?;
         let runs = self.transfer.io(dma, command, extent.len, Want::Read)?;
-        self.stores[store].write(extent.offset, dma, runs).map_err(unreachable_memory)?;
+        self.stores[store].write(extent.offset, dma, runs)?;
+        if self.stores[store].is_file() && (self.write_through || command.cdw12 & RW_FUA != 0) {
+            self.stores[store].flush()?;
+        }
         counters.writes += 1;
         counters.blocks_written += u64::from(command.nlb()) + 1;
         Ok(())
     }
 
-    /// What was written is in the store already: only the NSID can be wrong.
     fn flush(&self, command: &Command) -> Result<(), Status> {
         not_fused(command)?;
-        if command.nsid == NSID_ALL { Ok(()) } else { self.store(command).map(|_| ()) }
+        match command.nsid {
+            NSID_ALL => self.stores.iter().try_for_each(Store::flush),
+            _ => self.stores[self.store(command)?].flush(),
+        }
     }
 
     fn compare(&mut self, dma: &Dma, command: &Command) -> Result<(), Status> {
         let store = self.store(command)?;
         let extent = self.data_extent(command)?;
         let runs = self.transfer.io(dma, command, extent.len, Want::Read)?;
-        match self.stores[store].compare(extent.offset, dma, runs) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Status::COMPARE_FAILURE),
-            Err(fault) => Err(unreachable_memory(fault)),
-        }
+        let equal = self.stores[store].compare(extent.offset, dma, runs)?;
+        if equal { Ok(()) } else { Err(Status::COMPARE_FAILURE) }
     }
 
     fn write_zeroes(&mut self, command: &Command) -> Result<(), Status> {
@@ -135,8 +150,9 @@ impl Nvm {
         if extent.len > self.max_zeroes {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
-        self.stores[store].zero(extent.offset, extent.len);
-        Ok(())
+        self.stores[store].zero(extent.offset, extent.len)?;
+        let durable = self.write_through || command.cdw12 & RW_FUA != 0;
+        if durable { self.stores[store].flush() } else { Ok(()) }
     }
 
     fn dataset_management(&mut self, dma: &Dma, command: &Command) -> Result<(), Status> {
@@ -151,7 +167,7 @@ impl Nvm {
         if command.cdw11 & DSM_DEALLOCATE != 0 {
             for range in &ranges {
                 let len = u64::from(range.length) << self.block_shift;
-                self.stores[store].zero(range.slba << self.block_shift, len);
+                self.stores[store].deallocate(range.slba << self.block_shift, len)?;
             }
         }
         Ok(())
@@ -232,11 +248,17 @@ mod tests {
         memory: HostMemory,
     }
 
+    fn nvm(text: &str) -> Nvm {
+        let config = Config::parse(text).unwrap();
+        let stores = Store::open(&config).unwrap();
+        Nvm::new(&config, stores)
+    }
+
     fn bench(text: &str) -> Bench {
         let memory = HostMemory::new(HOST, 64, 0);
         let mut dma = Dma::new();
         memory.map(&mut dma, Access::ReadWrite);
-        Bench { nvm: Nvm::new(&Config::parse(text).unwrap()), counters: Counters::default(), dma, memory }
+        Bench { nvm: nvm(text), counters: Counters::default(), dma, memory }
     }
 
     impl Bench {

@@ -315,7 +315,11 @@ impl Controller {
         let Some(sq) = &self.sqs[usize::from(qid)] else { return };
         let Some(cq) = &mut self.cqs[usize::from(sq.cqid())] else { return };
         match cq.post(&self.dma, entry) {
-            Ok(()) => self.counters.completions += 1,
+            Ok(()) => {
+                self.counters.completions += 1;
+                let vector = cq.vector();
+                self.interrupt(vector);
+            }
             Err(_) => self.fail(),
         }
     }

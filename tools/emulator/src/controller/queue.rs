@@ -104,6 +104,8 @@ pub(crate) struct CompletionQueue {
     phase: bool,
     /// Submission queues that report to it.
     users: u32,
+    /// The interrupt that tells of new entries.
+    vector: Option<u16>,
 }
 
 impl CompletionQueue {
@@ -111,7 +113,19 @@ impl CompletionQueue {
     /// pass has phase 1.
     pub(crate) fn new(dma: &Dma, iova: u64, size: u32) -> Result<CompletionQueue, Fault> {
         let window = dma.window(iova, size as usize * CQ_WORDS, Want::Write)?;
-        Ok(CompletionQueue { window, size, head: 0, tail: 0, rung: 0, phase: true, users: 0 })
+        let vector = None;
+        Ok(CompletionQueue { window, size, head: 0, tail: 0, rung: 0, phase: true, users: 0, vector })
+    }
+
+    /// The same, with an interrupt.
+    pub(crate) fn with_vector(self, vector: Option<u16>) -> CompletionQueue {
+        CompletionQueue { vector, ..self }
+    }
+
+    /// The interrupt vector that tells of new entries.
+    #[inline(always)]
+    pub(crate) fn vector(&self) -> Option<u16> {
+        self.vector
     }
 
     #[inline(always)]

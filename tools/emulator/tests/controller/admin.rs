@@ -77,7 +77,7 @@ fn completion_queues_are_created_within_limits() {
     assert_eq!(host.try_admin(scattered), refused(Status::INVALID_FIELD));
     let misplaced = Command::create_io_cq(1, 4, iova + 64);
     assert_eq!(host.try_admin(misplaced), refused(Status::PRP_OFFSET_INVALID));
-    let vector = Command { cdw11: 1 << 16 | CQ_IEN | 1, ..create(1, 4) };
+    let vector = Command { cdw11: 5 << 16 | CQ_IEN | 1, ..create(1, 4) };
     assert_eq!(host.try_admin(vector), refused(Status::INVALID_INTERRUPT_VECTOR));
     let unmapped = Command::create_io_cq(1, 4, 0x30_0000_0000);
     assert_eq!(host.try_admin(unmapped), Status::DATA_TRANSFER_ERROR);

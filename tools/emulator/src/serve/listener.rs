@@ -1,0 +1,103 @@
+//! The socket in the file system: made without taking another server's away, and removed at the end.
+//!
+//! Knows paths and connections; must not know what is said on them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, Stat};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::ServeError;
+
+/// Clients that wait for their turn.
+const BACKLOG: i32 = 16;
+
+/// A listening socket. Dropping it removes the file, if it is still the same.
+#[derive(Debug)]
+pub(super) struct Listener {
+    path: PathBuf,
+    socket: OwnedFd,
+    /// Device and inode of the file.
+    identity: (u64, u64),
+}
+
+impl Listener {
+    /// Listens at a path. A socket that nobody listens on is replaced. Nobody but this user can connect.
+    pub(super) fn bind(path: &Path) -> Result<Listener, ServeError> {
+        let os = |what| {
+            move |errno: Errno| ServeError::Socket { what, path: path.to_owned(), source: errno.into() }
+        };
+        let address = SocketAddrUnix::new(path).map_err(os("name"))?;
+        remove_dead(path, &address)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(os("make"))?;
+        rustix::net::bind(&socket, &address).map_err(os("make"))?;
+        let stat = rustix::fs::lstat(path).map_err(os("find"))?;
+        let listener = Listener { path: path.to_owned(), socket, identity: identity(&stat) };
+        // As nobody listens yet, nobody can connect before this is done.
+        rustix::fs::chmod(path, Mode::from_raw_mode(0o600)).map_err(os("protect"))?;
+        rustix::net::listen(&listener.socket, BACKLOG).map_err(os("listen on"))?;
+        Ok(listener)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next client, if there is one.
+    pub(super) fn accept(&self) -> Result<Option<UnixStream>, ServeError> {
+        match rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC) {
+            Ok(stream) => Ok(Some(stream.into())),
+            // Whoever came has gone again.
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+            Err(errno) => {
+                let path = self.path.clone();
+                Err(ServeError::Socket { what: "accept a client on", path, source: errno.into() })
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if rustix::fs::lstat(&self.path).is_ok_and(|stat| identity(&stat) == self.identity) {
+            let _ = rustix::fs::unlink(&self.path);
+        }
+    }
+}
+
+fn identity(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// Removes a socket that nobody listens on. Anything else that is there is an error.
+fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), ServeError> {
+    let os =
+        |errno: Errno| ServeError::Socket { what: "look at", path: path.to_owned(), source: errno.into() };
+    match rustix::fs::lstat(path) {
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(os(errno)),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
+            return Err(ServeError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(os)?;
+    match rustix::net::connect(&probe, address) {
+        Err(Errno::CONNREFUSED) => rustix::fs::unlink(path).map_err(os),
+        // A full backlog is a sign of life, too.
+        Ok(()) | Err(Errno::AGAIN) => Err(ServeError::InUse(path.to_owned())),
+        Err(errno) => Err(os(errno)),
+    }
+}
