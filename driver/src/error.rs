@@ -114,6 +114,25 @@ pub enum Error {
         /// The device as it was named.
         device: String,
     },
+    /// Nobody answers at a socket, or not as a vfio-user server does.
+    #[error("{device}: {reason}")]
+    NoServer {
+        /// The device as it was named.
+        device: String,
+        /// What is wrong, and what to do about it.
+        reason: String,
+    },
+    /// The connection to a controller in another process is lost. What was mapped for it stays reserved
+    /// as long as this process lives: the other one may still use it.
+    #[error(
+        "{device}: the connection is lost: {reason}; start the server again if it has ended, and open the device again"
+    )]
+    Disconnected {
+        /// The device as it was named.
+        device: String,
+        /// What happened first.
+        reason: String,
+    },
     /// The controller lacks something that this driver needs.
     #[error("{device}: not supported: {what}")]
     Unsupported {

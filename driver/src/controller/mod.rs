@@ -256,7 +256,8 @@ impl Controller {
         })?;
         // A command that was not answered may have been carried out: then the QID is not free.
         self.create_rings(qid, sq_entries, cq_entries).inspect_err(|error| match error {
-            Error::Timeout { .. } | Error::Gone { .. } | Error::Fatal { .. } => {}
+            Error::Timeout { .. } | Error::Gone { .. } | Error::Disconnected { .. } | Error::Fatal { .. } => {
+            }
             _ => self.qids().push(qid),
         })
     }
@@ -297,7 +298,7 @@ impl Controller {
     pub(crate) fn quiesce(&self) -> Result<()> {
         let reset = |error| match error {
             // To reset what is gone can block for minutes in the kernel.
-            Error::Gone { .. } => Err(error),
+            Error::Gone { .. } | Error::Disconnected { .. } => Err(error),
             _ => self.function.reset(),
         };
         self.registers.disable().or_else(reset).or_else(|_| self.function.set_bus_master(false))

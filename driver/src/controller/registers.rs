@@ -29,7 +29,7 @@ impl Registers {
         let version = function.read32(reg::VS)?;
         let cap = Cap::from_bits(function.read64(reg::CAP)?);
         if version == u32::MAX || cap.into_bits() == u64::MAX {
-            return Err(Error::Gone { device: function.name().into() });
+            return Err(function.gone());
         }
         let registers = Registers { function, cap, version: Version::from_bits(version), quirks };
         if cap.mpsmin() > 0 {
@@ -68,7 +68,7 @@ impl Registers {
 
     fn configuration(&self) -> Result<Cc> {
         match self.function.read32(reg::CC)? {
-            u32::MAX => Err(Error::Gone { device: self.function.name().into() }),
+            u32::MAX => Err(self.function.gone()),
             cc => Ok(Cc::from_bits(cc)),
         }
     }
@@ -146,7 +146,7 @@ impl Registers {
 
 /// CSTS, or an error if the device is gone.
 fn status(function: &dyn Function) -> Result<Csts> {
-    let gone = || Error::Gone { device: function.name().into() };
+    let gone = || function.gone();
     match function.read32(reg::CSTS)? {
         u32::MAX => Err(gone()),
         // Some bridges answer for a device that is gone with zeros, and a controller that is there always

@@ -6,13 +6,15 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-/// A new file of `len` bytes that has no place in a file system, and is gone with its last user.
+/// A new file of `len` bytes that has no place in a file system, and is gone with its last user. Its
+/// length is sealed: other processes get it, and none of them may take the pages away from under us.
 pub(super) fn memfd(name: &str, len: u64, flags: MemfdFlags) -> io::Result<OwnedFd> {
-    let file = memfd_create(name, MemfdFlags::CLOEXEC | flags)?;
+    let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags)?;
     ftruncate(&file, len)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)
 }
 

@@ -1,17 +1,30 @@
-//! Doorbells as mapped memory: the one part of a function that is touched per poll.
+//! Doorbells: mapped memory, the one part of a function that is touched per poll, or posted writes where
+//! nothing can be mapped. Which of the two is decided once, when a queue gets its doorbells.
 
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-/// The mapped doorbells of a controller (NVM Express PCIe Transport, section 3.1.2), from offset 1000h of BAR0 on.
+/// Register writes that nobody waits for: doorbells where they cannot be mapped.
+pub trait PostedWrites: Send + Sync {
+    /// Writes a 32-bit register of BAR0, after everything that was written to memory before. That this
+    /// failed is seen where registers are read.
+    fn post(&self, offset: u64, value: u32);
+}
+
+/// The doorbells of a controller (NVM Express PCIe Transport, section 3.1.2), from offset 1000h of BAR0 on.
 #[derive(Clone)]
 pub struct DoorbellPage {
-    base: NonNull<AtomicU32>,
+    place: Place,
     len: u64,
-    owner: Arc<dyn Any + Send + Sync>,
+}
+
+#[derive(Clone)]
+enum Place {
+    Mapped { base: NonNull<AtomicU32>, owner: Arc<dyn Any + Send + Sync> },
+    Posted(Arc<dyn PostedWrites>),
 }
 
 impl DoorbellPage {
@@ -21,7 +34,17 @@ impl DoorbellPage {
     /// `base` is valid for atomic 32-bit access over `len` bytes and aligned to 4, as long as
     /// `owner` lives.
     pub unsafe fn new(base: NonNull<AtomicU32>, len: u64, owner: Arc<dyn Any + Send + Sync>) -> Self {
-        DoorbellPage { base, len, owner }
+        DoorbellPage { place: Place::Mapped { base, owner }, len }
+    }
+
+    /// Doorbells that are not memory: each ring is a call.
+    pub fn posted(writes: Arc<dyn PostedWrites>, len: u64) -> Self {
+        DoorbellPage { place: Place::Posted(writes), len }
+    }
+
+    /// Whether a doorbell is a store to memory.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.place, Place::Mapped { .. })
     }
 
     /// The doorbell at a byte offset into the page, or `None` where the page ends before it.
@@ -29,16 +52,26 @@ impl DoorbellPage {
         if !offset.is_multiple_of(4) || offset.checked_add(4)? > self.len {
             return None;
         }
-        // SAFETY: offset + 4 is within the mapping, as checked.
-        let cell = unsafe { self.base.byte_add(offset as usize) };
-        Some(Doorbell { cell, _owner: Arc::clone(&self.owner) })
+        Some(Doorbell(match &self.place {
+            Place::Mapped { base, owner } => {
+                // SAFETY: offset + 4 is within the mapping, as checked.
+                let cell = unsafe { base.byte_add(offset as usize) };
+                Cell::Mapped { cell, _owner: Arc::clone(owner) }
+            }
+            Place::Posted(writes) => {
+                let offset = super::DOORBELLS.checked_add(offset)?;
+                Cell::Posted { writes: Arc::clone(writes), offset }
+            }
+        }))
     }
 }
 
 /// One doorbell register. Keeps its mapping alive.
-pub struct Doorbell {
-    cell: NonNull<AtomicU32>,
-    _owner: Arc<dyn Any + Send + Sync>,
+pub struct Doorbell(Cell);
+
+enum Cell {
+    Mapped { cell: NonNull<AtomicU32>, _owner: Arc<dyn Any + Send + Sync> },
+    Posted { writes: Arc<dyn PostedWrites>, offset: u64 },
 }
 
 impl Doorbell {
@@ -46,10 +79,23 @@ impl Doorbell {
     /// to the controller when it sees the value.
     #[inline]
     pub fn ring(&self, value: u32) {
-        device_write_barrier();
-        // SAFETY: the cell lies in the mapping that `_owner` keeps alive (DoorbellPage::new).
-        unsafe { self.cell.as_ref() }.store(value, Ordering::Release);
+        match &self.0 {
+            Cell::Mapped { cell, .. } => {
+                device_write_barrier();
+                // SAFETY: the cell lies in the mapping that `_owner` keeps alive (DoorbellPage::new).
+                unsafe { cell.as_ref() }.store(value, Ordering::Release);
+            }
+            Cell::Posted { writes, offset } => post(&**writes, *offset, value),
+        }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn post(writes: &dyn PostedWrites, offset: u64, value: u32) {
+    // Another process reads the ring after it has read the message.
+    fence(Ordering::SeqCst);
+    writes.post(offset, value);
 }
 
 /// Orders ring memory before a doorbell. A Release store does that for other processors; towards a
@@ -65,7 +111,7 @@ fn device_write_barrier() {
     compile_error!("say which barrier orders memory before a doorbell on this architecture");
 }
 
-// SAFETY: a doorbell is only ever accessed atomically, and its owner is Send + Sync.
+// SAFETY: a doorbell is only ever accessed atomically, and its owner is Send + Sync; so are posted writes.
 unsafe impl Send for DoorbellPage {}
 // SAFETY: as above.
 unsafe impl Sync for DoorbellPage {}
@@ -76,7 +122,7 @@ unsafe impl Sync for Doorbell {}
 
 impl fmt::Debug for DoorbellPage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DoorbellPage").field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("DoorbellPage").field("len", &self.len).field("mapped", &self.is_mapped()).finish()
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a controller is reached: configuration space, registers, doorbells, DMA domain, reset.
 //!
-//! This is the control plane: nothing here is called per I/O, except the store of a [`Doorbell`],
-//! which is a store to mapped memory and no virtual call. Knows how to reach a function of PCI;
+//! This is the control plane: nothing here is called per I/O, except the ring of a [`Doorbell`],
+//! which is a store to mapped memory and no virtual call wherever there is memory to map. Knows how to reach a function of PCI;
 //! must not know what NVMe puts in its registers.
 
 mod address;
@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::Result;
 use crate::memory::Domain;
+use crate::{Error, Result};
 
 pub use address::Address;
-pub use doorbell::{Doorbell, DoorbellPage};
+pub use doorbell::{Doorbell, DoorbellPage, PostedWrites};
 pub use vfio::Vfio;
+pub use vfio_user::VfioUser;
 
 /// Where the doorbells begin in BAR0.
 pub(crate) const DOORBELLS: u64 = 0x1000;
@@ -57,8 +58,14 @@ pub trait Function: Send + Sync {
     /// Writes a 64-bit register.
     fn write64(&self, offset: u64, value: u64) -> Result<()>;
 
-    /// Maps `len` bytes of doorbells, which start at offset 1000h of BAR0.
+    /// `len` bytes of doorbells, mapped where they can be, which start at offset 1000h of BAR0.
     fn doorbells(&self, len: u64) -> Result<DoorbellPage>;
+
+    /// What is said when no register answers. With hardware, that means that it reaches no memory any
+    /// more; a function that may go on after it is lost says something else than [`Error::Gone`].
+    fn gone(&self) -> Error {
+        Error::Gone { device: self.name().into() }
+    }
 
     /// Function level reset: afterwards the function is as after power-on, with its configuration
     /// space restored.

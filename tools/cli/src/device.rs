@@ -4,21 +4,23 @@
 //! which layers there are. A form that is added here is there in every command.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use kiovec::Controller;
 use kiovec::layer::{Disk, Plan, Stack};
 use kiovec::memory::DmaSpace;
-use kiovec::pci::{Address, Vfio};
+use kiovec::pci::{Address, Vfio, VfioUser};
 use kiovec_emulator::{Config, Emulator};
 
 use crate::Result;
 
 /// What a command says that takes a device.
 pub const FORMS: &str = "0000:01:00.0 or 01:00.0 (a PCI function, see `kiovec list`), or \
-                         emulated[:size=1G,block=4096,media=null|ram|file:PATH,…] (a controller in this process), or layers \
-                         on such devices, as in mirror(01:00.0,02:00.0)";
+                         emulated[:size=1G,block=4096,media=null|ram|file:PATH,…] (a controller in this process), or \
+                         vfio-user:/path/to/socket (a controller in another process), or layers on such devices, as \
+                         in mirror(01:00.0,02:00.0)";
 
 /// What makes two devices of one, so that a device may be named twice.
 const PARTITION: &str = "partition";
@@ -39,6 +41,9 @@ pub enum Leaf {
     Pci(Address),
     /// `emulated:size=1G`: a controller of our own, in a thread of this process.
     Emulated(Box<Config>),
+    /// `vfio-user:/path/to/socket`: a controller in another process. The path may also be a directory
+    /// with a socket named `cntrl`.
+    VfioUser(PathBuf),
 }
 
 impl FromStr for Leaf {
@@ -52,8 +57,21 @@ impl FromStr for Leaf {
                 let config = Config::parse(rest.unwrap_or_default()).map_err(|error| error.to_string())?;
                 Ok(Leaf::Emulated(Box::new(config)))
             }
+            "vfio-user" => socket(rest.unwrap_or_default()).map(Leaf::VfioUser),
             _ => name.parse().map(Leaf::Pci).map_err(|_| format!("a device is {FORMS}")),
         }
+    }
+}
+
+/// The path of a socket. Commas and parentheses have a meaning in stacks, and so none in a path,
+/// wherever it stands; a colon has none.
+fn socket(path: &str) -> std::result::Result<PathBuf, String> {
+    match path {
+        "" => Err("vfio-user: the path of a socket is missing, as in vfio-user:/path/to/socket".into()),
+        _ if path.contains([',', '(', ')']) => Err(format!(
+            "{path}: a socket's path has no comma and no parenthesis here; make a symbolic link to it"
+        )),
+        _ => Ok(PathBuf::from(path)),
     }
 }
 
@@ -62,6 +80,7 @@ impl fmt::Display for Leaf {
         match self {
             Leaf::Pci(address) => address.fmt(f),
             Leaf::Emulated(config) => f.write_str(&config.name),
+            Leaf::VfioUser(path) => write!(f, "vfio-user:{}", path.display()),
         }
     }
 }
@@ -122,7 +141,7 @@ fn twice(leaf: &Leaf) -> String {
          {PARTITION}(start=0,blocks=1000,{leaf}), or two devices"
     );
     match leaf {
-        Leaf::Pci(_) => what,
+        Leaf::Pci(_) | Leaf::VfioUser(_) => what,
         Leaf::Emulated(config) => {
             let comma = if config.name.contains(':') { "," } else { ":" };
             format!("{what}, such as {leaf}{comma}serial=A and {leaf}{comma}serial=B")
@@ -185,6 +204,7 @@ impl Opened {
                 let function = Arc::new(Vfio::open(*address, &self.space)?);
                 Controller::open(function, &self.space)?
             }
+            Leaf::VfioUser(path) => Controller::open(Arc::new(VfioUser::open(path)?), &self.space)?,
             Leaf::Emulated(config) => {
                 let emulator = Emulator::spawn((**config).clone())?;
                 let function = emulator.function();

@@ -85,7 +85,7 @@ fn process(client: &Connection<'_>) -> String {
 
 /// One line when it can be connected to.
 fn announce(server: &Server, size: u64, format: Format) -> Result<()> {
-    let path = server.path();
+    let path = server.path().display().to_string();
     let device = json!({
         "driver": "vfio-user-pci",
         "socket": { "type": "unix", "path": path },
@@ -93,15 +93,12 @@ fn announce(server: &Server, size: u64, format: Format) -> Result<()> {
     match format {
         Format::Json => output::print(&format!(
             "{}\n",
-            json!({ "socket": path, "size": size, "device": format!("vfio-user:{}", path.display()) })
+            json!({ "socket": path, "size": size, "device": format!("vfio-user:{path}") })
         )),
-        Format::Text => {
-            let path = path.display();
-            output::print(&format!(
-                "serving {size} bytes on {path}; connect with: kiovec perf vfio-user:{path}, or QEMU's \
-                 -device '{device}'\n"
-            ))
-        }
+        Format::Text => output::print(&format!(
+            "serving {size} bytes on {path}; connect with: kiovec perf vfio-user:{path}, or in \
+                 QEMU: -device '{device}'\n"
+        )),
     }
 }
 
@@ -124,8 +121,9 @@ fn summarize(counters: &Counters, clients: u64, format: Format) -> Result<()> {
         )),
         Format::Text => {
             let Counters { io_commands, reads, writes, errors, .. } = counters;
+            let clients = if clients == 1 { "1 client".to_owned() } else { format!("{clients} clients") };
             output::print(&format!(
-                "served {clients} clients: {io_commands} I/O commands, of which {reads} reads and {writes} \
+                "served {clients}: {io_commands} I/O commands, of which {reads} reads and {writes} \
                  writes, {errors} errors\n"
             ))
         }

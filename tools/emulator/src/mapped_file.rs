@@ -167,7 +167,7 @@ impl MappedFile {
     ) -> Result<MappedFile, Errno> {
         let stat = rustix::fs::fstat(file)?;
         let system = rustix::fs::fstatfs(file)?;
-        let page = match i64::from(system.f_type) {
+        let page = match system.f_type {
             TMPFS => PAGE,
             HUGETLBFS => u64::try_from(system.f_bsize).map_err(|_| Errno::INVAL)?.max(PAGE),
             _ => return Err(Errno::INVAL),

@@ -183,7 +183,9 @@ impl Socket {
                     fds = &[];
                     IoSlice::advance_slices(&mut parts, sent);
                 }
-                Err(Errno::AGAIN) => self.wait(PollFlags::OUT, deadline)?,
+                Err(Errno::AGAIN) => {
+                    self.wait(PollFlags::OUT, deadline)?;
+                }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -250,15 +252,27 @@ impl Socket {
         }
     }
 
-    fn wait(&self, what: PollFlags, deadline: Instant) -> Result<(), SocketError> {
+    /// Waits until a short message can be sent at once (true), or something has come (false).
+    pub fn wait_for_room(&self, deadline: Instant) -> Result<bool, SocketError> {
+        if self.broken {
+            return Err(SocketError::Closed);
+        }
+        let seen = self.wait(PollFlags::IN | PollFlags::OUT, deadline)?;
+        Ok(seen.contains(PollFlags::OUT))
+    }
+
+    /// Waits for events of the socket, and returns those that there are; none if a signal came.
+    fn wait(&self, what: PollFlags, deadline: Instant) -> Result<PollFlags, SocketError> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(SocketError::Timeout);
         }
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         // Early or late, the caller tries again and comes back here.
-        match poll(&mut [PollFd::new(&self.stream, what)], Some(&left)) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+        let mut fds = [PollFd::new(&self.stream, what)];
+        match poll(&mut fds, Some(&left)) {
+            Ok(_) => Ok(fds[0].revents()),
+            Err(Errno::INTR) => Ok(PollFlags::empty()),
             Err(errno) => Err(errno.into()),
         }
     }

@@ -15,6 +15,12 @@ fn every_form_is_read_and_written() {
         ("emulated:", "emulated"),
         ("emulated:size=64M,media=ram", "emulated:size=64M,media=ram"),
         ("trace(01:00.0)", "trace(0000:01:00.0)"),
+        ("vfio-user:/run/a:b=c/socket", "vfio-user:/run/a:b=c/socket"),
+        ("vfio-user:socket", "vfio-user:socket"),
+        (
+            "mirror(vfio-user:/a,vfio-user:/b,emulated:size=1M)",
+            "mirror(vfio-user:/a,vfio-user:/b,emulated:size=1M)",
+        ),
         (
             "stripe(chunk=64K,emulated:size=1M,block=512,01:00.0)",
             "stripe(chunk=64K,emulated:size=1M,block=512,0000:01:00.0)",
@@ -30,7 +36,8 @@ fn every_form_is_read_and_written() {
 fn any_other_form_is_answered_with_the_forms_there_are() {
     for name in ["", "nvme0", "/dev/nvme0n1", "0000:01:00", "emulator", "Emulated", "stripe(a,b)", "x:y"] {
         let error = refused(name);
-        assert!(error.contains("0000:01:00.0") && error.contains("emulated[:"), "{name}: {error}");
+        let forms = ["0000:01:00.0", "emulated[:", "vfio-user:/"];
+        assert!(forms.iter().all(|form| error.contains(form)), "{name}: {error}");
     }
 }
 
@@ -40,6 +47,12 @@ fn a_wrong_part_is_named() {
         ("emulated:block=513", &["block=513", "512"][..]),
         ("mirror(emulated,emulated:block=513)", &["emulated:block=513: ", "a power of two"]),
         ("mirror(emulated,/dev/nvme0n1)", &["/dev/nvme0n1: a device is 0000:01:00.0"]),
+        ("vfio-user", &["vfio-user: the path of a socket is missing"]),
+        ("vfio-user:", &["as in vfio-user:/path/to/socket"]),
+        ("vfio-user:/a,b", &["/a,b: ", "no comma", "symbolic link"]),
+        ("mirror(vfio-user:/a,b=c,vfio-user:/b)", &["/a,b=c: ", "no comma"]),
+        ("vfio-user:/a(b)", &["parentheses"]),
+        ("mirror(vfio-user:/a,vfio-user:/a)", &["vfio-user:/a is there twice"]),
         ("mirror(emulated,)", &["a device is missing", "stripe("]),
         ("mirror(emulated", &["parentheses do not match", "mirror(emulated"]),
         ("emulated)", &["parentheses do not match"]),
@@ -113,4 +126,33 @@ fn a_bring_up_that_fails_leaves_none_half_open() {
     let error = device.open().unwrap_err().to_string();
     assert!(error.contains("emulated:never_ready=on,to=1: controller not ready"), "{error}");
     assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+/// What a user sees who has mistaken the socket: one line, and what to do next.
+#[test]
+fn a_socket_that_leads_nowhere_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |path: &std::path::Path| {
+        let device: Device = format!("vfio-user:{}", path.display()).parse().unwrap();
+        let error = device.open().map(|_| ()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{device}: ")) && !error.contains('\n'), "{error}");
+        error
+    };
+    let missing = open(&dir.path().join("socket"));
+    assert!(
+        missing.contains("there is no socket") && missing.contains("start the server first"),
+        "{missing}"
+    );
+    let empty = open(dir.path());
+    assert!(empty.contains("there is no socket") && empty.contains("cntrl"), "{empty}");
+    let ended = dir.path().join("ended");
+    drop(std::os::unix::net::UnixListener::bind(&ended).unwrap());
+    let ended = open(&ended);
+    assert!(ended.contains("nobody listens") && ended.contains("start it again"), "{ended}");
+    let other = dir.path().join("other");
+    let listener = std::os::unix::net::UnixListener::bind(&other).unwrap();
+    let thread = std::thread::spawn(move || drop(listener.accept()));
+    let other = open(&other);
+    assert!(other.contains("no vfio-user server") && other.contains("correct the path"), "{other}");
+    thread.join().unwrap();
 }

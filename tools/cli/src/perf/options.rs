@@ -80,7 +80,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Data::Auto)]
     pub data: Data,
 
-    /// Write to a device that is no emulated one: what is on it is lost.
+    /// Write to a device that is not emulated in this process: what is on it is lost.
     #[arg(long)]
     pub yes_destroy_data: bool,
 
@@ -170,7 +170,7 @@ impl Options {
                 let what = format!("{leaf} has null media, which keeps no data to verify");
                 Err(Error::Usage(what + "; use media=ram, as in emulated:media=ram"))
             }
-            Leaf::Pci(_) if self.destroys_data() && !self.yes_destroy_data => {
+            Leaf::Pci(_) | Leaf::VfioUser(_) if self.destroys_data() && !self.yes_destroy_data => {
                 let pattern = self.io_pattern;
                 let why = if pattern.writes() { "" } else { " with --verify, which fills the range first," };
                 let what = format!("-w {}{why} overwrites data on {leaf}", pattern.name());

@@ -6,6 +6,7 @@ mod interrupt;
 mod list;
 mod perf;
 mod refused;
+mod serve;
 mod stacks;
 mod verify;
 

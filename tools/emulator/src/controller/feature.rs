@@ -233,6 +233,26 @@ mod tests {
     }
 
     #[test]
+    fn each_interrupt_vector_has_a_configuration() {
+        let mut features = features("queues=4");
+        assert_eq!(set(&mut features, FeatureId::INTERRUPT_VECTOR, 1 << 16 | 4), Ok(0));
+        assert_eq!(set(&mut features, FeatureId::INTERRUPT_VECTOR, 5), INVALID_FIELD);
+        let get = |vector| {
+            let command = Command { cdw11: vector, ..Command::get_features(FeatureId::INTERRUPT_VECTOR) };
+            features.get(&command)
+        };
+        assert_eq!((get(4), get(3), get(5)), (Ok(1 << 16 | 4), Ok(3), INVALID_FIELD));
+    }
+
+    #[test]
+    fn the_write_cache_is_on_until_it_is_switched_off() {
+        let mut on = features("");
+        assert!(on.write_cache());
+        assert_eq!(set(&mut on, FeatureId::VOLATILE_WRITE_CACHE, 0), Ok(0));
+        assert!(!on.write_cache() && !features("vwc=off").write_cache());
+    }
+
+    #[test]
     fn what_is_not_there_is_refused() {
         let mut features = features("vwc=off");
         for feature in [FeatureId::VOLATILE_WRITE_CACHE, FeatureId::TIMESTAMP, FeatureId(0), FeatureId(0xff)]

@@ -227,7 +227,12 @@ mod tests {
     #[test]
     fn namespaces_that_are_not_there() {
         for nsid in [0, 3, NSID_ALL] {
-            for cns in [Cns::NAMESPACE, Cns::NAMESPACE_DESCRIPTORS, Cns::COMMAND_SET_NAMESPACE] {
+            for cns in [
+                Cns::NAMESPACE,
+                Cns::NAMESPACE_DESCRIPTORS,
+                Cns::COMMAND_SET_NAMESPACE,
+                Cns::INDEPENDENT_NAMESPACE,
+            ] {
                 assert_eq!(ask("namespaces=2", cns, nsid), Err(NO_NAMESPACE));
             }
         }
@@ -258,6 +263,14 @@ mod tests {
             NamespaceDescriptor::Csi(0),
         ];
         assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn a_namespace_is_ready_whatever_its_command_set() {
+        let page = ask("", Cns::INDEPENDENT_NAMESPACE, 1).unwrap();
+        // NSTAT.
+        assert_eq!(page.iter().position(|byte| *byte != 0), Some(14));
+        assert_eq!(page[14], 1);
     }
 
     #[test]

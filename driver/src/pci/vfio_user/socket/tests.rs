@@ -186,7 +186,7 @@ fn what_cannot_be_sent_is_refused_and_breaks_nothing() {
     let fd = file("f");
     let error = here.send(Header::command(1, 1), &[], &vec![fd.as_fd(); 254], soon()).unwrap_err();
     assert!(matches!(error, SocketError::Unsendable { fds: 254, .. }));
-    here.send(Header::command(2, 1), &[], &vec![fd.as_fd(); 2], soon()).unwrap();
+    here.send(Header::command(2, 1), &[], &[fd.as_fd(); 2], soon()).unwrap();
     assert_eq!(there.receive(soon()).unwrap().header.id, 2);
     drop(there);
     assert!(matches!(here.send(Header::command(3, 1), &[], &[], soon()), Err(SocketError::Closed)));
