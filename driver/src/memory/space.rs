@@ -54,6 +54,8 @@ struct State {
     regions: Vec<Arc<Region>>,
     /// What is allocated from.
     pool: Vec<Arc<Source>>,
+    /// Bytes of memory that is no longer among the regions, and could not be unmapped.
+    kept: u64,
     domains: Vec<Attached>,
     known: Vec<Weak<dyn Domain>>,
 }
@@ -75,6 +77,7 @@ impl DmaSpace {
             iovas,
             regions: Vec::new(),
             pool: Vec::new(),
+            kept: 0,
             domains: Vec::new(),
             known: Vec::new(),
         });
@@ -95,6 +98,14 @@ impl DmaSpace {
     /// is known of registered memory's pages.
     pub fn pages(&self) -> Option<Pages> {
         self.state().regions.iter().filter_map(|region| region.pages()).max()
+    }
+
+    /// Bytes of memory that are retired: a device that was lost may still reach them, so they stay mapped
+    /// in this process, and are never used for anything else, as long as it lives.
+    pub fn retired(&self) -> u64 {
+        let state = self.state();
+        let retired = state.regions.iter().filter(|region| region.is_retired());
+        state.kept + retired.map(|region| region.mapping().len()).sum::<u64>()
     }
 
     /// Identifies the space among all of this process.
@@ -255,10 +266,12 @@ impl DmaSpace {
     /// Frees the place of a region that is mapped nowhere. What could not be unmapped keeps it, so
     /// that nothing else gets it.
     fn reclaim(&self, state: &mut State, region: &Region) {
-        if !region.is_retired() {
-            self.inner.table.release(&region.blocks());
-            state.iovas.give(region.blocks());
+        if region.is_retired() {
+            state.kept += region.mapping().len();
+            return;
         }
+        self.inner.table.release(&region.blocks());
+        state.iovas.give(region.blocks());
     }
 
     fn map_region(&self, domain: &Arc<dyn Domain>, region: &Arc<Region>) -> Result<()> {

@@ -373,12 +373,18 @@ fn memory_of_a_lost_server_stays_reserved() {
     // Others of the space go on, although one domain maps nothing any more.
     let unheard_of = space.allocate(1 << 21).unwrap();
     let free = unheard_of.segments()[0].iova();
+    assert_eq!(space.retired(), 0);
     drop((mapped, unheard_of, attachment));
+    assert_eq!(space.retired(), 2 << 20, "what is reserved is counted");
     let again: Vec<_> = (0..8).map(|_| space.allocate(1 << 21).unwrap()).collect();
     let iovas: Vec<_> = again.iter().map(|chain| chain.segments()[0].iova()).collect();
     assert!(!iovas.contains(&iova), "{iova:#x} is the lost server's: {iovas:x?}");
     assert!(iovas.contains(&free), "{free:#x} is free: {iovas:x?}");
 }
+
+/// The fuzz target, with whatever bytes come.
+#[path = "../../../tests/fuzz/src/vfio_user_client.rs"]
+mod target;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
@@ -403,5 +409,10 @@ proptest! {
         }));
         drop(use_it(&server, SHORT));
         server.end();
+    }
+
+    #[test]
+    fn the_fuzz_target_runs(data in prop::collection::vec(any::<u8>(), 0..400)) {
+        target::fuzz_client(&data);
     }
 }

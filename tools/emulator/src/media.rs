@@ -25,8 +25,8 @@ pub(crate) enum Store {
     Null,
     /// Chunks, where there is anything but zeros.
     Ram(Vec<Option<Box<[u8]>>>),
-    /// A part of a file.
-    File(Part),
+    /// A part of a file. Boxed, so that the others are not larger for it.
+    File(Box<Part>),
 }
 
 impl Store {
@@ -38,7 +38,7 @@ impl Store {
             Media::Ram => namespaces.map(|_| Store::Ram(Vec::new())).collect(),
             Media::File(path) => {
                 let disk = Arc::new(Disk::open(path, config.size, config.namespaces)?);
-                namespaces.map(|index| Store::File(Part::new(&disk, index * config.size))).collect()
+                namespaces.map(|index| Store::File(Box::new(Part::new(&disk, index * config.size)))).collect()
             }
         })
     }

@@ -23,17 +23,21 @@ const SOCKET_IN_DIRECTORY: &str = "cntrl";
 const REGISTER: u64 = 8;
 
 /// Connects, in `timeout` at most.
-pub(super) fn connect(name: String, path: &Path, timeout: Duration) -> Result<Connection> {
+pub(super) fn connect(name: &str, path: &Path, timeout: Duration) -> Result<UnixStream> {
     let path = match path.is_dir() {
         true => path.join(SOCKET_IN_DIRECTORY),
         false => path.to_path_buf(),
     };
-    let no_server = |reason| Error::NoServer { device: name.clone(), reason };
+    let no_server = |reason| Error::NoServer { device: name.into(), reason };
     check(&path).map_err(no_server)?;
-    let stream = stream(&path, timeout).map_err(|error| no_server(refusal(&path, &error)))?;
-    let limits = Limits { payload: DATA_XFER_SIZE + size_of::<DmaAccess>(), fds: MSG_FDS };
+    stream(&path, timeout).map_err(|error| no_server(refusal(&path, &error)))
+}
+
+/// A connection over a stream, on which nothing was said yet.
+pub(super) fn over(name: String, stream: UnixStream, timeout: Duration) -> Connection {
     const { assert!(MAX_VERSION_PAYLOAD <= DATA_XFER_SIZE) };
-    Ok(Connection::new(name, Socket::new(stream, limits), timeout))
+    let limits = Limits { payload: DATA_XFER_SIZE + size_of::<DmaAccess>(), fds: MSG_FDS };
+    Connection::new(name, Socket::new(stream, limits), timeout)
 }
 
 fn check(path: &PathBuf) -> std::result::Result<(), String> {

@@ -4,6 +4,8 @@
 //! doorbells begin.
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +53,7 @@ pub enum DoorbellPath {
         /// doorbell ends this process with SIGBUS.
         sealed: bool,
     },
-    /// A REGION_WRITE each, with no reply wanted.
+    /// A REGION_WRITE each, with no reply wanted: a system call, after whoever is using the connection.
     Messages,
 }
 
@@ -96,7 +98,13 @@ impl VfioUser {
     pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<VfioUser> {
         let path = path.as_ref();
         let name = format!("vfio-user:{}", path.display());
-        let connection = Arc::new(connect::connect(name, path, options.timeout)?);
+        let stream = connect::connect(&name, path, options.timeout)?;
+        VfioUser::over(name, stream, options)
+    }
+
+    /// The same over a stream that is connected already; `name` is for messages.
+    pub fn over(name: impl Into<String>, stream: UnixStream, options: Options) -> Result<VfioUser> {
+        let connection = Arc::new(connect::over(name.into(), stream, options.timeout));
         let capabilities = negotiate(&connection)?;
         let transfer = usize::try_from(capabilities.data_xfer_size()).unwrap_or(usize::MAX);
         let device = device_info(&connection)?;
@@ -217,10 +225,7 @@ fn device_info(connection: &Connection) -> Result<DeviceInfo> {
 }
 
 /// What a server says of a region, the reply's whole payload, and the files that came with it.
-fn region_info(
-    connection: &Connection,
-    index: u32,
-) -> Result<(RegionInfo, Vec<u8>, Vec<std::os::fd::OwnedFd>)> {
+fn region_info(connection: &Connection, index: u32) -> Result<(RegionInfo, Vec<u8>, Vec<OwnedFd>)> {
     let asked = RegionInfo { argsz: REGION_INFO_BYTES, flags: 0, index, cap_offset: 0, size: 0, offset: 0 };
     let reply = connection.request(command::DEVICE_GET_REGION_INFO, &[asked.as_bytes()])?;
     let (info, _) = parse::<RegionInfo>(connection, &reply)?;
