@@ -65,12 +65,25 @@ pub struct Controller {
     pub multifunction: bool,
     /// Its serial number, by which the guest finds its block devices.
     pub serial: &'static str,
-    /// How much it takes at once.
-    pub mdts: Mdts,
-    /// What it writes as a whole or not at all.
-    pub atomic: Atomic,
+    /// Who makes it.
+    pub model: Model,
     /// Namespaces.
     pub namespaces: &'static [Namespace],
+}
+
+/// Who makes a controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Model {
+    /// QEMU itself.
+    Qemu {
+        /// How much it takes at once.
+        mdts: Mdts,
+        /// What it writes as a whole or not at all.
+        atomic: Atomic,
+    },
+    /// `kiovec serve`, in a process of its own that QEMU reaches by vfio-user. Its namespaces are alike, and outlive
+    /// the machine.
+    Served,
 }
 
 /// Atomic writes (NVM Command Set 1.0, section 2.1.4).
@@ -141,6 +154,18 @@ impl fmt::Display for Address {
     }
 }
 
+impl Machine {
+    /// Whether it boots more than once.
+    pub fn reboots(&self) -> bool {
+        self.cases.contains(&REBOOT)
+    }
+
+    /// Whether a controller of it is one of `kiovec serve`.
+    pub fn is_served(&self) -> bool {
+        self.controllers.iter().any(|controller| controller.model == Model::Served)
+    }
+}
+
 impl Controller {
     /// A controller like the others but for its address and its serial number.
     const fn usual(address: Address, serial: &'static str) -> Controller {
@@ -149,8 +174,7 @@ impl Controller {
             root_port: None,
             multifunction: false,
             serial,
-            mdts: Mdts::Pages(7),
-            atomic: Atomic::Block,
+            model: USUAL_MODEL,
             namespaces: BOTH_BLOCK_SIZES,
         }
     }
@@ -162,6 +186,13 @@ impl Controller {
 }
 
 const MIB: u64 = 1 << 20;
+
+/// QEMU's own MDTS of 512 KiB.
+const USUAL_MODEL: Model = Model::Qemu { mdts: Mdts::Pages(7), atomic: Atomic::Block };
+
+const fn with_mdts(mdts: Mdts) -> Model {
+    Model::Qemu { mdts, atomic: Atomic::Block }
+}
 
 const fn blank(nsid: u32, size: u64, block: u32) -> Namespace {
     Namespace { nsid, size, block, content: Content::Blank, defects: &[] }
@@ -179,11 +210,11 @@ pub static DISK: Controller = Controller::usual(at(0x10, 0), "KIOVECDISK");
 
 /// A controller that takes 8 KiB at once.
 pub static SMALL_TRANSFERS: Controller =
-    Controller { mdts: Mdts::Pages(1), ..Controller::usual(at(0x11, 0), "KIOVECSMALL") };
+    Controller { model: with_mdts(Mdts::Pages(1)), ..Controller::usual(at(0x11, 0), "KIOVECSMALL") };
 
 /// A controller that takes the largest transfers that QEMU has.
 pub static LARGE_TRANSFERS: Controller =
-    Controller { mdts: Mdts::Largest, ..Controller::usual(at(0x12, 0), "KIOVECLARGE") };
+    Controller { model: with_mdts(Mdts::Largest), ..Controller::usual(at(0x12, 0), "KIOVECLARGE") };
 
 /// Two controllers in one slot: they share one IOMMU group.
 pub static TWIN: Controller = twin(0, "KIOVECTWIN0");
@@ -242,8 +273,17 @@ const DEFECTS: &[Defect] =
     &[Defect { access: Access::Read, sector: 20_003 }, Defect { access: Access::Write, sector: 30_005 }];
 
 /// A controller that writes 256 blocks as a whole or not at all.
-pub static ATOMIC: Controller =
-    Controller { atomic: Atomic::Blocks(256), ..Controller::usual(at(0x17, 0), "KIOVECATOMIC") };
+pub static ATOMIC: Controller = Controller {
+    model: Model::Qemu { mdts: Mdts::Pages(7), atomic: Atomic::Blocks(256) },
+    ..Controller::usual(at(0x17, 0), "KIOVECATOMIC")
+};
+
+/// The controller of `kiovec serve`.
+pub static SERVED: Controller = Controller {
+    model: Model::Served,
+    namespaces: &[blank(1, 32 * MIB, 512), blank(2, 32 * MIB, 512)],
+    ..Controller::usual(at(0x10, 0), "KIOVECSERVED")
+};
 
 /// What the guest's kernel writes on a namespace before kiovec may have it: a pattern from end to end.
 pub fn kernel_extent(namespace: &Namespace) -> Extent {
@@ -257,7 +297,7 @@ pub fn kernel_seed(nsid: u32) -> u64 {
 
 const PLAIN_IOMMU: Iommu = Iommu { interrupt_remapping: true, address_bits: 48 };
 
-/// All machines.
+/// Machines with QEMU's own controllers.
 pub static MACHINES: &[Machine] = &[
     Machine {
         name: "main",
@@ -379,9 +419,77 @@ pub static MACHINES: &[Machine] = &[
     },
 ];
 
+/// Boots the machine anew, from firmware on: the cases after it run in the next boot. Only once in a machine.
+pub const REBOOT: &str = "reboot";
+
+/// Machines with the controller of one `kiovec serve` that goes on from each to the next; in this order.
+pub static SERVED_MACHINES: &[Machine] = &[
+    Machine {
+        name: "served",
+        processors: 2,
+        iommu: None,
+        controllers: &[&SERVED],
+        cases: &[
+            "modules-loaded",
+            "served-as-described",
+            "kernel-writes",
+            "kernel-reads-back",
+            "many-at-once",
+            "deallocates",
+            "writes-zeroes",
+            "controller-reset",
+            "driver-leaves-and-returns",
+            "kernel-writes-again",
+            "no-nvme-complaints",
+            REBOOT,
+            "kernel-reads-after-reboot",
+            "driver-returns-after-reboot",
+            "kernel-writes-after-reboot",
+            "no-nvme-complaints-after-reboot",
+            // The machine ends in the middle of I/O.
+            "busy-to-the-end",
+        ],
+        limit: Duration::from_secs(150),
+    },
+    Machine {
+        name: "served-again",
+        processors: 1,
+        iommu: None,
+        controllers: &[&SERVED],
+        cases: &[
+            "modules-loaded",
+            "served-as-described",
+            "kernel-reads-back",
+            "many-at-once",
+            "no-nvme-complaints",
+        ],
+        limit: Duration::from_secs(120),
+    },
+    // Whatever the guest's kernel maps for a single I/O, QEMU maps for the server.
+    Machine {
+        name: "served-behind-iommu",
+        processors: 1,
+        iommu: Some(PLAIN_IOMMU),
+        controllers: &[&SERVED],
+        cases: &[
+            "modules-loaded",
+            "kernel-writes",
+            "many-at-once",
+            "kernel-writes-again",
+            "kiovec-reads-kernels-prp",
+            "kiovec-writes-prp",
+            "kiovec-writes-sgl",
+            "kernel-reads-kiovecs",
+            "no-nvme-complaints",
+            "no-dma-faults",
+        ],
+        limit: Duration::from_secs(180),
+    },
+];
+
 /// The machine of that name.
 pub fn find(name: &str) -> Option<&'static Machine> {
-    MACHINES.iter().find(|machine| machine.name == name)
+    MACHINES.iter().chain(SERVED_MACHINES).find(|machine| machine.name == name)
 }
 
 #[cfg(test)]
@@ -398,7 +506,7 @@ mod tests {
     /// Firmware and kernel number buses in the order in which they find the ports.
     #[test]
     fn controllers_in_slots_are_on_the_bus_of_their_port() {
-        for machine in MACHINES {
+        for machine in MACHINES.iter().chain(SERVED_MACHINES) {
             let in_slots = machine.controllers.iter().filter_map(|c| Some((c.root_port.as_ref()?, c)));
             let mut in_slots: Vec<_> = in_slots.collect();
             in_slots.sort_by_key(|(port, _)| port.address.slot);
@@ -411,7 +519,7 @@ mod tests {
 
     #[test]
     fn nothing_is_there_twice() {
-        for machine in MACHINES {
+        for machine in MACHINES.iter().chain(SERVED_MACHINES) {
             let distinct = |items: Vec<String>| items.len() == items.iter().collect::<BTreeSet<_>>().len();
             let ports = machine.controllers.iter().filter_map(|c| Some(c.root_port.as_ref()?.address));
             let functions = machine.controllers.iter().map(|c| c.address).chain(ports);
@@ -423,7 +531,7 @@ mod tests {
             );
             assert!(distinct(machine.cases.iter().map(|c| (*c).to_owned()).collect()), "{}", machine.name);
         }
-        let names: BTreeSet<_> = MACHINES.iter().map(|machine| machine.name).collect();
-        assert_eq!(names.len(), MACHINES.len());
+        let names: BTreeSet<_> = MACHINES.iter().chain(SERVED_MACHINES).map(|machine| machine.name).collect();
+        assert_eq!(names.len(), MACHINES.len() + SERVED_MACHINES.len());
     }
 }

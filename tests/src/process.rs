@@ -1,11 +1,20 @@
 //! Waiting for a child process, but not for ever.
 
 use std::io;
-use std::process::{Child, ExitStatus};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// Kills what `command` starts when this process, or the thread that starts it, is gone: nobody would be left to
+/// enforce its limit.
+pub fn end_with_parent(command: &mut Command) {
+    let die = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?);
+    // SAFETY: between fork and exec only one system call is made; nothing is allocated and no lock is taken.
+    unsafe { command.pre_exec(die) };
+}
 
 /// Waits until `child` has ended. After `limit` it is killed and the answer is `None`.
 pub fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
@@ -39,7 +48,6 @@ pub fn readable(fd: &impl std::os::fd::AsFd, deadline: Instant) -> io::Result<bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
 
     #[test]
     fn a_child_that_ends_gives_its_status() {

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
@@ -15,17 +15,21 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::machine::{
-    Access, Address, Atomic, Content, Controller, Defect, Machine, Mdts, Namespace, RootPort,
+    Access, Address, Atomic, Content, Controller, Defect, Machine, Mdts, Model, Namespace, RootPort,
 };
 use crate::process;
 use crate::report::{EXIT_PORT, Ending, Line};
 
-/// The program.
+/// The machine's own QEMU.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
 /// What is booted.
 #[derive(Debug)]
 pub struct Boot {
+    /// QEMU.
+    pub program: PathBuf,
+    /// Where [`Model::Served`] listens.
+    pub socket: PathBuf,
     /// An ELF kernel with a PVH entry, or a bzImage.
     pub kernel: PathBuf,
     /// The archive with /init.
@@ -38,8 +42,8 @@ pub struct Boot {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// QEMU is not there.
-    #[error("cannot run {PROGRAM}: {0}; install it with: tests/install")]
-    NoQemu(#[source] io::Error),
+    #[error("cannot run {0}: {1}; install it with: tests/install")]
+    NoQemu(PathBuf, #[source] io::Error),
     /// A file of the run.
     #[error("{0}: {1}")]
     File(PathBuf, #[source] io::Error),
@@ -52,6 +56,8 @@ pub struct Run {
     pub lines: Vec<Line>,
     /// How QEMU ended.
     pub ending: Ending,
+    /// What guest-init and the kernel wrote to the console.
+    pub console: String,
     /// What QEMU itself complained of.
     pub complaints: String,
 }
@@ -76,11 +82,17 @@ impl Files {
     }
 }
 
+/// The QEMU that tests/install found to have a client for vfio-user; `work` is TARGET/qemu.
+pub fn with_vfio_user(work: &Path) -> PathBuf {
+    work.join("newest").join(PROGRAM)
+}
+
 /// The largest MDTS that this QEMU's controller takes: none at all (0), or the 2 MiB (9) that newer ones allow.
-pub fn largest_mdts() -> Result<u8, Error> {
+pub fn largest_mdts(program: &Path) -> Result<u8, Error> {
     const NO_LIMIT: u8 = 0;
     const TWO_MIB: u8 = 9;
-    let mut probe = Command::new(PROGRAM)
+    let failed = |e| Error::NoQemu(program.to_owned(), e);
+    let mut probe = Command::new(program)
         .args([
             "-nodefaults",
             "-no-user-config",
@@ -97,10 +109,10 @@ pub fn largest_mdts() -> Result<u8, Error> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .map_err(Error::NoQemu)?;
+        .map_err(failed)?;
     // One that refuses the device ends without reading this.
     let _ = probe.stdin.take().map(|mut monitor| monitor.write_all(b"quit\n"));
-    let status = process::wait(&mut probe, Duration::from_secs(60)).map_err(Error::NoQemu)?;
+    let status = process::wait(&mut probe, Duration::from_secs(60)).map_err(failed)?;
     Ok(if status.is_some_and(|status| status.success()) { NO_LIMIT } else { TWO_MIB })
 }
 
@@ -130,23 +142,27 @@ fn run_with(
 ) -> Result<Run, Error> {
     let log = files.complaints();
     let complaints = File::create(&log).map_err(|e| Error::File(log.clone(), e))?;
-    let mut command = Command::new(PROGRAM);
+    let failed = |e| Error::NoQemu(boot.program.clone(), e);
+    let mut command = Command::new(&boot.program);
     command
         .args(arguments(machine, boot, files))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(complaints);
-    end_with_parent(&mut command);
-    let mut child = command.spawn().map_err(Error::NoQemu)?;
+    process::end_with_parent(&mut command);
+    let mut child = command.spawn().map_err(failed)?;
     let report = child.stdout.take();
     let (lines, status) = thread::scope(|scope| {
         let reader = scope.spawn(|| report.map_or_else(Vec::new, |report| read_report(report, heard)));
         let status = process::wait(&mut child, machine.limit);
         (reader.join().unwrap_or_default(), status)
     });
-    let status = status.map_err(Error::NoQemu)?;
-    let complaints = fs::read_to_string(&log).map_err(|e| Error::File(log, e))?;
-    Ok(Run { lines, ending: ending(status), complaints })
+    let status = status.map_err(failed)?;
+    let read = |path: PathBuf| match fs::read(&path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(e) => Err(Error::File(path, e)),
+    };
+    Ok(Run { lines, ending: ending(status), console: read(files.console())?, complaints: read(log)? })
 }
 
 fn ending(status: Option<ExitStatus>) -> Ending {
@@ -157,13 +173,6 @@ fn ending(status: Option<ExitStatus>) -> Ending {
             None => Ending::Signal(status.signal().unwrap_or_default()),
         },
     }
-}
-
-/// QEMU must not outlive a runner that was killed: nobody would be left to enforce its limit.
-fn end_with_parent(command: &mut Command) {
-    let die = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?);
-    // SAFETY: between fork and exec only one system call is made; nothing is allocated and no lock is taken.
-    unsafe { command.pre_exec(die) };
 }
 
 fn read_report(report: ChildStdout, mut heard: impl FnMut(&Line)) -> Vec<Line> {
@@ -178,19 +187,30 @@ fn read_report(report: ChildStdout, mut heard: impl FnMut(&Line)) -> Vec<Line> {
     lines
 }
 
+/// With less, 64 hugepages cannot be had.
+const MEMORY: &str = "768M";
+
 fn arguments(machine: &Machine, boot: &Boot, files: &Files) -> Vec<String> {
     let mut arguments: Vec<String> =
-        ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"].map(String::from).into();
+        ["-nodefaults", "-no-user-config", "-nographic"].map(String::from).into();
+    if !machine.reboots() {
+        arguments.push("-no-reboot".into());
+    }
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     // Interrupt remapping needs the split interrupt controller; it changes nothing for a machine without.
-    add("-machine", "q35,kernel-irqchip=split".into());
+    let mut board = "q35,kernel-irqchip=split".to_owned();
+    if machine.is_served() {
+        // Another process can only reach memory that has a file.
+        add("-object", format!("memory-backend-memfd,id=memory,size={MEMORY},share=on"));
+        board += ",memory-backend=memory";
+    }
+    add("-machine", board);
     // With a thread for each processor, QEMU up to 10.0 at least aborts now and then (iotlb_to_section) when one
     // processor enables or disables a BAR while another runs; and every opening of a device does that.
     add("-accel", "tcg,thread=single".into());
     add("-cpu", "max".into());
     add("-smp", machine.processors.to_string());
-    // With less, 64 hugepages cannot be had.
-    add("-m", "768M".into());
+    add("-m", MEMORY.into());
     if let Some(iommu) = machine.iommu {
         let remapping = if iommu.interrupt_remapping { "on" } else { "off" };
         let bits = iommu.address_bits;
@@ -205,8 +225,8 @@ fn arguments(machine: &Machine, boot: &Boot, files: &Files) -> Vec<String> {
         if let Some(port) = &controller.root_port {
             add("-device", root_port_device(port).to_string());
         }
-        add("-device", controller_device(controller, boot.largest_mdts).to_string());
-        for namespace in controller.namespaces {
+        add("-device", controller_device(controller, boot).to_string());
+        for namespace in own_namespaces(controller) {
             let node = format!("{}-{}", controller.serial, namespace.nsid);
             add("-blockdev", medium_node(namespace, &node, &files.medium(controller, namespace)).to_string());
             add("-device", namespace_device(controller, namespace, &node).to_string());
@@ -242,26 +262,38 @@ fn root_port_device(port: &RootPort) -> Value {
     })
 }
 
-fn controller_device(controller: &Controller, largest_mdts: u8) -> Value {
-    let mdts = match controller.mdts {
-        Mdts::Pages(exponent) => exponent,
-        Mdts::Largest => largest_mdts,
-    };
+fn controller_device(controller: &Controller, boot: &Boot) -> Value {
     let mut device = json!({
-        "driver": "nvme",
         "id": controller.serial,
-        "serial": controller.serial,
-        "mdts": mdts,
         "multifunction": controller.multifunction,
         "bus": controller.root_port.as_ref().map_or_else(|| "pcie.0".into(), port_bus),
         "addr": device_address(controller.address),
     });
+    let Model::Qemu { mdts, atomic } = controller.model else {
+        device["driver"] = json!("vfio-user-pci");
+        device["socket"] = json!({ "type": "unix", "path": boot.socket });
+        return device;
+    };
+    device["driver"] = json!("nvme");
+    device["serial"] = json!(controller.serial);
+    device["mdts"] = match mdts {
+        Mdts::Pages(exponent) => json!(exponent),
+        Mdts::Largest => json!(boot.largest_mdts),
+    };
     // Only where it is asked for: QEMU before 9.2 does not have these.
-    if let Atomic::Blocks(blocks) = controller.atomic {
+    if let Atomic::Blocks(blocks) = atomic {
         device["atomic.awun"] = json!(blocks - 1);
         device["atomic.awupf"] = json!(blocks - 1);
     }
     device
+}
+
+/// The namespaces whose media are QEMU's.
+fn own_namespaces(controller: &Controller) -> &'static [Namespace] {
+    match controller.model {
+        Model::Qemu { .. } => controller.namespaces,
+        Model::Served => &[],
+    }
 }
 
 fn device_address(address: Address) -> String {
@@ -308,7 +340,7 @@ fn for_media(
     mut each: impl FnMut(&Controller, &Namespace) -> Result<(), Error>,
 ) -> Result<(), Error> {
     for controller in machine.controllers {
-        controller.namespaces.iter().try_for_each(|namespace| each(controller, namespace))?;
+        own_namespaces(controller).iter().try_for_each(|namespace| each(controller, namespace))?;
     }
     Ok(())
 }
@@ -375,12 +407,21 @@ fn romfs_sum(image: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{self, ATOMIC, DEFECTIVE, DISK, LEG, MACHINES, OTHER_TWIN, USED};
+    use crate::machine::{self, ATOMIC, DEFECTIVE, DISK, LEG, MACHINES, OTHER_TWIN, SERVED_MACHINES, USED};
     use std::collections::BTreeSet;
 
+    fn boot() -> Boot {
+        Boot {
+            program: PROGRAM.into(),
+            socket: "/run,1/socket".into(),
+            kernel: "/k/vmlinux".into(),
+            initramfs: "/k/initramfs".into(),
+            largest_mdts: 0,
+        }
+    }
+
     fn arguments_of(machine: &Machine) -> Vec<String> {
-        let boot = Boot { kernel: "/k/vmlinux".into(), initramfs: "/k/initramfs".into(), largest_mdts: 0 };
-        arguments(machine, &boot, &Files { directory: "/run,1".into() })
+        arguments(machine, &boot(), &Files { directory: "/run,1".into() })
     }
 
     fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
@@ -428,8 +469,8 @@ mod tests {
 
     #[test]
     fn controllers_and_namespaces_are_as_described() {
-        assert_eq!(controller_device(&OTHER_TWIN, 0)["addr"], "13.1");
-        assert_eq!(controller_device(&OTHER_TWIN, 0)["multifunction"], true);
+        assert_eq!(controller_device(&OTHER_TWIN, &boot())["addr"], "13.1");
+        assert_eq!(controller_device(&OTHER_TWIN, &boot())["multifunction"], true);
         let namespace = namespace_device(&DISK, &DISK.namespaces[1], "n");
         assert_eq!((&namespace["nsid"], &namespace["logical_block_size"]), (&json!(2), &json!(4096)));
     }
@@ -437,15 +478,36 @@ mod tests {
     #[test]
     fn a_controller_in_a_slot_is_behind_its_port() {
         let port = LEG.root_port.as_ref().expect("a port");
-        assert_eq!(root_port_device(port)["id"], controller_device(&LEG, 0)["bus"]);
-        assert_eq!(controller_device(&LEG, 0)["addr"], "0.0");
-        assert_eq!(controller_device(&DISK, 0)["bus"], "pcie.0");
+        assert_eq!(root_port_device(port)["id"], controller_device(&LEG, &boot())["bus"]);
+        assert_eq!(controller_device(&LEG, &boot())["addr"], "0.0");
+        assert_eq!(controller_device(&DISK, &boot())["bus"], "pcie.0");
+    }
+
+    #[test]
+    fn a_served_controller_is_reached_by_its_socket_and_reaches_shared_memory() {
+        let machine = machine::find("served").expect("served");
+        let arguments = arguments_of(machine);
+        let device = values(&arguments, "-device").into_iter().find(|d| d.contains("vfio-user-pci"));
+        let device: Value = serde_json::from_str(device.expect("the device")).expect("JSON");
+        assert_eq!(device["socket"]["path"], "/run,1/socket");
+        assert_eq!(values(&arguments, "-object"), ["memory-backend-memfd,id=memory,size=768M,share=on"]);
+        assert!(values(&arguments, "-machine")[0].ends_with(",memory-backend=memory"));
+        assert_eq!(values(&arguments, "-blockdev"), [""; 0]);
+        assert_eq!(values(&arguments_of(&MACHINES[0]), "-object"), [""; 0]);
+    }
+
+    #[test]
+    fn only_a_machine_that_boots_twice_may() {
+        for machine in MACHINES.iter().chain(SERVED_MACHINES) {
+            let stays_down = arguments_of(machine).contains(&"-no-reboot".to_owned());
+            assert_eq!(stays_down, !machine.reboots(), "{}", machine.name);
+        }
     }
 
     #[test]
     fn atomic_writes_are_zeroes_based() {
-        assert_eq!(controller_device(&ATOMIC, 0)["atomic.awupf"], 255);
-        assert_eq!(controller_device(&DISK, 0)["atomic.awupf"], Value::Null);
+        assert_eq!(controller_device(&ATOMIC, &boot())["atomic.awupf"], 255);
+        assert_eq!(controller_device(&DISK, &boot())["atomic.awupf"], Value::Null);
     }
 
     #[test]

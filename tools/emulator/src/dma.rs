@@ -60,11 +60,15 @@ pub(crate) struct Dma {
     epoch: u64,
 }
 
-/// A ring of the host's, looked up once. Good for one epoch of one table.
+/// A ring of the host's, looked up once for each mapping that it lies in: there are many where the host's memory is
+/// mapped page by page. Good for one epoch of one table.
 pub(crate) struct Window {
     iova: u64,
     words: usize,
     want: Want,
+    /// The piece of the ring that was looked up last: its first word, how many follow, and where they are.
+    first: usize,
+    len: usize,
     memory: NonNull<AtomicU64>,
     epoch: u64,
 }
@@ -204,10 +208,14 @@ impl Dma {
         Ok(unsafe { std::slice::from_raw_parts(memory.as_ptr(), count) })
     }
 
-    /// Looks a ring up: `words` 64-bit words at an address that is a multiple of 8, within one mapping.
+    /// Looks a ring up: `words` 64-bit words at an address that is a multiple of 8, mapped from end to end.
     pub(crate) fn window(&self, iova: u64, words: usize, want: Want) -> Result<Window, Fault> {
-        let memory = self.contiguous_words(iova, words, want)?;
-        Ok(Window { iova, words, want, memory, epoch: self.epoch })
+        let len = (words as u64).checked_mul(8).filter(|_| iova.is_multiple_of(8)).ok_or(Fault)?;
+        self.check(iova, len, want)?;
+        let mut window =
+            Window { iova, words, want, first: 0, len: 0, memory: NonNull::dangling(), epoch: self.epoch };
+        self.look_up(&mut window, 0)?;
+        Ok(window)
     }
 
     /// Looks the same ring up again, in this epoch.
@@ -216,15 +224,35 @@ impl Dma {
         Ok(())
     }
 
-    /// The words of a ring.
+    /// An entry of a ring, which is the `N` words from one of them on and lies in one mapping.
     #[inline(always)]
-    pub(crate) fn view<'a>(&'a self, window: &'a Window) -> Result<&'a [AtomicU64], Fault> {
+    pub(crate) fn entry<'a, const N: usize>(
+        &'a self,
+        window: &'a mut Window,
+        at: usize,
+    ) -> Result<&'a [AtomicU64; N], Fault> {
         if window.epoch != self.epoch {
             return Err(Fault);
         }
-        // SAFETY: `window` found these words in a table of this epoch, which is this table, and
+        // Below the first word it wraps, and is beyond the last.
+        let mut from = at.wrapping_sub(window.first);
+        if from >= window.len {
+            self.look_up(window, at)?;
+            from = 0;
+        }
+        // SAFETY: `look_up` found these words in a table of this epoch, which is this table, and
         // nothing was unmapped since. Rings are accessed atomically by both sides.
-        Ok(unsafe { std::slice::from_raw_parts(window.memory.as_ptr(), window.words) })
+        let words = unsafe { std::slice::from_raw_parts(window.memory.as_ptr(), window.len) };
+        words.get(from..).and_then(<[AtomicU64]>::first_chunk).ok_or(Fault)
+    }
+
+    /// Turns a window to the piece of its ring that begins with a word.
+    #[cold]
+    fn look_up(&self, window: &mut Window, at: usize) -> Result<(), Fault> {
+        let rest = window.words.checked_sub(at).ok_or(Fault)?;
+        let (memory, room) = self.find(window.iova + 8 * at as u64, window.want)?;
+        (window.first, window.len, window.memory) = (at, rest.min((room / 8) as usize), memory.cast());
+        Ok(())
     }
 
     fn contiguous_words(&self, iova: u64, count: usize, want: Want) -> Result<NonNull<AtomicU64>, Fault> {
@@ -385,6 +413,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_ring_crosses_adjacent_mappings() {
+        let pages = [2, 0, 1].map(|page| HostMemory::new(0x10000 + 0x1000 * page, 1, page as u8));
+        let mut dma = Dma::new();
+        pages.iter().for_each(|page| page.map(&mut dma, Access::ReadWrite));
+        let mut window = dma.window(0x10000, 3 * 512, Want::Write).unwrap();
+        for at in [0, 504, 512, 1528, 8, 1016, 1024, 1024, 0] {
+            let entry = dma.entry::<8>(&mut window, at).unwrap();
+            let byte = (at / 512) as u64;
+            assert_eq!(entry[7].load(Ordering::Relaxed), byte * 0x0101_0101_0101_0101, "word {at}");
+        }
+        assert!(dma.entry::<8>(&mut window, 3 * 512).is_err());
+        assert!(dma.window(0x10000, 3 * 512 + 1, Want::Write).is_err());
+        dma.unmap(0x11000, 4096).unwrap();
+        assert_eq!(dma.renew(&mut window), Err(Fault));
+    }
+
+    #[test]
     fn a_window_ends_with_its_mapping() {
         let host = HostMemory::new(0x10000, 1, 0);
         let other = HostMemory::new(0x20000, 1, 0);
@@ -392,12 +437,14 @@ pub(crate) mod tests {
         host.map(&mut dma, Access::ReadWrite);
         other.map(&mut dma, Access::ReadWrite);
         let mut window = dma.window(0x10000, 512, Want::Read).unwrap();
-        assert_eq!(dma.view(&window).unwrap().len(), 512);
+        assert!(dma.entry::<8>(&mut window, 504).is_ok());
+        assert!(dma.entry::<8>(&mut window, 505).is_err());
+        assert!(dma.entry::<8>(&mut window, 512).is_err());
         dma.unmap(0x20000, 4096).unwrap();
-        assert!(dma.view(&window).is_err());
+        assert!(dma.entry::<8>(&mut window, 0).is_err());
         dma.renew(&mut window).unwrap();
-        assert!(dma.view(&window).is_ok());
-        assert!(Dma::new().view(&window).is_err());
+        assert!(dma.entry::<8>(&mut window, 0).is_ok());
+        assert!(Dma::new().entry::<8>(&mut window, 0).is_err());
         assert_eq!(dma.unmap(0x10000, 8192), Err(MapError::Missing));
         dma.unmap(0x10000, 4096).unwrap();
         assert_eq!(dma.renew(&mut window), Err(Fault));

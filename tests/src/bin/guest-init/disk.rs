@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -69,11 +70,56 @@ pub fn access(path: &Path, access: Access, offset: u64, len: usize) -> io::Resul
     }
 }
 
-/// Calls `each` with every stretch of the extent, at most [`CHUNK`] long.
-fn chunks(extent: &Extent, mut each: impl FnMut(u64, usize) -> Verdict) -> Verdict {
+/// What a device can do with blocks beside reading and writing them (linux/fs.h).
+#[derive(Debug, Clone, Copy)]
+pub enum Erasure {
+    /// BLKDISCARD.
+    Discard,
+    /// BLKZEROOUT.
+    WriteZeroes,
+}
+
+impl Erasure {
+    fn request(self) -> libc::Ioctl {
+        match self {
+            Erasure::Discard => 0x1277,
+            Erasure::WriteZeroes => 0x127f,
+        }
+    }
+
+    /// The file in the queue's directory that says how much the device takes at once; 0 is not at all.
+    fn limit(self) -> &'static str {
+        match self {
+            Erasure::Discard => "discard_max_bytes",
+            Erasure::WriteZeroes => "write_zeroes_max_bytes",
+        }
+    }
+}
+
+/// A number that the kernel shows of a device's queue.
+pub fn queue_limit(path: &Path, name: &str) -> Result<u64, String> {
+    let file = Path::new("/sys/block").join(path.file_name().unwrap_or_default()).join("queue").join(name);
+    let text = fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+    text.trim().parse().map_err(|e| format!("{}: {text:?}: {e}", file.display()))
+}
+
+/// Erases a stretch by the device's own command: the kernel would write zeros for a device that has none.
+pub fn erase(path: &Path, erasure: Erasure, offset: u64, len: u64) -> Verdict {
+    ensure!(queue_limit(path, erasure.limit())? > 0, "{} does not offer {erasure:?}", path.display());
+    let file = open_direct(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let range = [offset, len];
+    // SAFETY: both requests read two 64-bit numbers, which outlive the call.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), erasure.request(), range.as_ptr()) };
+    let error = io::Error::last_os_error();
+    ensure!(done == 0, "{erasure:?} of {len} bytes at {offset} of {}: {error}", path.display());
+    Ok(())
+}
+
+/// Calls `each` with every stretch of the extent, at most `most` long.
+fn chunks(extent: &Extent, most: u64, mut each: impl FnMut(u64, usize) -> Verdict) -> Verdict {
     let mut offset = extent.offset;
     while offset < extent.end() {
-        let len = CHUNK.min(extent.end() - offset);
+        let len = most.min(extent.end() - offset);
         each(offset, len as usize)?;
         offset += len;
     }
@@ -87,9 +133,14 @@ pub fn write(controller: &Controller, extent: &Extent) -> Verdict {
 
 /// The same on any block device.
 pub fn write_at(path: &Path, extent: &Extent) -> Verdict {
+    write_by(path, extent, CHUNK)
+}
+
+/// The same with so many bytes per call.
+pub fn write_by(path: &Path, extent: &Extent, most: u64) -> Verdict {
     let failed = |e| format!("writing {extent} to {}: {e}", path.display());
     let file = open_direct(path).map_err(failed)?;
-    chunks(extent, |offset, len| {
+    chunks(extent, most, |offset, len| {
         let mut buffer = Aligned::new(len);
         pattern::fill(extent.seed, offset, buffer.get());
         file.write_all_at(buffer.get(), offset).map_err(failed)
@@ -104,9 +155,14 @@ pub fn verify(controller: &Controller, extent: &Extent) -> Verdict {
 
 /// The same on any block device.
 pub fn verify_at(path: &Path, extent: &Extent) -> Verdict {
+    verify_by(path, extent, CHUNK)
+}
+
+/// The same with so many bytes per call.
+pub fn verify_by(path: &Path, extent: &Extent, most: u64) -> Verdict {
     let failed = |e| format!("reading {extent} of {}: {e}", path.display());
     let file = open_direct(path).map_err(failed)?;
-    chunks(extent, |offset, len| {
+    chunks(extent, most, |offset, len| {
         let mut buffer = Aligned::new(len);
         file.read_exact_at(buffer.get(), offset).map_err(failed)?;
         let wrong = pattern::mismatch(extent.seed, offset, buffer.get());
@@ -124,7 +180,7 @@ pub fn verify_at(path: &Path, extent: &Extent) -> Verdict {
 pub fn same(paths: [&Path; 2], extent: &Extent) -> Verdict {
     let failed = |e| format!("reading {extent} of {paths:?}: {e}");
     let [one, other] = [open_direct(paths[0]).map_err(failed)?, open_direct(paths[1]).map_err(failed)?];
-    chunks(extent, |offset, len| {
+    chunks(extent, CHUNK, |offset, len| {
         let mut buffers = [Aligned::new(len), Aligned::new(len)];
         one.read_exact_at(buffers[0].get(), offset).map_err(failed)?;
         other.read_exact_at(buffers[1].get(), offset).map_err(failed)?;

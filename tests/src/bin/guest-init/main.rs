@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use kiovec_tests::machine::{self, Machine};
+use kiovec_tests::machine::{self, Machine, REBOOT};
 use kiovec_tests::report::{FAIL, Line, Outcome, PASS};
 
 mod boot;
@@ -15,6 +15,7 @@ mod exit;
 mod kmsg;
 mod pci;
 mod program;
+mod reboot;
 mod reporter;
 mod slot;
 mod uevent;
@@ -63,10 +64,10 @@ fn booted_as() -> Result<&'static Machine, String> {
 fn run(machine: &'static Machine, reporter: &mut reporter::Reporter) -> bool {
     let booted = boot::modules();
     let mut failed = 0;
-    for name in machine.cases {
+    for name in &machine.cases[already_run(machine)..] {
         let started = Instant::now();
         println!("guest-init: case {name}");
-        let verdict = booted.clone().and_then(|()| run_case(name, machine));
+        let verdict = booted.clone().and_then(|()| run_case(name, machine, failed));
         failed += usize::from(verdict.is_err());
         let outcome = Outcome { name: (*name).to_owned(), took: started.elapsed(), failure: verdict.err() };
         println!("guest-init: {outcome}");
@@ -80,8 +81,18 @@ fn run(machine: &'static Machine, reporter: &mut reporter::Reporter) -> bool {
     failed == 0
 }
 
-/// Runs one case; a panic is a failure like any other, and the next case still runs.
-fn run_case(name: &str, machine: &'static Machine) -> Verdict {
+/// How many cases the boots before this one have run; all of them passed, or there would be no other boot.
+fn already_run(machine: &Machine) -> usize {
+    let reboot = machine.cases.iter().position(|name| *name == REBOOT);
+    reboot.filter(|_| reboot::has_been()).unwrap_or(0)
+}
+
+/// Runs one case after `failed` that failed; a panic is a failure like any other, and the next case still runs.
+fn run_case(name: &str, machine: &'static Machine, failed: usize) -> Verdict {
+    if name == REBOOT {
+        ensure!(failed == 0, "no use: {failed} failed before");
+        return reboot::once();
+    }
     let case = cases::find(name).ok_or_else(|| format!("no case is called {name}"))?;
     catch_unwind(AssertUnwindSafe(|| case(machine))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kiovec_tests::machine::Controller;
 
-use crate::{Verdict, uevent};
+use crate::{Verdict, ensure, uevent};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -37,6 +37,16 @@ pub fn wait_for_driver(controller: &Controller, name: &str) -> Verdict {
 
 fn write(path: PathBuf, text: &str) -> Verdict {
     fs::write(&path, text).map_err(|e| format!("{text:?} to {}: {e}", path.display()))
+}
+
+/// Takes the function from its driver, and gives it back.
+pub fn leave_and_return(controller: &Controller) -> Verdict {
+    let path = device(controller);
+    let before = driver(controller).ok_or_else(|| format!("{} has no driver", controller.bdf()))?;
+    write(path.join("driver/unbind"), &controller.bdf())?;
+    ensure!(driver(controller).is_none(), "{} is still with {before}", controller.bdf());
+    write(format!("/sys/bus/pci/drivers/{before}/bind").into(), &controller.bdf())?;
+    wait_for_driver(controller, &before)
 }
 
 /// Gives the function to `name` the way an administrator would by hand; the next probe by itself does the same.

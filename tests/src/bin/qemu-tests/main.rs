@@ -9,18 +9,27 @@ use clap::Parser;
 use kiovec_tests::build;
 use kiovec_tests::initramfs::Initramfs;
 use kiovec_tests::kernel::Kernel;
-use kiovec_tests::machine::{self, MACHINES, Machine};
+use kiovec_tests::machine::{MACHINES, Machine, SERVED, SERVED_MACHINES};
 use kiovec_tests::qemu::{self, Boot};
 use kiovec_tests::report::{self, Line, Outcome};
+use kiovec_tests::server::Server;
 
 /// What VFIO consists of; nvme as well, which some kernels have as a module; and two users of disks.
 const MODULES: [&str; 5] = ["nvme", "vfio_iommu_type1", "vfio_pci", "dm_mod", "romfs"];
 
+/// The program that serves a controller; the guest has it too.
+const SERVER: &str = "kiovec";
+
+type Error = Box<dyn std::error::Error>;
+
 /// Boots virtual machines with NVMe controllers and runs kiovec's programs in them.
 #[derive(Parser)]
 struct Arguments {
-    /// The machines to boot; all if none is named
+    /// The machines to boot; all of a kind if none is named
     machines: Vec<String>,
+    /// Boots the machines whose controller is that of `kiovec serve`, by a QEMU that has a client for vfio-user
+    #[arg(long)]
+    vfio_user: bool,
     /// Lists machines and cases, and runs nothing
     #[arg(long)]
     list: bool,
@@ -28,12 +37,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = chosen(&arguments.machines).and_then(|machines| {
+    let kind = if arguments.vfio_user { SERVED_MACHINES } else { MACHINES };
+    let outcome = chosen(kind, &arguments.machines).and_then(|machines| {
         if arguments.list {
             list(&machines);
             return Ok(true);
         }
-        run_all(&machines)
+        if arguments.vfio_user { run_served(&machines) } else { run_own(&machines) }
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -45,13 +55,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn chosen(names: &[String]) -> Result<Vec<&'static Machine>, Box<dyn std::error::Error>> {
+fn chosen(kind: &'static [Machine], names: &[String]) -> Result<Vec<&'static Machine>, Error> {
     if names.is_empty() {
-        return Ok(MACHINES.iter().collect());
+        return Ok(kind.iter().collect());
     }
-    let known = || MACHINES.iter().map(|machine| machine.name).collect::<Vec<_>>().join(", ");
+    let known = || kind.iter().map(|machine| machine.name).collect::<Vec<_>>().join(", ");
     let find = |name: &String| {
-        machine::find(name).ok_or_else(|| format!("no machine {name}; there are: {}", known()).into())
+        let found = kind.iter().find(|machine| machine.name == name);
+        found.ok_or_else(|| format!("no machine {name}; there are: {}", known()).into())
     };
     names.iter().map(find).collect()
 }
@@ -62,31 +73,73 @@ fn list(machines: &[&Machine]) {
     }
 }
 
-/// Whether every case of every machine passed.
-fn run_all(machines: &[&'static Machine]) -> Result<bool, Box<dyn std::error::Error>> {
+/// Whether every case of every machine passed, with QEMU's own controllers.
+fn run_own(machines: &[&'static Machine]) -> Result<bool, Error> {
+    let work = work()?;
+    let boot = make_boot(&work, &build::static_binaries()?, qemu::PROGRAM.into())?;
+    Ok(conclude(&run_all(machines, &boot, &work)?))
+}
+
+/// The same with the controller of one server.
+fn run_served(machines: &[&'static Machine]) -> Result<bool, Error> {
+    let work = work()?;
+    let binaries = build::static_binaries()?;
+    let mut boot = make_boot(&work, &binaries, qemu::with_vfio_user(&work))?;
+    let log = work.join("run/serve.log");
+    let server = Server::start(&binaries.join(SERVER), &SERVED, &log)?;
+    boot.socket = server.socket();
+    let mut outcomes = run_all(machines, &boot, &work)?;
+    let started = Instant::now();
+    let failure = server.end()?;
+    let said = failure.is_some();
+    let outcome = Outcome { name: "server-ends".into(), took: started.elapsed(), failure };
+    print_outcome(&outcome);
+    if said {
+        println!("  what the server said is in {}", log.display());
+    }
+    outcomes.push(outcome);
+    Ok(conclude(&outcomes))
+}
+
+/// TARGET/qemu.
+fn work() -> Result<PathBuf, Error> {
     let work = build::target_directory().join("qemu");
-    fs::create_dir_all(&work).map_err(|e| format!("{}: {e}", work.display()))?;
-    let boot = make_boot(&work)?;
-    println!("kernel {}, QEMU's largest MDTS {}", boot.kernel.display(), boot.largest_mdts);
+    let run = work.join("run");
+    fs::create_dir_all(&run).map_err(|e| format!("{}: {e}", run.display()))?;
+    Ok(work)
+}
+
+fn run_all(machines: &[&'static Machine], boot: &Boot, work: &Path) -> Result<Vec<Outcome>, Error> {
+    println!(
+        "{}, kernel {}, largest MDTS {}",
+        boot.program.display(),
+        boot.kernel.display(),
+        boot.largest_mdts
+    );
     let mut outcomes = Vec::new();
     for machine in machines {
-        outcomes.extend(run_machine(machine, &boot, &work.join("run").join(machine.name))?);
+        outcomes.extend(run_machine(machine, boot, &work.join("run").join(machine.name))?);
     }
+    Ok(outcomes)
+}
+
+/// Prints the count; whether all passed.
+fn conclude(outcomes: &[Outcome]) -> bool {
     let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
     println!("{} passed, {failed} failed", outcomes.len() - failed);
-    Ok(failed == 0)
+    failed == 0
 }
 
-fn make_boot(work: &Path) -> Result<Boot, Box<dyn std::error::Error>> {
+fn make_boot(work: &Path, binaries: &Path, program: PathBuf) -> Result<Boot, Error> {
     let kernel = Kernel::find(&work.join("kernel"))?;
     let image = kernel.boot_image(work)?;
-    let binaries = build::static_binaries()?;
     let path = work.join("initramfs");
-    fs::write(&path, initramfs(&kernel, &binaries)?).map_err(|e| format!("{}: {e}", path.display()))?;
-    Ok(Boot { kernel: image, initramfs: path, largest_mdts: qemu::largest_mdts()? })
+    fs::write(&path, initramfs(&kernel, binaries)?).map_err(|e| format!("{}: {e}", path.display()))?;
+    let largest_mdts = qemu::largest_mdts(&program)?;
+    Ok(Boot { program, socket: PathBuf::new(), kernel: image, initramfs: path, largest_mdts })
 }
 
-fn initramfs(kernel: &Kernel, binaries: &Path) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+fn initramfs(kernel: &Kernel, binaries: &Path) -> Result<Vec<u8>, Error> {
     let read = |name: &str| {
         let path: PathBuf = binaries.join(name);
         fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))
@@ -110,7 +163,9 @@ fn run_machine(machine: &Machine, boot: &Boot, directory: &Path) -> Result<Vec<O
     println!("machine {}", machine.name);
     let started = Instant::now();
     let run = qemu::run(machine, boot, directory, print_line)?;
-    let fault = report::fault(&run.lines, run.ending).or_else(|| dma_complaint(&run.complaints));
+    let fault = report::fault(&run.lines, run.ending)
+        .or_else(|| dma_complaint(&run.complaints))
+        .or_else(|| machine.is_served().then(|| nvme_complaint(&run.console)).flatten());
     let outcomes = report::settle(machine.cases, &run.lines, fault.as_deref());
     // What the guest itself reported has been printed as it came.
     let heard = |outcome: &Outcome| run.lines.contains(&Line::Case(outcome.clone()));
@@ -133,6 +188,13 @@ fn dma_complaint(complaints: &str) -> Option<String> {
         .lines()
         .find(|line| line.contains("vtd_"))
         .map(|line| format!("the virtual IOMMU complains: {line}"))
+}
+
+/// The kernel's driver says on the console, even of a quiet boot, what went wrong; nowhere else can it be read after a
+/// reboot that shut the controller down. Lines of the kernel begin with a time.
+fn nvme_complaint(console: &str) -> Option<String> {
+    let complaint = console.lines().find(|line| line.starts_with('[') && line.contains("nvme"));
+    complaint.map(|line| format!("the guest's kernel complains: {}", line.trim_end()))
 }
 
 fn print_line(line: &Line) {

@@ -75,9 +75,7 @@ impl SubmissionQueue {
     /// Fetches the command at the head. The queue is not empty.
     #[inline(always)]
     pub(crate) fn fetch(&mut self, dma: &Dma) -> Result<Command, Fault> {
-        let words = dma.view(&self.window)?;
-        let at = self.head as usize * SQ_WORDS;
-        let entry = words.get(at..at + SQ_WORDS).ok_or(Fault)?;
+        let entry = dma.entry::<SQ_WORDS>(&mut self.window, self.head as usize * SQ_WORDS)?;
         let mut command = [0; SQ_WORDS];
         for (word, cell) in command.iter_mut().zip(entry) {
             *word = cell.load(Ordering::Relaxed);
@@ -164,9 +162,7 @@ impl CompletionQueue {
     #[inline(always)]
     pub(crate) fn post(&mut self, dma: &Dma, mut entry: Completion) -> Result<(), Fault> {
         entry.status_phase ^= u16::from(self.phase);
-        let words = dma.view(&self.window)?;
-        let at = self.tail as usize * CQ_WORDS;
-        let Some([low, high]) = words.get(at..at + CQ_WORDS) else { return Err(Fault) };
+        let [low, high] = dma.entry::<CQ_WORDS>(&mut self.window, self.tail as usize * CQ_WORDS)?;
         let (low_word, high_word) = entry.to_words();
         low.store(low_word, Ordering::Relaxed);
         // The phase is in this half: who sees it sees the other half, and the data.

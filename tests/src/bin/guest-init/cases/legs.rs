@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use kiovec_tests::machine::{
-    Access, Atomic, Controller, DEFECTIVE, Defect, LEG, Machine, Namespace, OTHER_LEG,
+    Access, Atomic, Controller, DEFECTIVE, Defect, LEG, Machine, Model, Namespace, OTHER_LEG,
 };
 
 use super::io::manifest;
@@ -158,7 +158,7 @@ fn kiovec_meets(namespace: &Namespace, defect: &Defect) -> Verdict {
 /// The controller says what it writes as a whole.
 pub fn atomic_writes(machine: &'static Machine) -> Verdict {
     for controller in machine.controllers {
-        let Atomic::Blocks(blocks) = controller.atomic else { continue };
+        let Model::Qemu { atomic: Atomic::Blocks(blocks), .. } = controller.model else { continue };
         pci::rebind(controller, "vfio-pci")?;
         let json = program(&format!("kiovec identify {} --json", controller.bdf())).succeeds()?.json()?;
         for field in ["awun", "awupf"] {

@@ -6,9 +6,12 @@ mod kernel;
 mod layers;
 mod legs;
 mod perf;
+mod served;
 mod setup;
 
-use kiovec_tests::machine::{Controller, DISK, LARGE_TRANSFERS, LEG, Machine, OTHER_LEG, SMALL_TRANSFERS};
+use kiovec_tests::machine::{
+    Controller, DISK, LARGE_TRANSFERS, LEG, Machine, OTHER_LEG, SERVED, SMALL_TRANSFERS,
+};
 
 use crate::Verdict;
 
@@ -69,11 +72,24 @@ const CASES: &[(&str, Case)] = &[
     ("defects", legs::defects),
     ("defects-under-merged", legs::defects_under_merged),
     ("atomic-writes", legs::atomic_writes),
+    ("served-as-described", served::as_described),
+    ("many-at-once", served::many_at_once),
+    ("deallocates", served::deallocates),
+    ("writes-zeroes", served::writes_zeroes),
+    ("controller-reset", served::controller_reset),
+    ("driver-leaves-and-returns", served::driver_leaves_and_returns),
+    ("driver-returns-after-reboot", served::driver_leaves_and_returns),
+    ("kernel-writes-again", io::kernel_writes),
+    ("kernel-reads-after-reboot", io::kernel_reads_back),
+    ("kernel-writes-after-reboot", io::kernel_writes),
+    ("no-nvme-complaints", served::no_complaints),
+    ("no-nvme-complaints-after-reboot", served::no_complaints),
+    ("busy-to-the-end", served::busy_to_the_end),
 ];
 
 /// The controllers of the machine that kernel and kiovec write for each other.
 fn written_disks(machine: &Machine) -> impl Iterator<Item = &'static Controller> {
-    let written = [&DISK, &SMALL_TRANSFERS, &LARGE_TRANSFERS, &LEG, &OTHER_LEG];
+    let written = [&DISK, &SMALL_TRANSFERS, &LARGE_TRANSFERS, &LEG, &OTHER_LEG, &SERVED];
     machine.controllers.iter().copied().filter(move |c| written.iter().any(|w| w.serial == c.serial))
 }
 
