@@ -5,9 +5,11 @@ use std::sync::Arc;
 use hugepage_setup::Bytes;
 use kiovec::{Controller, DataForm, Namespace, QueueOptions};
 
+use super::kernel::File;
 use super::options::Options;
 use super::random;
 use super::route::Route;
+use super::subject::Attached;
 use super::verify::Ledger;
 use super::workload::Mix;
 use crate::device::Opened;
@@ -76,9 +78,11 @@ impl Part {
 }
 
 impl Job {
-    pub fn new(options: &Options, opened: &Opened, cores: Vec<usize>, crowded: bool) -> Result<Job> {
-        let namespaces = namespaces(options, opened)?;
-        let (block_size, blocks) = size(opened, &namespaces)?;
+    pub fn new(options: &Options, attached: &Attached, cores: Vec<usize>, crowded: bool) -> Result<Job> {
+        let Shape { namespaces, block_size, blocks, max_transfer } = match attached {
+            Attached::Driver(opened) => Shape::of_device(options, opened)?,
+            Attached::Kernel(file) => Shape::of_file(file),
+        };
         let whole = range(options, blocks, block_size)?;
         let parts = parts(options, whole, cores.len() as u64)?;
         let units = parts.first().map_or(0, |part| part.units);
@@ -94,7 +98,7 @@ impl Job {
             read_back: options.verify && options.io_pattern.writes(),
             seed: options.seed.unwrap_or_else(random::seed),
             data: options.data.into(),
-            max_transfer: max_transfer(opened),
+            max_transfer,
             namespaces,
             cores,
             parts,
@@ -150,6 +154,28 @@ impl Job {
             )));
         }
         Ok(())
+    }
+}
+
+/// What is asked of a device before anything is decided.
+struct Shape {
+    namespaces: Vec<Namespace>,
+    block_size: u32,
+    blocks: u64,
+    max_transfer: u64,
+}
+
+impl Shape {
+    fn of_device(options: &Options, opened: &Opened) -> Result<Shape> {
+        let namespaces = namespaces(options, opened)?;
+        let (block_size, blocks) = size(opened, &namespaces)?;
+        Ok(Shape { namespaces, block_size, blocks, max_transfer: max_transfer(opened) })
+    }
+
+    /// How the kernel cuts I/Os is its own business.
+    fn of_file(file: &File) -> Shape {
+        let (block_size, blocks) = (file.block_size, file.blocks);
+        Shape { namespaces: vec![], block_size, blocks, max_transfer: MAX_TRANSFER }
     }
 }
 

@@ -6,55 +6,78 @@
 mod control;
 mod cores;
 mod counters;
+mod course;
 mod job;
+mod kernel;
 mod latency;
 mod layers;
+mod meter;
 mod options;
 mod progress;
 mod random;
 mod range;
 mod report;
 mod route;
+mod subject;
 mod supervisor;
 mod verify;
 mod worker;
 mod workload;
+
+use std::sync::atomic::AtomicBool;
 
 use kiovec::memory::Pages;
 
 use self::job::Job;
 pub use self::options::Options;
 use self::report::Report;
-use crate::device::{Device, Leaf, Opened};
+use self::subject::Attached;
+use self::supervisor::Outcome;
+use crate::device::Leaf;
 use crate::output::{self, Format};
 use crate::{Error, Result};
 
-pub fn run(mut options: Options) -> Result<()> {
+/// One device of a run: what is done with it, and the device in use.
+#[derive(Debug)]
+pub struct Side {
+    pub options: Options,
+    pub job: Job,
+    pub attached: Attached,
+}
+
+pub fn run(options: Options) -> Result<()> {
     options.check()?;
-    let allowed = cores::allowed()?;
-    let cores = cores::choose(options.cores.as_ref(), &allowed)?;
-    let crowded = place_emulators(&mut options.device, &cores, &allowed);
     let interrupted = supervisor::on_interrupt()?;
-    let opened = options.device.open()?;
-    let job = Job::new(&options, &opened, cores, crowded)?;
-    let outcome = supervisor::run(&job, &opened, &options, &interrupted)?;
-    advise(&opened, &job);
-    let report = Report::new(&options, &job, &opened, outcome);
+    let (side, outcome) = measure(options, &interrupted)?;
+    advise(&side);
+    let report = Report::new(&side, outcome);
     report.notes().iter().for_each(|note| eprintln!("kiovec: note: {note}"));
-    match options.format() {
+    match side.options.format() {
         Format::Text => output::print(&report.text())?,
         Format::Json => output::print_json(&report.json())?,
     }
     report.failure().map_or(Ok(()), |what| Err(Error::Failed(what)))
 }
 
+/// Opens a device and runs the workload on it.
+fn measure(mut options: Options, interrupted: &AtomicBool) -> Result<(Side, Outcome)> {
+    let allowed = cores::allowed()?;
+    let cores = cores::choose(options.cores.as_ref(), &allowed)?;
+    let crowded = place_emulators(options.device.leaves_mut(), &cores, &allowed);
+    let attached = options.device.attach(options.destroys_data())?;
+    let job = Job::new(&options, &attached, cores, crowded)?;
+    let side = Side { options, job, attached };
+    let outcome = supervisor::run(&side, interrupted)?;
+    Ok((side, outcome))
+}
+
 /// Gives each emulator a core that no worker has, and no other emulator as long as there are enough.
 /// Returns whether there were too few.
-fn place_emulators(device: &mut Device, cores: &[usize], allowed: &[usize]) -> bool {
+fn place_emulators(leaves: &mut [Leaf], cores: &[usize], allowed: &[usize]) -> bool {
     let mut others = allowed.iter().copied().filter(|core| !cores.contains(core)).cycle();
     let mut taken = cores.to_vec();
     let mut crowded = false;
-    for leaf in &mut device.leaves {
+    for leaf in leaves {
         let Leaf::Emulated(config) = leaf else { continue };
         config.core = config.core.or_else(|| others.next());
         crowded |= config.core.is_none_or(|core| taken.contains(&core));
@@ -64,11 +87,13 @@ fn place_emulators(device: &mut Device, cores: &[usize], allowed: &[usize]) -> b
 }
 
 /// What stood in the way of better figures. Once, and only if it did.
-fn advise(opened: &Opened, job: &Job) {
+fn advise(side: &Side) {
+    let job = &side.job;
     if job.crowded {
         eprintln!("kiovec: note: an emulator had no core for itself, so these figures do not show its speed");
     }
-    if let Some(pages @ (Pages::Collapsed2M | Pages::Small4K)) = opened.space.pages() {
+    side.attached.notes().iter().for_each(|note| eprintln!("kiovec: note: {note}"));
+    if let Some(pages @ (Pages::Collapsed2M | Pages::Small4K)) = side.attached.pages() {
         // Rings and lists of a worker are small beside its data.
         let bytes = job.data_bytes() + ((job.cores.len() as u64) << 25);
         let wanted = bytes.next_multiple_of(64 << 20) >> 20;
@@ -81,12 +106,13 @@ fn advise(opened: &Opened, job: &Job) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn emulators_keep_off_workers_and_off_one_another() {
         let place = |device: &str, cores: &[usize]| {
             let mut device: Device = device.parse().unwrap();
-            let crowded = place_emulators(&mut device, cores, &[0, 1, 2]);
+            let crowded = place_emulators(&mut device.leaves, cores, &[0, 1, 2]);
             let core = |leaf: &Leaf| if let Leaf::Emulated(config) = leaf { config.core } else { None };
             (device.leaves.iter().map(core).collect::<Vec<_>>(), crowded)
         };

@@ -1,6 +1,7 @@
 //! The options of `kiovec perf`, with the letters that SPDK's perf gave them, and the checks that
 //! need no device.
 
+use std::fmt;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -10,7 +11,8 @@ use kiovec_emulator::Media;
 
 use super::cores::Cores;
 use super::range::RangeOption;
-use crate::device::{Device, FORMS, Leaf};
+use super::subject::{self, Subject};
+use crate::device::Leaf;
 use crate::output::{self, Format};
 use crate::{Error, Result};
 
@@ -19,10 +21,10 @@ const MAX_SECONDS: f64 = 31.0 * 86_400.0;
 /// The read share of mixed workloads without -M, as in fio.
 const READ_SHARE: u8 = 50;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Options {
-    #[arg(default_value = "emulated", help = format!("The device: {FORMS}"))]
-    pub device: Device,
+    #[arg(default_value = "emulated", help = format!("The device: {}", subject::forms()))]
+    pub device: Subject,
 
     /// I/Os in flight on each core, 1 to 4096.
     #[arg(short = 'q', long, value_name = "N", default_value_t = 128,
@@ -161,7 +163,33 @@ impl Options {
         if self.io_size == 0 {
             return Err(Error::Usage("-o 0: an I/O has at least one block; try -o 4k".into()));
         }
-        self.device.leaves.iter().try_for_each(|leaf| self.check_leaf(leaf))
+        if matches!(self.device, Subject::Kernel(_)) {
+            self.check_kernel()?;
+        }
+        self.device.leaves().iter().try_for_each(|leaf| self.check_leaf(leaf))
+    }
+
+    /// What only the driver's own devices have.
+    fn check_kernel(&self) -> Result<()> {
+        let device = &self.device;
+        if self.nsid.is_some() {
+            let what = format!("--nsid: {device} is one namespace already");
+            return Err(Error::Usage(what + "; name another one, as in kernel:/dev/nvme0n2"));
+        }
+        if self.data != Data::Auto {
+            return Err(Error::Usage(format!("--data: the kernel chooses for {device}; leave it out")));
+        }
+        self.check_consent(device)
+    }
+
+    fn check_consent(&self, device: &impl fmt::Display) -> Result<()> {
+        if !self.destroys_data() || self.yes_destroy_data {
+            return Ok(());
+        }
+        let pattern = self.io_pattern;
+        let why = if pattern.writes() { "" } else { " with --verify, which fills the range first," };
+        let what = format!("-w {}{why} overwrites data on {device}", pattern.name());
+        Err(Error::Usage(what + "; if that may be lost, add --yes-destroy-data"))
     }
 
     fn check_leaf(&self, leaf: &Leaf) -> Result<()> {
@@ -170,13 +198,8 @@ impl Options {
                 let what = format!("{leaf} has null media, which keeps no data to verify");
                 Err(Error::Usage(what + "; use media=ram, as in emulated:media=ram"))
             }
-            Leaf::Pci(_) | Leaf::VfioUser(_) if self.destroys_data() && !self.yes_destroy_data => {
-                let pattern = self.io_pattern;
-                let why = if pattern.writes() { "" } else { " with --verify, which fills the range first," };
-                let what = format!("-w {}{why} overwrites data on {leaf}", pattern.name());
-                Err(Error::Usage(what + "; if that may be lost, add --yes-destroy-data"))
-            }
-            _ => Ok(()),
+            Leaf::Pci(_) | Leaf::VfioUser(_) => self.check_consent(leaf),
+            Leaf::Emulated(_) => Ok(()),
         }
     }
 

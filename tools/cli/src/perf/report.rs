@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use hdrhistogram::Histogram;
 use hugepage_setup::Bytes;
-use kiovec::{Controller, Failure, Namespace, Operation};
+use kiovec::{Controller, Namespace, Operation};
 use serde_json::{Value, json};
 
-use super::cores;
+use super::course::Tally;
 use super::job::Job;
 use super::latency::Latency;
 use super::layers::Counted;
+use super::meter::Reason;
 use super::options::Options;
+use super::subject::Attached;
 use super::supervisor::Outcome;
 use super::verify::Checks;
-use super::worker::Tally;
-use crate::device::Opened;
+use super::{Side, cores};
 use crate::output;
 
 /// Quantiles that are reported: name in JSON, name for people, value.
@@ -31,7 +32,11 @@ const QUANTILES: [(&str, &str, f64); 5] = [
 /// A counter's name, whether people want to know that it is zero, and the counter.
 type Count = (&'static str, bool, fn(&Tally) -> u64);
 
-/// What is counted per I/O.
+/// What is counted per I/O that the kernel carries out.
+const PER_KERNEL_IO: [Count; 2] =
+    [("polls", true, |worker| worker.polls), ("system calls", true, |worker| worker.calls)];
+
+/// What is counted per I/O that the driver carries out.
 const PER_IO: [Count; 7] = [
     ("polls", true, |worker| worker.polls),
     ("commands", true, |worker| worker.counters.commands),
@@ -45,9 +50,7 @@ const PER_IO: [Count; 7] = [
 pub struct Report<'a> {
     options: &'a Options,
     job: &'a Job,
-    opened: &'a Opened,
-    /// What the data memory stands on.
-    pages: String,
+    attached: &'a Attached,
     workers: Vec<Tally>,
     interrupted: bool,
     latency: Latency,
@@ -58,16 +61,15 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    pub fn new(options: &'a Options, job: &'a Job, opened: &'a Opened, outcome: Outcome) -> Report<'a> {
+    pub fn new(side: &'a Side, outcome: Outcome) -> Report<'a> {
+        let Side { options, job, attached } = side;
         let workers = outcome.tallies;
         let mut latency = Latency::default();
         workers.iter().for_each(|worker| latency.add(&worker.latency));
-        let pages = opened.space.pages().map_or_else(String::new, |pages| pages.to_string());
         Report {
             options,
             job,
-            opened,
-            pages,
+            attached,
             interrupted: outcome.interrupted,
             histogram: latency.histogram(),
             latency,
@@ -86,7 +88,7 @@ impl<'a> Report<'a> {
         }
         if let Some((operation, failure)) = self.first_error() {
             let (errors, name) = (self.sum(|worker| worker.errors), lower(operation));
-            let lost = self.opened.lost().iter().map(|lost| format!("; {lost}")).collect::<String>();
+            let lost = self.attached.lost().iter().map(|lost| format!("; {lost}")).collect::<String>();
             return Some(format!("{device}: {errors} I/Os failed; the first: {name}: {failure}{lost}"));
         }
         match self.sum(|worker| worker.faults) {
@@ -101,9 +103,12 @@ impl<'a> Report<'a> {
     pub fn notes(&self) -> Vec<String> {
         match self.first_error() {
             Some(_) => vec![],
-            None => {
-                self.opened.lost().iter().map(|lost| format!("{lost}; the run went on without it")).collect()
-            }
+            None => self
+                .attached
+                .lost()
+                .iter()
+                .map(|lost| format!("{lost}; the run went on without it"))
+                .collect(),
         }
     }
 
@@ -116,7 +121,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    fn first_error(&self) -> Option<(Operation, Failure)> {
+    fn first_error(&self) -> Option<(Operation, Reason)> {
         self.workers.iter().find_map(|worker| worker.first_error)
     }
 
@@ -143,6 +148,10 @@ impl<'a> Report<'a> {
 
     fn per_io(&self, of: impl Fn(&Tally) -> u64) -> f64 {
         self.sum(of) as f64 / (self.ios() as f64).max(1.0)
+    }
+
+    fn per_io_counts(&self) -> &'static [Count] {
+        if self.attached.driver().is_some() { &PER_IO } else { &PER_KERNEL_IO }
     }
 
     // ---- for people ----
@@ -178,7 +187,7 @@ impl<'a> Report<'a> {
              {}{share}, {io_size} bytes, depth {depth}, {core} {cores}, {seconds:.2} s{cut}, seed {seed}, {}\n\n",
             self.subject(),
             pattern.name(),
-            self.pages
+            self.attached.way()
         )
     }
 
@@ -233,9 +242,9 @@ impl<'a> Report<'a> {
     fn counts(&self) -> String {
         let mut text = "\nper I/O: ".to_owned();
         let mut comma = "";
-        for (name, always, of) in PER_IO {
+        for (name, always, of) in self.per_io_counts() {
             let share = self.per_io(of);
-            if always || share > 0.0 {
+            if *always || share > 0.0 {
                 let _ = write!(text, "{comma}{share:.3} {name}");
                 comma = ", ";
             }
@@ -273,7 +282,8 @@ impl<'a> Report<'a> {
             "command_depth": self.workers.iter().map(|worker| worker.queue_depth).min(),
             "range": self.range(),
             "seed": self.job.seed,
-            "pages": self.pages,
+            "pages": self.attached.pages().map(|pages| pages.to_string()),
+            "way": self.attached.way(),
             "interrupted": self.interrupted,
             "seconds": self.seconds(),
             "ios": self.ios(),
@@ -288,12 +298,12 @@ impl<'a> Report<'a> {
             "verify": self.checks.as_ref().map(|checks| self.verified(checks)),
             "workers": self.workers.iter().map(|worker| self.worker(worker)).collect::<Vec<_>>(),
         });
-        for (name, _, of) in PER_IO {
+        for (name, _, of) in self.per_io_counts() {
             document[format!("{}_per_io", name.to_lowercase().replace(' ', "_"))] = json!(self.per_io(of));
         }
         if self.options.device.is_stack() {
             document["layers"] = self.layers.iter().map(Counted::json).collect();
-        } else {
+        } else if self.attached.driver().is_some() {
             document["nsid"] = self.job.namespaces.iter().map(Namespace::nsid).next().into();
         }
         if self.options.latency_histogram {
@@ -311,7 +321,8 @@ impl<'a> Report<'a> {
                 "lost": controller.check().err().map(|error| error.to_string()),
             })
         };
-        self.opened.controllers.iter().zip(&self.job.namespaces).map(controller).collect()
+        let controllers = self.attached.driver().map(|opened| &opened.controllers[..]).unwrap_or_default();
+        controllers.iter().zip(&self.job.namespaces).map(controller).collect()
     }
 
     fn range(&self) -> Value {
@@ -400,10 +411,11 @@ mod tests {
     /// The failure that a report names for what its only worker has found.
     fn failure(tally: Tally) -> Option<String> {
         let options = Options::from_line("emulated:size=1M");
-        let opened = options.device.open().unwrap();
-        let job = Job::new(&options, &opened, vec![0], true).unwrap();
+        let attached = options.device.attach(false).unwrap();
+        let job = Job::new(&options, &attached, vec![0], true).unwrap();
         let outcome = Outcome { tallies: vec![tally], interrupted: false };
-        let report = Report::new(&options, &job, &opened, outcome);
+        let side = Side { options, job, attached };
+        let report = Report::new(&side, outcome);
         assert!(report.text().contains("I/Os: 0 (0 writes)"));
         assert_eq!(report.json()["first_error"].is_null(), report.first_error().is_none());
         report.failure()
@@ -413,7 +425,10 @@ mod tests {
     fn the_first_error_is_named() {
         assert_eq!(failure(Tally::default()), None);
         let status = kiovec::spec::Status::new(kiovec::spec::status::SCT_MEDIA, 0x81);
-        let first_error = Some((Operation::Read, Failure { lba: 800, cause: kiovec::Cause::Status(status) }));
+        let first_error = Some((
+            Operation::Read,
+            Reason::Driver(kiovec::Failure { lba: 800, cause: kiovec::Cause::Status(status) }),
+        ));
         let text = failure(Tally { errors: 3, first_error, ..Tally::default() }).unwrap();
         assert!(text.starts_with("emulated:size=1M: 3 I/Os failed; the first: read: "), "{text}");
         assert!(text.contains("LBA 800") && text.lines().count() == 1, "{text}");

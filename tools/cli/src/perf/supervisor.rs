@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::control::{Control, Phase};
-use super::job::Job;
-use super::options::Options;
+use super::course::Tally;
 use super::progress::Progress;
-use super::worker::{self, Tally};
-use crate::device::Opened;
+use super::subject::Attached;
+use super::{Side, kernel, worker};
 use crate::{Error, Result};
 
 /// Between two looks at controller and workers.
@@ -25,6 +24,10 @@ const TICK: Duration = Duration::from_millis(100);
 const SHORT_TICK: Duration = Duration::from_millis(5);
 /// A worker with I/O in flight that gets no completion for so long has a dead device.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a measurement is cut into, to see how it went: so many slices, unless they would be shorter.
+const SLICES: u32 = 100;
+const SHORTEST_SLICE: Duration = Duration::from_millis(50);
 
 /// How a run ended.
 #[derive(Debug)]
@@ -47,13 +50,17 @@ pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
 }
 
 /// Runs all workers from first to last.
-pub fn run(job: &Job, opened: &Opened, options: &Options, interrupted: &AtomicBool) -> Result<Outcome> {
+pub fn run(side: &Side, interrupted: &AtomicBool) -> Result<Outcome> {
+    let job = &side.job;
     let control = Control::new(job.cores.len());
     let outcome = thread::scope(|scope| {
         let mut workers = Vec::new();
         for (index, core) in job.cores.iter().enumerate() {
-            let (control, core) = (&control, *core);
-            let body = move || worker::run(job, index, opened, control);
+            let (control, core, gauge) = (&control, *core, &control.gauges[index]);
+            let body = move || match &side.attached {
+                Attached::Driver(opened) => worker::run(job, index, opened, control, gauge),
+                Attached::Kernel(file) => kernel::run(job, index, file, control, gauge),
+            };
             let spawned = thread::Builder::new().name(format!("kiovec-{core}")).spawn_scoped(scope, body);
             match spawned {
                 Ok(worker) => workers.push(worker),
@@ -63,7 +70,7 @@ pub fn run(job: &Job, opened: &Opened, options: &Options, interrupted: &AtomicBo
                 }
             }
         }
-        let cause = Supervisor::new(job, opened, options, interrupted, &control).watch(&workers);
+        let cause = Supervisor::new(side, interrupted, &control).watch(&workers);
         collect(workers, cause)
     })?;
     Ok(Outcome { tallies: outcome, interrupted: interrupted.load(Ordering::Relaxed) })
@@ -83,10 +90,12 @@ fn collect(workers: Vec<ScopedJoinHandle<'_, Result<Tally>>>, cause: Option<Erro
 
 struct Supervisor<'a> {
     control: &'a Control,
-    opened: &'a Opened,
+    side: &'a Side,
     interrupted: &'a AtomicBool,
     warmup: Duration,
     time: Duration,
+    /// How long a slice of the measurement is.
+    slice: Duration,
     progress: Progress,
     stall: Stall,
     /// When the phase began that ends by the clock.
@@ -94,19 +103,15 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn new(
-        job: &Job,
-        opened: &'a Opened,
-        options: &Options,
-        interrupted: &'a AtomicBool,
-        control: &'a Control,
-    ) -> Supervisor<'a> {
+    fn new(side: &'a Side, interrupted: &'a AtomicBool, control: &'a Control) -> Supervisor<'a> {
+        let Side { options, job, .. } = side;
         Supervisor {
             control,
-            opened,
+            side,
             interrupted,
             warmup: options.warmup_time,
             time: options.time,
+            slice: (options.time / SLICES).max(SHORTEST_SLICE),
             progress: Progress::new(options.warmup_time + options.time, job.io_size),
             stall: Stall::new(job.cores.len(), PATIENCE),
             since: Instant::now(),
@@ -154,12 +159,12 @@ impl<'a> Supervisor<'a> {
 
     /// A device without layers is lost with its controller.
     fn dead(&self) -> Option<Error> {
-        let alone = !self.opened.device.is_stack();
-        self.opened.lost().into_iter().next().filter(|_| alone).map(Error::from)
+        let alone = !self.side.options.device.is_stack();
+        self.side.attached.lost().into_iter().next().filter(|_| alone).map(Error::from)
     }
 
     fn stalled(&self) -> Error {
-        let device = &self.opened.device;
+        let device = &self.side.options.device;
         let seconds = PATIENCE.as_secs();
         Error::Failed(format!(
             "{device}: no completion for {seconds} s with I/O in flight; reset it or power-cycle it, and see dmesg"
@@ -172,6 +177,7 @@ impl<'a> Supervisor<'a> {
             Phase::Prepare if self.control.all_ready() => Phase::WarmUp,
             Phase::WarmUp if self.since.elapsed() >= self.warmup => Phase::Measure,
             Phase::Measure if self.since.elapsed() >= self.time => Phase::Finish,
+            Phase::Measure => return self.control.advance_slice(self.slices()),
             _ => return,
         };
         self.control.advance(next);
@@ -179,11 +185,19 @@ impl<'a> Supervisor<'a> {
         self.progress.phase(next, self.control);
     }
 
+    /// Slices of the measurement that are over.
+    fn slices(&self) -> u32 {
+        (self.since.elapsed().as_nanos() / self.slice.as_nanos().max(1)) as u32
+    }
+
     /// Until something may have to be done.
     fn pause(&self) -> Duration {
         let left = match self.control.phase() {
             Phase::WarmUp => self.warmup.saturating_sub(self.since.elapsed()),
-            Phase::Measure => self.time.saturating_sub(self.since.elapsed()),
+            Phase::Measure => {
+                let next = self.slice * (self.slices() + 1);
+                self.time.min(next).saturating_sub(self.since.elapsed())
+            }
             _ => SHORT_TICK,
         };
         left.min(TICK)
@@ -215,16 +229,24 @@ impl Stall {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::perf::cores;
+    use crate::perf::job::Job;
+    use crate::perf::{Options, cores};
+
+    /// A device, and its emulators, which go when they are dropped.
+    fn without_emulators(options: Options) -> (Side, Vec<kiovec_emulator::Emulator>) {
+        let mut attached = options.device.attach(false).unwrap();
+        let job = Job::new(&options, &attached, cores::allowed().unwrap()[..1].to_vec(), true).unwrap();
+        let Attached::Driver(opened) = &mut attached else { panic!("an emulated device") };
+        let emulators = std::mem::take(&mut opened.emulators);
+        (Side { options, job, attached }, emulators)
+    }
 
     #[test]
     fn a_device_that_is_gone_is_given_up_and_named() {
         let options = Options::from_line("emulated:size=1M -t 600");
-        let mut opened = options.device.open().unwrap();
-        let job = Job::new(&options, &opened, cores::allowed().unwrap()[..1].to_vec(), true).unwrap();
+        let (side, emulators) = without_emulators(options);
         let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
-        let emulators = std::mem::take(&mut opened.emulators);
-        let mut supervisor = Supervisor::new(&job, &opened, &options, &interrupted, &control);
+        let mut supervisor = Supervisor::new(&side, &interrupted, &control);
         assert!(supervisor.trouble().is_none());
         drop(emulators);
         let error = supervisor.trouble().unwrap().to_string();
@@ -235,14 +257,13 @@ mod tests {
     #[test]
     fn below_layers_a_controller_may_go() {
         let options = Options::from_line("trace(emulated:size=1M) -t 600");
-        let mut opened = options.device.open().unwrap();
-        let job = Job::new(&options, &opened, cores::allowed().unwrap()[..1].to_vec(), true).unwrap();
+        let (side, emulators) = without_emulators(options);
         let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
-        drop(std::mem::take(&mut opened.emulators));
-        let mut supervisor = Supervisor::new(&job, &opened, &options, &interrupted, &control);
+        drop(emulators);
+        let mut supervisor = Supervisor::new(&side, &interrupted, &control);
         assert!(supervisor.trouble().is_none());
         assert_eq!(control.phase(), Phase::Prepare);
-        assert_eq!(opened.lost().len(), 1);
+        assert_eq!(side.attached.lost().len(), 1);
     }
 
     #[test]

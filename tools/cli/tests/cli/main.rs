@@ -3,6 +3,7 @@
 
 mod identify;
 mod interrupt;
+mod kernel;
 mod list;
 mod perf;
 mod refused;
