@@ -18,6 +18,8 @@ mod random;
 mod range;
 mod report;
 mod route;
+mod series;
+mod sketch;
 mod subject;
 mod supervisor;
 mod verify;

@@ -14,6 +14,8 @@ use super::latency::Latency;
 use super::layers::Counted;
 use super::meter::Reason;
 use super::options::Options;
+use super::series::{self, Point};
+use super::sketch::{self, Style};
 use super::subject::Attached;
 use super::supervisor::Outcome;
 use super::verify::Checks;
@@ -58,6 +60,7 @@ pub struct Report<'a> {
     checks: Option<Checks>,
     /// By the layers of a stack, in all workers.
     layers: Vec<Counted>,
+    over_time: Vec<Point>,
 }
 
 impl<'a> Report<'a> {
@@ -74,6 +77,7 @@ impl<'a> Report<'a> {
             histogram: latency.histogram(),
             latency,
             checks: checks(&workers),
+            over_time: series::over_time(&workers),
             layers: Counted::sum(workers.iter().map(|worker| &worker.layers[..])),
             workers,
         }
@@ -160,6 +164,7 @@ impl<'a> Report<'a> {
         let mut text = self.heading();
         text += &output::table(&self.rows(), &[1, 2, 3, 4, 5]);
         text += &self.quantiles();
+        text += &self.pictures(Style::of_stdout());
         if self.options.latency_histogram {
             text += &self.cells();
         }
@@ -216,6 +221,29 @@ impl<'a> Report<'a> {
             let _ = write!(text, "  {name} {}", micros(self.quantile(quantile)));
         }
         let _ = writeln!(text, "  max {}", micros(self.latency.max() as f64));
+        text
+    }
+
+    /// The latencies as bars, and how the rate went.
+    fn pictures(&self, style: Style) -> String {
+        let cells: Vec<_> = self.latency.cells().collect();
+        let total = (self.ios() as f64).max(1.0);
+        let body = self.quantile(0.005) as u64..=self.quantile(0.99) as u64;
+        let rows: Vec<Vec<String>> = sketch::histogram(style, &cells, body)
+            .into_iter()
+            .map(|(from, to, ios, bar)| {
+                let share = format!("{:.2}%", ios as f64 * 100.0 / total);
+                vec![micros(from as f64), "to".into(), micros(to as f64), share, bar]
+            })
+            .collect();
+        let mut text = output::table(&rows, &[0, 2, 3]);
+        let rates: Vec<f64> = self.over_time.iter().map(|point| point.iops).collect();
+        if let [first, _, ..] = rates[..] {
+            let lowest = rates.iter().copied().fold(first, f64::min);
+            let highest = rates.iter().copied().fold(first, f64::max);
+            let line = sketch::sparkline(style, &rates);
+            let _ = writeln!(text, "\nIOPS over time: {line}  {lowest:.0} to {highest:.0}");
+        }
         text
     }
 
