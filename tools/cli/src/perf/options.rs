@@ -23,8 +23,27 @@ const READ_SHARE: u8 = 50;
 
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    #[arg(default_value = "emulated", help = format!("The device: {}", subject::forms()))]
+    #[arg(value_name = "DEVICE",
+          help = format!("The devices, `emulated` without any; each has workers of its own. One is {}", subject::forms()))]
+    pub devices: Vec<Subject>,
+
+    /// The one of them that a job is about.
+    #[arg(skip)]
     pub device: Subject,
+
+    /// Another device, measured in turns with the first, round by round: what counts is the ratio.
+    #[arg(long, value_name = "DEVICE")]
+    pub versus: Option<Subject>,
+
+    /// How many rounds --versus takes, in each of which both devices have the time of -t; 9 without
+    /// this.
+    #[arg(long, value_name = "N", requires = "versus",
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rounds: Option<u32>,
+
+    /// Workers on each device, on one core each; without this, one, or one for each core of -c.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub numjobs: Option<u32>,
 
     /// I/Os in flight on each core, 1 to 4096.
     #[arg(short = 'q', long, value_name = "N", default_value_t = 128,
@@ -152,6 +171,21 @@ impl From<Data> for DataForm {
 }
 
 impl Options {
+    /// What is to be done on each device, as far as it can be told without touching one.
+    pub fn jobs(&self) -> Result<Vec<Options>> {
+        let devices = if self.devices.is_empty() { vec![Subject::default()] } else { self.devices.clone() };
+        let jobs: Vec<Options> =
+            devices.into_iter().map(|device| Options { device, ..self.clone() }).collect();
+        jobs.iter().try_for_each(Options::check)?;
+        check_twice(&jobs)?;
+        Ok(jobs)
+    }
+
+    /// The same for another device.
+    pub fn on(&self, device: &Subject) -> Options {
+        Options { device: device.clone(), devices: vec![device.clone()], ..self.clone() }
+    }
+
     /// Whatever can be refused before a device is touched.
     pub fn check(&self) -> Result<()> {
         let pattern = self.io_pattern;
@@ -220,6 +254,19 @@ impl Options {
     }
 }
 
+/// Jobs that verify one device would each see the other's blocks.
+fn check_twice(jobs: &[Options]) -> Result<()> {
+    let verified = |job: &&Options| job.verify;
+    let shared = |job: &Options| jobs.iter().filter(|other| other.device == job.device).count() > 1;
+    match jobs.iter().filter(verified).find(|job| shared(job)) {
+        Some(job) => {
+            let what = format!("--verify: {} is there twice, and sees the blocks of both", job.device);
+            Err(Error::Usage(what + "; name it once, and use --numjobs for more workers"))
+        }
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 impl Options {
     /// The options of a command line that clap accepts.
@@ -227,7 +274,8 @@ impl Options {
         use clap::FromArgMatches;
         let command = Options::augment_args(clap::Command::new("perf"));
         let matches = command.get_matches_from(["perf"].into_iter().chain(line.split_whitespace()));
-        Options::from_arg_matches(&matches).unwrap()
+        let options = Options::from_arg_matches(&matches).unwrap();
+        Options { device: options.devices.first().cloned().unwrap_or_default(), ..options }
     }
 }
 

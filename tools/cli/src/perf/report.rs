@@ -16,20 +16,22 @@ use super::meter::Reason;
 use super::options::Options;
 use super::series::{self, Point};
 use super::sketch::{self, Style};
-use super::subject::Attached;
-use super::supervisor::Outcome;
+use super::subject::{Attached, Subject};
 use super::verify::Checks;
 use super::{Side, cores};
 use crate::output;
 
 /// Quantiles that are reported: name in JSON, name for people, value.
-const QUANTILES: [(&str, &str, f64); 5] = [
+pub const QUANTILES: [(&str, &str, f64); 5] = [
     ("p50", "50%", 0.5),
     ("p90", "90%", 0.9),
     ("p99", "99%", 0.99),
     ("p99_9", "99.9%", 0.999),
     ("p99_99", "99.99%", 0.9999),
 ];
+
+/// What a result says of itself, so that it is known again.
+pub const TOOL: &str = "kiovec perf";
 
 /// A counter's name, whether people want to know that it is zero, and the counter.
 type Count = (&'static str, bool, fn(&Tally) -> u64);
@@ -64,16 +66,16 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    pub fn new(side: &'a Side, outcome: Outcome) -> Report<'a> {
+    pub fn new(side: &'a Side, workers: Vec<Tally>, interrupted: bool) -> Report<'a> {
         let Side { options, job, attached } = side;
-        let workers = outcome.tallies;
+        let attached: &Attached = attached;
         let mut latency = Latency::default();
         workers.iter().for_each(|worker| latency.add(&worker.latency));
         Report {
             options,
             job,
             attached,
-            interrupted: outcome.interrupted,
+            interrupted,
             histogram: latency.histogram(),
             latency,
             checks: checks(&workers),
@@ -129,20 +131,28 @@ impl<'a> Report<'a> {
         self.workers.iter().find_map(|worker| worker.first_error)
     }
 
-    fn sum(&self, of: impl Fn(&Tally) -> u64) -> u64 {
+    pub fn sum(&self, of: impl Fn(&Tally) -> u64) -> u64 {
         self.workers.iter().map(of).sum()
     }
 
-    fn ios(&self) -> u64 {
+    pub fn latency(&self) -> &Latency {
+        &self.latency
+    }
+
+    pub fn device(&self) -> &Subject {
+        &self.options.device
+    }
+
+    pub fn ios(&self) -> u64 {
         self.latency.count()
     }
 
     /// Each worker by its own clock.
-    fn iops(&self) -> f64 {
+    pub fn iops(&self) -> f64 {
         self.workers.iter().map(iops).sum()
     }
 
-    fn mib(&self, iops: f64) -> f64 {
+    pub fn mib(&self, iops: f64) -> f64 {
         iops * self.job.io_size as f64 / (1 << 20) as f64
     }
 
@@ -300,6 +310,9 @@ impl<'a> Report<'a> {
 
     pub fn json(&self) -> Value {
         let mut document = json!({
+            "tool": TOOL,
+            "version": env!("CARGO_PKG_VERSION"),
+            "driver": if self.attached.driver().is_some() { "kiovec" } else { "io_uring" },
             "device": self.options.device.to_string(),
             "controllers": self.controllers(),
             "block_size": self.job.block_size,
@@ -360,15 +373,7 @@ impl<'a> Report<'a> {
     }
 
     fn latencies(&self) -> Value {
-        let mut latencies = json!({
-            "mean": self.latency.mean(),
-            "min": self.latency.cells().next().map_or(0, |(from, ..)| from),
-            "max": self.latency.max(),
-        });
-        for (name, _, quantile) in QUANTILES {
-            latencies[name] = json!(self.quantile(quantile) as u64);
-        }
-        latencies
+        latencies(&self.latency)
     }
 
     fn verified(&self, checks: &Checks) -> Value {
@@ -391,6 +396,20 @@ impl<'a> Report<'a> {
             "mean_latency_ns": worker.latency.mean(),
         })
     }
+}
+
+/// Latencies as a program gets them.
+pub fn latencies(latency: &Latency) -> Value {
+    let histogram = latency.histogram();
+    let mut latencies = json!({
+        "mean": latency.mean(),
+        "min": latency.cells().next().map_or(0, |(from, ..)| from),
+        "max": latency.max(),
+    });
+    for (name, _, quantile) in QUANTILES {
+        latencies[name] = json!(histogram.value_at_quantile(quantile).min(latency.max()));
+    }
+    latencies
 }
 
 fn iops(worker: &Tally) -> f64 {
@@ -424,7 +443,7 @@ fn coarse(cells: impl Iterator<Item = (u64, u64, u64)>) -> Vec<(u64, u64, u64)> 
     joined
 }
 
-fn micros(nanos: f64) -> String {
+pub fn micros(nanos: f64) -> String {
     format!("{:.2}", nanos / 1000.0)
 }
 
@@ -441,9 +460,8 @@ mod tests {
         let options = Options::from_line("emulated:size=1M");
         let attached = options.device.attach(false).unwrap();
         let job = Job::new(&options, &attached, vec![0], true).unwrap();
-        let outcome = Outcome { tallies: vec![tally], interrupted: false };
         let side = Side { options, job, attached };
-        let report = Report::new(&side, outcome);
+        let report = Report::new(&side, vec![tally], false);
         assert!(report.text().contains("I/Os: 0 (0 writes)"));
         assert_eq!(report.json()["first_error"].is_null(), report.first_error().is_none());
         report.failure()

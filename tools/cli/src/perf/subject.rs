@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use kiovec::memory::Pages;
 
@@ -16,6 +17,13 @@ use crate::device::{Device, FORMS, Leaf, Opened};
 pub enum Subject {
     Driver(Device),
     Kernel(kernel::Name),
+}
+
+impl Default for Subject {
+    /// A controller in this process, so that it runs anywhere.
+    fn default() -> Subject {
+        "emulated".parse().expect("the shortest name there is")
+    }
 }
 
 /// What `perf` says of its devices.
@@ -33,7 +41,10 @@ impl FromStr for Subject {
         if text.contains(['(', ',']) && text.contains(kernel::PREFIX) {
             return Err(format!("layers stand on the driver's own devices, and {} is none", kernel::PREFIX));
         }
-        text.parse().map(Subject::Driver)
+        text.parse().map(Subject::Driver).map_err(|error: String| match error.contains(FORMS) {
+            true => error.replace(FORMS, &forms()),
+            false => error,
+        })
     }
 }
 
@@ -68,11 +79,11 @@ impl Subject {
     }
 
     /// Opens it, for writing as well if that is needed.
-    pub fn attach(&self, writes: bool) -> Result<Attached> {
-        Ok(match self {
+    pub fn attach(&self, writes: bool) -> Result<Arc<Attached>> {
+        Ok(Arc::new(match self {
             Subject::Driver(device) => Attached::Driver(device.open()?),
             Subject::Kernel(name) => Attached::Kernel(kernel::File::open(name, writes)?),
-        })
+        }))
     }
 }
 

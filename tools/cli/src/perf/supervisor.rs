@@ -15,7 +15,7 @@ use super::control::{Control, Phase};
 use super::course::Tally;
 use super::progress::Progress;
 use super::subject::Attached;
-use super::{Side, kernel, worker};
+use super::{Options, Side, kernel, worker};
 use crate::{Error, Result};
 
 /// Between two looks at controller and workers.
@@ -32,7 +32,8 @@ const SHORTEST_SLICE: Duration = Duration::from_millis(50);
 /// How a run ended.
 #[derive(Debug)]
 pub struct Outcome {
-    pub tallies: Vec<Tally>,
+    /// Of each job, those of its workers.
+    pub tallies: Vec<Vec<Tally>>,
     /// By the user, before its time.
     pub interrupted: bool,
 }
@@ -50,14 +51,15 @@ pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
 }
 
 /// Runs all workers from first to last.
-pub fn run(side: &Side, interrupted: &AtomicBool) -> Result<Outcome> {
-    let job = &side.job;
-    let control = Control::new(job.cores.len());
+pub fn run(sides: &[Side], label: &str, interrupted: &AtomicBool) -> Result<Outcome> {
+    let crew = |side: &Side| side.job.cores.len();
+    let control = Control::new(sides.iter().map(crew).sum());
     let outcome = thread::scope(|scope| {
         let mut workers = Vec::new();
-        for (index, core) in job.cores.iter().enumerate() {
-            let (control, core, gauge) = (&control, *core, &control.gauges[index]);
-            let body = move || match &side.attached {
+        let all = sides.iter().flat_map(|side| (0..crew(side)).map(move |index| (side, index)));
+        for ((side, index), gauge) in all.zip(&control.gauges) {
+            let (control, job, core) = (&control, &side.job, side.job.cores[index]);
+            let body = move || match &*side.attached {
                 Attached::Driver(opened) => worker::run(job, index, opened, control, gauge),
                 Attached::Kernel(file) => kernel::run(job, index, file, control, gauge),
             };
@@ -70,10 +72,12 @@ pub fn run(side: &Side, interrupted: &AtomicBool) -> Result<Outcome> {
                 }
             }
         }
-        let cause = Supervisor::new(side, interrupted, &control).watch(&workers);
+        let cause = Supervisor::new(sides, label, interrupted, &control).watch(&workers);
         collect(workers, cause)
     })?;
-    Ok(Outcome { tallies: outcome, interrupted: interrupted.load(Ordering::Relaxed) })
+    let mut outcome = outcome.into_iter();
+    let tallies = sides.iter().map(|side| outcome.by_ref().take(crew(side)).collect()).collect();
+    Ok(Outcome { tallies, interrupted: interrupted.load(Ordering::Relaxed) })
 }
 
 /// The results of all workers, or the reason why there are none.
@@ -90,7 +94,7 @@ fn collect(workers: Vec<ScopedJoinHandle<'_, Result<Tally>>>, cause: Option<Erro
 
 struct Supervisor<'a> {
     control: &'a Control,
-    side: &'a Side,
+    sides: &'a [Side],
     interrupted: &'a AtomicBool,
     warmup: Duration,
     time: Duration,
@@ -103,17 +107,26 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn new(side: &'a Side, interrupted: &'a AtomicBool, control: &'a Control) -> Supervisor<'a> {
-        let Side { options, job, .. } = side;
+    fn new(
+        sides: &'a [Side],
+        label: &str,
+        interrupted: &'a AtomicBool,
+        control: &'a Control,
+    ) -> Supervisor<'a> {
+        // The same for all jobs.
+        let time =
+            |time: fn(&Options) -> Duration| sides.first().map_or(SHORT_TICK, |side| time(&side.options));
+        let (warmup, time) = (time(|options| options.warmup_time), time(|options| options.time));
+        let size = |side: &Side| std::iter::repeat_n(side.job.io_size, side.job.cores.len());
         Supervisor {
             control,
-            side,
+            sides,
             interrupted,
-            warmup: options.warmup_time,
-            time: options.time,
-            slice: (options.time / SLICES).max(SHORTEST_SLICE),
-            progress: Progress::new(options.warmup_time + options.time, job.io_size),
-            stall: Stall::new(job.cores.len(), PATIENCE),
+            warmup,
+            time,
+            slice: (time / SLICES).max(SHORTEST_SLICE),
+            progress: Progress::new(warmup + time, label, sides.iter().flat_map(size).collect()),
+            stall: Stall::new(control.gauges.len(), PATIENCE),
             since: Instant::now(),
         }
     }
@@ -150,7 +163,7 @@ impl<'a> Supervisor<'a> {
     fn trouble(&mut self) -> Option<Error> {
         self.progress.show(self.control);
         let stalled = self.stall.look(self.control, Instant::now());
-        let cause = self.dead().or_else(|| stalled.then(|| self.stalled()));
+        let cause = self.dead().or_else(|| stalled.map(|worker| self.stalled(worker)));
         if cause.is_some() {
             self.control.advance(Phase::Abort);
         }
@@ -159,12 +172,13 @@ impl<'a> Supervisor<'a> {
 
     /// A device without layers is lost with its controller.
     fn dead(&self) -> Option<Error> {
-        let alone = !self.side.options.device.is_stack();
-        self.side.attached.lost().into_iter().next().filter(|_| alone).map(Error::from)
+        let mut alone = self.sides.iter().filter(|side| !side.options.device.is_stack());
+        alone.find_map(|side| side.attached.lost().into_iter().next()).map(Error::from)
     }
 
-    fn stalled(&self) -> Error {
-        let device = &self.side.options.device;
+    fn stalled(&self, worker: usize) -> Error {
+        let workers = self.sides.iter().flat_map(|side| side.job.cores.iter().map(move |_| side));
+        let device = workers.map(|side| side.options.device.to_string()).nth(worker).unwrap_or_default();
         let seconds = PATIENCE.as_secs();
         Error::Failed(format!(
             "{device}: no completion for {seconds} s with I/O in flight; reset it or power-cycle it, and see dmesg"
@@ -215,38 +229,40 @@ impl Stall {
         Stall { seen: vec![(0, Instant::now()); workers], patience }
     }
 
-    /// Whether a worker has had no completion for too long.
-    fn look(&mut self, control: &Control, now: Instant) -> bool {
+    /// A worker that has had no completion for too long.
+    fn look(&mut self, control: &Control, now: Instant) -> Option<usize> {
         for ((ios, since), gauge) in self.seen.iter_mut().zip(&control.gauges) {
             if *ios != gauge.ios() || !gauge.is_busy() {
                 (*ios, *since) = (gauge.ios(), now);
             }
         }
-        self.seen.iter().any(|(_, since)| now.duration_since(*since) >= self.patience)
+        self.seen.iter().position(|(_, since)| now.duration_since(*since) >= self.patience)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::perf::cores;
     use crate::perf::job::Job;
-    use crate::perf::{Options, cores};
 
     /// A device, and its emulators, which go when they are dropped.
-    fn without_emulators(options: Options) -> (Side, Vec<kiovec_emulator::Emulator>) {
+    fn without_emulators(options: Options) -> ([Side; 1], Vec<kiovec_emulator::Emulator>) {
         let mut attached = options.device.attach(false).unwrap();
         let job = Job::new(&options, &attached, cores::allowed().unwrap()[..1].to_vec(), true).unwrap();
-        let Attached::Driver(opened) = &mut attached else { panic!("an emulated device") };
+        let Attached::Driver(opened) = Arc::get_mut(&mut attached).unwrap() else {
+            panic!("an emulated device")
+        };
         let emulators = std::mem::take(&mut opened.emulators);
-        (Side { options, job, attached }, emulators)
+        ([Side { options, job, attached }], emulators)
     }
 
     #[test]
     fn a_device_that_is_gone_is_given_up_and_named() {
         let options = Options::from_line("emulated:size=1M -t 600");
-        let (side, emulators) = without_emulators(options);
+        let (sides, emulators) = without_emulators(options);
         let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
-        let mut supervisor = Supervisor::new(&side, &interrupted, &control);
+        let mut supervisor = Supervisor::new(&sides, "", &interrupted, &control);
         assert!(supervisor.trouble().is_none());
         drop(emulators);
         let error = supervisor.trouble().unwrap().to_string();
@@ -257,13 +273,13 @@ mod tests {
     #[test]
     fn below_layers_a_controller_may_go() {
         let options = Options::from_line("trace(emulated:size=1M) -t 600");
-        let (side, emulators) = without_emulators(options);
+        let (sides, emulators) = without_emulators(options);
         let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
         drop(emulators);
-        let mut supervisor = Supervisor::new(&side, &interrupted, &control);
+        let mut supervisor = Supervisor::new(&sides, "", &interrupted, &control);
         assert!(supervisor.trouble().is_none());
         assert_eq!(control.phase(), Phase::Prepare);
-        assert_eq!(side.attached.lost().len(), 1);
+        assert_eq!(sides[0].attached.lost().len(), 1);
     }
 
     #[test]
@@ -272,17 +288,21 @@ mod tests {
         let start = Instant::now();
         let mut stall = Stall::new(2, Duration::from_secs(30));
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(!stall.look(&control, at(100)), "nobody waits");
+        assert_eq!(stall.look(&control, at(100)), None, "nobody waits");
         control.gauges[0].set_busy(true);
         control.gauges[1].set_busy(true);
-        assert!(!stall.look(&control, at(110)));
+        assert_eq!(stall.look(&control, at(110)), None);
         control.gauges[0].set_ios(1);
         control.gauges[1].set_ios(1);
-        assert!(!stall.look(&control, at(120)));
+        assert_eq!(stall.look(&control, at(120)), None);
         control.gauges[0].set_ios(2);
-        assert!(!stall.look(&control, at(149)));
-        assert!(stall.look(&control, at(150)), "the second worker's last completion was 30 s ago");
+        assert_eq!(stall.look(&control, at(149)), None);
+        assert_eq!(
+            stall.look(&control, at(150)),
+            Some(1),
+            "the second worker's last completion was 30 s ago"
+        );
         control.gauges[1].set_busy(false);
-        assert!(!stall.look(&control, at(160)));
+        assert_eq!(stall.look(&control, at(160)), None);
     }
 }

@@ -10,6 +10,7 @@ mod refused;
 mod serve;
 mod stacks;
 mod verify;
+mod versus;
 
 use std::process::{Command, Output};
 

@@ -224,7 +224,7 @@ mod tests {
         let attached = options.device.attach(false).unwrap();
         let job = Job::new(&options, &attached, cores::allowed().unwrap()[..1].to_vec(), false).unwrap();
         file.as_file().set_len(64 << 10).unwrap();
-        let Attached::Kernel(opened) = &attached else { panic!("a file") };
+        let Attached::Kernel(opened) = &*attached else { panic!("a file") };
         let control = Control::new(1);
         let tally = std::thread::scope(|scope| {
             let run = scope.spawn(|| run(&job, 0, opened, &control, &control.gauges[0]));

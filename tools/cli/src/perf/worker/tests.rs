@@ -11,7 +11,7 @@ use crate::perf::subject::Attached;
 use crate::perf::verify::{Checks, Mismatch, Stage, Verified};
 
 struct Bench {
-    attached: Attached,
+    attached: std::sync::Arc<Attached>,
     job: Job,
     control: Control,
 }
