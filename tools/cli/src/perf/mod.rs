@@ -3,6 +3,7 @@
 //! The loop that is measured is in `worker`, and what it submits in `workload` and `verify`; all
 //! else here runs before, after or beside it.
 
+mod compare;
 mod control;
 mod cores;
 mod counters;
@@ -13,6 +14,7 @@ mod latency;
 mod layers;
 mod meter;
 mod options;
+mod page;
 mod progress;
 mod random;
 mod range;
@@ -35,6 +37,7 @@ use kiovec::memory::Pages;
 
 use self::job::Job;
 pub use self::options::Options;
+use self::page::Page;
 use self::run::Run;
 use self::subject::{Attached, Subject};
 use self::supervisor::Outcome;
@@ -51,14 +54,20 @@ pub struct Side {
 }
 
 pub fn run(options: Options) -> Result<()> {
+    if let Some([before, after]) = options.compare.as_deref() {
+        return output::print(&compare::text(before, after)?);
+    }
     let interrupted = supervisor::on_interrupt()?;
     if let Some(other) = &options.versus {
         return versus::run(&options, other, &interrupted);
     }
-    let (sides, outcome) = measure(options.jobs()?, "", &interrupted)?;
+    let jobs = options.jobs()?;
+    let page = options.report.as_deref().map(Page::create).transpose()?;
+    let (sides, outcome) = measure(jobs, "", &interrupted)?;
     advise(&sides);
     let run = Run::new(&sides, outcome);
     run.notes().iter().for_each(|note| eprintln!("kiovec: note: {note}"));
+    page.map_or(Ok(()), |page| page.write(&run))?;
     match options.format() {
         Format::Text => output::print(&run.text())?,
         Format::Json => output::print_json(&run.json())?,

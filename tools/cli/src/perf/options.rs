@@ -2,6 +2,7 @@
 //! need no device.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -104,6 +105,15 @@ pub struct Options {
     /// Write to a device that is not emulated in this process: what is on it is lost.
     #[arg(long)]
     pub yes_destroy_data: bool,
+
+    /// Show what is different in two results (of --json), and measure nothing.
+    #[arg(long, value_names = ["A.json", "B.json"], num_args = 2,
+          conflicts_with_all = ["devices", "versus", "report"])]
+    pub compare: Option<Vec<PathBuf>>,
+
+    /// Write a page of HTML as well: latencies, how it went, the machine. It needs no network.
+    #[arg(long, value_name = "FILE", conflicts_with = "versus")]
+    pub report: Option<PathBuf>,
 
     /// How to print the result.
     #[arg(long, value_enum, default_value_t = Format::Text)]

@@ -139,6 +139,38 @@ impl<'a> Report<'a> {
         &self.latency
     }
 
+    pub fn over_time(&self) -> &[Point] {
+        &self.over_time
+    }
+
+    /// What is counted, and how much of it for each I/O.
+    pub fn counted_per_io(&self) -> Vec<(String, String)> {
+        let counts = self.per_io_counts().iter();
+        counts.map(|(name, _, of)| ((*name).to_owned(), format!("{:.4}", self.per_io(of)))).collect()
+    }
+
+    /// What the device says of itself. Whoever shows it has to mind that nobody has looked at it.
+    pub fn about_device(&self) -> Vec<(String, String)> {
+        let Some(opened) = self.attached.driver() else {
+            return vec![
+                ("driver".into(), "the kernel's, through io_uring".into()),
+                ("way".into(), self.attached.way()),
+            ];
+        };
+        let mut facts = vec![("driver".into(), "kiovec".into()), ("memory".into(), self.attached.way())];
+        for (controller, namespace) in opened.controllers.iter().zip(&self.job.namespaces) {
+            let identity = controller.identity();
+            facts.push((
+                "controller".into(),
+                format!("{}, namespace {}", controller.name(), namespace.nsid()),
+            ));
+            facts.push(("model".into(), identity.model()));
+            facts.push(("serial".into(), identity.serial()));
+            facts.push(("firmware".into(), identity.firmware()));
+        }
+        facts
+    }
+
     pub fn device(&self) -> &Subject {
         &self.options.device
     }
@@ -186,7 +218,7 @@ impl<'a> Report<'a> {
         text
     }
 
-    fn heading(&self) -> String {
+    pub fn heading(&self) -> String {
         let Job { blocks, block_size, io_size, depth, seed, .. } = self.job;
         let pattern = self.options.io_pattern;
         let share = match pattern.is_mixed() {
@@ -206,7 +238,7 @@ impl<'a> Report<'a> {
         )
     }
 
-    fn rows(&self) -> Vec<Vec<String>> {
+    pub fn rows(&self) -> Vec<Vec<String>> {
         let row = |name: String, iops: f64, latency: &Latency| {
             let least = latency.cells().next().map_or(0, |(from, ..)| from);
             let columns = [latency.mean(), least as f64, latency.max() as f64].map(micros);

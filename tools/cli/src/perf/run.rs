@@ -35,7 +35,7 @@ impl<'a> Run<'a> {
         self.reports.iter().map(Report::iops).sum()
     }
 
-    fn mib(&self) -> f64 {
+    pub fn mib(&self) -> f64 {
         self.reports.iter().map(|report| report.mib(report.iops())).sum()
     }
 

@@ -1,12 +1,14 @@
 //! The built `kiovec` as a user runs it, on emulated controllers.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod compare;
 mod identify;
 mod interrupt;
 mod kernel;
 mod list;
 mod perf;
 mod refused;
+mod report;
 mod serve;
 mod stacks;
 mod verify;
