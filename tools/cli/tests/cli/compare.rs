@@ -14,7 +14,7 @@ fn two_results_are_compared() {
         assert!(shown.contains(words), "{words:?} is not in:\n{shown}");
     }
     let same = text(&format!("perf --compare {} {}", path("a.json"), path("a.json")));
-    assert!(!same.contains("not the same") && same.contains("1.000  +0.0%"), "{same}");
+    assert!(!same.contains("not the same") && same.contains("1.000   +0.0%"), "{same}");
     fs::write(path("c.json"), "{\"fio version\": \"fio-3.33\"}").unwrap();
     for (line, code, words) in [
         (
