@@ -53,6 +53,7 @@ pub struct Gauge {
     ios: AtomicU64,
     busy: AtomicBool,
     ready: AtomicBool,
+    started: AtomicBool,
     lost: AtomicBool,
 }
 
@@ -93,6 +94,10 @@ impl Control {
         self.gauges.iter().all(|gauge| gauge.ready.load(Ordering::Relaxed))
     }
 
+    pub fn all_started(&self) -> bool {
+        self.gauges.iter().all(|gauge| gauge.started.load(Ordering::Relaxed))
+    }
+
     pub fn any_lost(&self) -> bool {
         self.gauges.iter().any(Gauge::is_lost)
     }
@@ -119,6 +124,11 @@ impl Gauge {
 
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Its requests are in flight, as they will be in the measurement.
+    pub fn set_started(&self) {
+        self.started.store(true, Ordering::Relaxed);
     }
 
     /// An I/O failed for want of a device that is gone for good: others will.

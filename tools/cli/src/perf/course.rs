@@ -4,13 +4,14 @@
 
 use super::control::{Control, Phase};
 use super::counters::Counters;
+use super::idle::Waits;
 use super::job::Job;
 use super::latency::Latency;
 use super::layers::Counted;
 use super::meter::{Meter, Reason, Slice};
 use super::random::{Random, mix};
 use super::verify::{Checks, Stage, Verified};
-use super::workload::{Plain, Workload};
+use super::workload::{Plain, Skewed, Varied, Workload};
 use crate::Result;
 use kiovec::Operation;
 
@@ -24,6 +25,10 @@ pub struct Tally {
     pub slices: Vec<Slice>,
     /// Of the I/Os measured, so many were writes.
     pub writes: u64,
+    /// What the I/Os measured moved.
+    pub bytes: u64,
+    /// Those of adaptive polling, from first to last.
+    pub waits: Option<Waits>,
     pub polls: u64,
     /// System calls, if the kernel carries out the I/Os.
     pub calls: u64,
@@ -73,17 +78,24 @@ pub trait Engine<'a> {
     fn run(&mut self, job: &Job, index: usize) -> Result<Tally> {
         let random = Random::new(mix(job.seed).wrapping_add(index as u64));
         let (part, mix) = (job.parts[index], job.mix);
-        let mut tally = match (job.verify, mix.random, mix.is_pure()) {
-            (true, ..) => {
-                let mut work = Verified::new(part, mix, job.block_size, job.seed, random);
+        let mut tally = match (mix.random, mix.is_pure()) {
+            _ if job.verify => {
+                let mut work = Verified::new(part, mix, job.block_size, job.seed, job.skew, random);
                 self.verify(&mut work, job)?
             }
-            (false, true, true) => self.measure(&mut Plain::<true, false>::new(part, mix, random))?,
-            (false, true, false) => self.measure(&mut Plain::<true, true>::new(part, mix, random))?,
-            (false, false, true) => self.measure(&mut Plain::<false, false>::new(part, mix, random))?,
-            (false, false, false) => self.measure(&mut Plain::<false, true>::new(part, mix, random))?,
+            _ if let Some(split) = &job.split => {
+                self.measure(&mut Varied::new(part, mix, split, job.block_size, job.skew, random))?
+            }
+            _ if let Some(skew) = job.skew => self.measure(&mut Skewed::new(part, mix, skew, random))?,
+            (true, true) => self.measure(&mut Plain::<true, false>::new(part, mix, random))?,
+            (true, false) => self.measure(&mut Plain::<true, true>::new(part, mix, random))?,
+            (false, true) => self.measure(&mut Plain::<false, false>::new(part, mix, random))?,
+            (false, false) => self.measure(&mut Plain::<false, true>::new(part, mix, random))?,
         };
         tally.core = job.cores[index];
+        if job.split.is_none() {
+            tally.bytes = tally.latency.count().saturating_mul(job.io_size);
+        }
         if !job.verify && mix.is_pure() && mix.writes() {
             tally.writes = tally.latency.count();
         }
@@ -100,12 +112,13 @@ pub trait Engine<'a> {
         if control.phase() < Phase::Finish {
             self.start(work)?;
         }
+        self.meter().gauge.set_started();
         self.poll_until(Phase::Measure, work)?;
         self.meter().begin();
         let (begin, began) = (self.reading(), self.meter().nanos());
         self.poll_until(Phase::Finish, work)?;
         let (end, ended) = (self.reading(), self.meter().nanos());
-        let writes = self.meter().writes;
+        let (writes, bytes) = (self.meter().writes, self.meter().bytes);
         let (latency, slices) = self.meter().end();
         self.drain(work)?;
         Ok(Tally {
@@ -113,6 +126,7 @@ pub trait Engine<'a> {
             latency,
             slices,
             writes,
+            bytes,
             polls: end.polls - begin.polls,
             calls: end.calls - begin.calls,
             counters: end.counters - begin.counters,
@@ -130,8 +144,8 @@ pub trait Engine<'a> {
         if job.read_back && self.control().phase() == Phase::Finish {
             self.pass(work, Stage::ReadBack)?;
         }
-        let Tally { errors, first_error, faults, .. } = self.tally();
-        Ok(Tally { checks: Some(work.checks.clone()), errors, first_error, faults, ..measured })
+        let Tally { errors, first_error, faults, waits, .. } = self.tally();
+        Ok(Tally { checks: Some(work.checks.clone()), errors, first_error, faults, waits, ..measured })
     }
 
     /// Once through all units.

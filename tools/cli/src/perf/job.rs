@@ -5,10 +5,13 @@ use std::sync::Arc;
 use hugepage_setup::Bytes;
 use kiovec::{Controller, DataForm, Namespace, QueueOptions};
 
+use super::idle::Polling;
 use super::kernel::File;
 use super::options::Options;
+use super::places::Skew;
 use super::random;
 use super::route::Route;
+use super::sizes::Split;
 use super::subject::Attached;
 use super::verify::Ledger;
 use super::workload::Mix;
@@ -32,7 +35,13 @@ pub struct Job {
     pub block_size: u32,
     /// All blocks of the device, of which the parts are some.
     pub blocks: u64,
+    /// Of the largest I/O, if they differ.
     pub io_size: u64,
+    pub split: Option<Split>,
+    pub skew: Option<Skew>,
+    /// I/Os that each worker begins in a second, if that is not as many as it can.
+    pub rate: Option<f64>,
+    pub polling: Polling,
     /// I/Os in flight of each worker.
     pub depth: u32,
     pub mix: Mix,
@@ -89,7 +98,11 @@ impl Job {
         let job = Job {
             block_size,
             blocks,
-            io_size: options.io_size,
+            io_size: options.largest(),
+            split: options.bssplit.clone(),
+            skew: options.skew(),
+            rate: options.rate.map(|rate| rate as f64 / cores.len().max(1) as f64),
+            polling: options.poll,
             // Verified I/Os keep off each other's blocks, so there are no more than units.
             depth: if options.verify { options.io_depth.min(clamp(units)) } else { options.io_depth },
             mix: Mix::new(options.io_pattern.is_random(), options.read_share()),
@@ -115,14 +128,23 @@ impl Job {
         commands.min(MAX_COMMANDS) as usize
     }
 
-    /// Bytes from the beginning of one I/O's data to the next one's.
-    pub fn stride(&self) -> u64 {
-        self.io_size.next_multiple_of(PAGE)
+    /// The sizes that I/Os have.
+    pub fn sizes(&self) -> Vec<u64> {
+        match &self.split {
+            Some(split) => split.sizes().iter().map(|size| size.0).collect(),
+            None => vec![self.io_size],
+        }
     }
 
-    /// Bytes of data memory of a worker.
+    /// Whether a completion does not make the next request of its container.
+    pub fn is_loose(&self) -> bool {
+        self.rate.is_some() || self.split.is_some()
+    }
+
+    /// Bytes of data memory of a worker: of each size, as many as can be in flight.
     pub fn worker_bytes(&self) -> u64 {
-        self.stride().saturating_mul(self.depth.into())
+        let sum = self.sizes().into_iter().fold(0, |sum: u64, size| sum.saturating_add(stride(size)));
+        sum.saturating_mul(self.depth.into())
     }
 
     /// Bytes of data memory of all workers.
@@ -179,6 +201,11 @@ impl Shape {
     }
 }
 
+/// Bytes from the beginning of one I/O's data to the next one's.
+pub fn stride(size: u64) -> u64 {
+    size.checked_next_multiple_of(PAGE).unwrap_or(size)
+}
+
 fn clamp(units: u64) -> u32 {
     u32::try_from(units).unwrap_or(u32::MAX)
 }
@@ -217,8 +244,8 @@ fn max_transfer(opened: &Opened) -> u64 {
 
 /// The range in units of an I/O.
 fn range(options: &Options, capacity: u64, block_size: u32) -> Result<Part> {
-    let (size, block_size) = (options.io_size, u64::from(block_size));
-    if size % block_size != 0 {
+    let (size, block_size) = (options.largest(), u64::from(block_size));
+    if let Some(size) = options.sizes().into_iter().find(|size| size % block_size != 0) {
         return Err(Error::Unsuitable(format!(
             "-o {size}: an odd I/O size, {} has blocks of {block_size} bytes; use a multiple of that",
             options.device

@@ -19,6 +19,8 @@ pub struct Meter<'a> {
     latency: Latency,
     /// Counted only where there are reads too.
     pub writes: u64,
+    /// Counted only where I/Os differ in size.
+    pub bytes: u64,
     pub errors: u64,
     pub first_error: Option<(Operation, Reason)>,
     slices: Vec<Slice>,
@@ -82,6 +84,7 @@ impl<'a> Meter<'a> {
             started: vec![0; requests].into_boxed_slice(),
             latency: Latency::default(),
             writes: 0,
+            bytes: 0,
             errors: 0,
             first_error: None,
             slices: Vec::new(),
@@ -92,7 +95,8 @@ impl<'a> Meter<'a> {
 
     /// Forgets what was counted while warming up.
     pub fn begin(&mut self) {
-        (self.latency, self.sliced, self.writes) = (Latency::default(), Latency::default(), 0);
+        (self.latency, self.sliced) = (Latency::default(), Latency::default());
+        (self.writes, self.bytes) = (0, 0);
         self.slices.clear();
         self.cut_at = self.clock.nanos();
     }

@@ -11,7 +11,11 @@ use kiovec::DataForm;
 use kiovec_emulator::Media;
 
 use super::cores::Cores;
+use super::idle::Polling;
+use super::jobfile;
+use super::places::{self, Skew};
 use super::range::RangeOption;
+use super::sizes::Split;
 use super::subject::{self, Subject};
 use crate::device::Leaf;
 use crate::output::{self, Format};
@@ -54,6 +58,29 @@ pub struct Options {
     /// Bytes of each I/O: 4096, 4k, 1M.
     #[arg(short = 'o', long, value_name = "BYTES", default_value = "4096", value_parser = parse_bytes)]
     pub io_size: u64,
+
+    /// I/Os of several sizes, with their percentages, instead of -o: 4k/60:64k/40.
+    #[arg(long, value_name = "SPLIT", conflicts_with_all = ["io_size", "verify"])]
+    pub bssplit: Option<Split>,
+
+    /// Begin so many I/Os per second on each device, whatever becomes of those before (up to -q in flight). Latency
+    /// then counts from when an I/O should have begun.
+    #[arg(long, value_name = "IOPS", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub rate: Option<u64>,
+
+    /// Random LBAs by Zipf's law with this exponent: a few are asked for very often. They are spread over
+    /// the range.
+    #[arg(long, value_name = "THETA", value_parser = places::zipf)]
+    pub zipf: Option<Skew>,
+
+    /// Random LBAs of which the first PLACES percent of the range get IOS percent of the I/Os: 10:90.
+    #[arg(long, value_name = "PLACES:IOS", value_parser = places::hot, conflicts_with = "zipf")]
+    pub hot: Option<Skew>,
+
+    /// What a worker does when polls find nothing: spin, or adaptive, which pauses and lets others run, and
+    /// says how much later that may have found an I/O.
+    #[arg(long, value_enum, default_value_t = Polling::Spin)]
+    pub poll: Polling,
 
     /// What the I/Os are.
     #[arg(short = 'w', long, value_enum, default_value_t = Pattern::Randread)]
@@ -106,9 +133,15 @@ pub struct Options {
     #[arg(long)]
     pub yes_destroy_data: bool,
 
+    /// Jobs as fio writes them: sections with rw, bs, bssplit, iodepth, numjobs, rwmixread, runtime, size,
+    /// offset, verify, filename and a few more. They run at the same time; what they do not say, the other
+    /// options do.
+    #[arg(long, value_name = "FILE", conflicts_with = "versus")]
+    pub jobfile: Option<PathBuf>,
+
     /// Show what is different in two results (of --json), and measure nothing.
     #[arg(long, value_names = ["A.json", "B.json"], num_args = 2,
-          conflicts_with_all = ["devices", "versus", "report"])]
+          conflicts_with_all = ["devices", "versus", "report", "jobfile"])]
     pub compare: Option<Vec<PathBuf>>,
 
     /// Write a page of HTML as well: latencies, how it went, the machine. It needs no network.
@@ -184,8 +217,21 @@ impl Options {
     /// What is to be done on each device, as far as it can be told without touching one.
     pub fn jobs(&self) -> Result<Vec<Options>> {
         let devices = if self.devices.is_empty() { vec![Subject::default()] } else { self.devices.clone() };
-        let jobs: Vec<Options> =
-            devices.into_iter().map(|device| Options { device, ..self.clone() }).collect();
+        let mut jobs = Vec::new();
+        for device in devices {
+            let options = Options { device, ..self.clone() };
+            match &self.jobfile {
+                Some(path) => {
+                    let read = jobfile::read(path, &options)?;
+                    if !self.devices.is_empty() && read.iter().any(|job| job.device != options.device) {
+                        let what = format!("--jobfile {}: filename and DEVICE both name one", path.display());
+                        return Err(Error::Usage(what + "; leave one of them out"));
+                    }
+                    jobs.extend(read);
+                }
+                None => jobs.push(options),
+            }
+        }
         jobs.iter().try_for_each(Options::check)?;
         check_twice(&jobs)?;
         Ok(jobs)
@@ -204,6 +250,11 @@ impl Options {
                 format!("-M is the read share of rw and randrw, and the workload is {}", pattern.name());
             return Err(Error::Usage(what + "; leave it out, or choose -w randrw"));
         }
+        if self.skew().is_some() && !pattern.is_random() {
+            let what =
+                format!("--zipf and --hot are about random LBAs, and the workload is {}", pattern.name());
+            return Err(Error::Usage(what + "; leave them out, or choose -w randread"));
+        }
         if self.io_size == 0 {
             return Err(Error::Usage("-o 0: an I/O has at least one block; try -o 4k".into()));
         }
@@ -219,6 +270,11 @@ impl Options {
         if self.nsid.is_some() {
             let what = format!("--nsid: {device} is one namespace already");
             return Err(Error::Usage(what + "; name another one, as in kernel:/dev/nvme0n2"));
+        }
+        if self.poll != Polling::Spin {
+            return Err(Error::Usage(format!(
+                "--poll: the kernel waits for {device} as it can; leave it out"
+            )));
         }
         if self.data != Data::Auto {
             return Err(Error::Usage(format!("--data: the kernel chooses for {device}; leave it out")));
@@ -245,6 +301,23 @@ impl Options {
             Leaf::Pci(_) | Leaf::VfioUser(_) => self.check_consent(leaf),
             Leaf::Emulated(_) => Ok(()),
         }
+    }
+
+    pub fn skew(&self) -> Option<Skew> {
+        self.zipf.or(self.hot)
+    }
+
+    /// The sizes that I/Os have.
+    pub fn sizes(&self) -> Vec<u64> {
+        match &self.bssplit {
+            Some(split) => split.sizes().iter().map(|size| size.0).collect(),
+            None => vec![self.io_size],
+        }
+    }
+
+    /// Bytes of the largest I/O.
+    pub fn largest(&self) -> u64 {
+        self.bssplit.as_ref().map_or(self.io_size, Split::largest)
     }
 
     pub fn destroys_data(&self) -> bool {

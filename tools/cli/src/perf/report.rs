@@ -9,6 +9,7 @@ use kiovec::{Controller, Namespace, Operation};
 use serde_json::{Value, json};
 
 use super::course::Tally;
+use super::idle::Waits;
 use super::job::Job;
 use super::latency::Latency;
 use super::layers::Counted;
@@ -185,7 +186,9 @@ impl<'a> Report<'a> {
     }
 
     pub fn mib(&self, iops: f64) -> f64 {
-        iops * self.job.io_size as f64 / (1 << 20) as f64
+        let (ios, bytes) = (self.ios(), self.sum(|worker| worker.bytes));
+        let size = if ios > 0 { bytes as f64 / ios as f64 } else { 0.0 };
+        iops * size / (1 << 20) as f64
     }
 
     fn seconds(&self) -> f64 {
@@ -194,6 +197,11 @@ impl<'a> Report<'a> {
 
     fn per_io(&self, of: impl Fn(&Tally) -> u64) -> f64 {
         self.sum(of) as f64 / (self.ios() as f64).max(1.0)
+    }
+
+    /// What adaptive polling waited.
+    fn waits(&self) -> Option<Waits> {
+        self.workers.iter().filter_map(|worker| worker.waits).reduce(Waits::add)
     }
 
     fn per_io_counts(&self) -> &'static [Count] {
@@ -219,7 +227,13 @@ impl<'a> Report<'a> {
     }
 
     pub fn heading(&self) -> String {
-        let Job { blocks, block_size, io_size, depth, seed, .. } = self.job;
+        let Job { blocks, block_size, io_size, depth, seed, split, skew, .. } = self.job;
+        let size =
+            split.as_ref().map_or_else(|| format!("{io_size} bytes"), |split| format!("{split} bytes"));
+        let mut more = skew.map_or_else(String::new, |skew| format!(", {skew}"));
+        if let Some(rate) = self.options.rate {
+            more += &format!(", {rate} IOPS asked for");
+        }
         let pattern = self.options.io_pattern;
         let share = match pattern.is_mixed() {
             true => format!(" ({} % reads)", self.options.read_share()),
@@ -231,7 +245,7 @@ impl<'a> Report<'a> {
         let cut = if self.interrupted { ", interrupted" } else { "" };
         format!(
             "{}: {bytes} in blocks of {block_size} bytes\n\
-             {}{share}, {io_size} bytes, depth {depth}, {core} {cores}, {seconds:.2} s{cut}, seed {seed}, {}\n\n",
+             {}{share}, {size}, depth {depth}{more}, {core} {cores}, {seconds:.2} s{cut}, seed {seed}, {}\n\n",
             self.subject(),
             pattern.name(),
             self.attached.way()
@@ -326,6 +340,9 @@ impl<'a> Report<'a> {
             self.sum(|worker| worker.writes),
             self.sum(|worker| worker.errors),
         );
+        if let Some(waits) = self.waits() {
+            text += &waits.text();
+        }
         if let Some(Checks { checked, unchecked, mismatches, .. }) = &self.checks {
             let _ = writeln!(
                 text,
@@ -352,6 +369,10 @@ impl<'a> Report<'a> {
             "read_percent": self.options.read_share(),
             "io_size": self.job.io_size,
             "queue_depth": self.job.depth,
+            "bssplit": self.job.split.as_ref().map(ToString::to_string),
+            "skew": self.job.skew.map(|skew| skew.to_string()),
+            "rate": self.options.rate,
+            "adaptive_polling": self.waits().map(Waits::json),
             "command_depth": self.workers.iter().map(|worker| worker.queue_depth).min(),
             "range": self.range(),
             "seed": self.job.seed,

@@ -189,7 +189,10 @@ impl<'a> Supervisor<'a> {
     fn move_on(&mut self) {
         let next = match self.control.phase() {
             Phase::Prepare if self.control.all_ready() => Phase::WarmUp,
-            Phase::WarmUp if self.since.elapsed() >= self.warmup => Phase::Measure,
+            // On a busy machine a worker may not have run at all by now.
+            Phase::WarmUp if self.since.elapsed() >= self.warmup && self.control.all_started() => {
+                Phase::Measure
+            }
             Phase::Measure if self.since.elapsed() >= self.time => Phase::Finish,
             Phase::Measure => return self.control.advance_slice(self.slices()),
             _ => return,
@@ -207,7 +210,10 @@ impl<'a> Supervisor<'a> {
     /// Until something may have to be done.
     fn pause(&self) -> Duration {
         let left = match self.control.phase() {
-            Phase::WarmUp => self.warmup.saturating_sub(self.since.elapsed()),
+            Phase::WarmUp => match self.warmup.saturating_sub(self.since.elapsed()) {
+                Duration::ZERO => SHORT_TICK,
+                left => left,
+            },
             Phase::Measure => {
                 let next = self.slice * (self.slices() + 1);
                 self.time.min(next).saturating_sub(self.since.elapsed())
@@ -243,6 +249,7 @@ impl Stall {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::perf::control::Gauge;
     use crate::perf::cores;
     use crate::perf::job::Job;
 
@@ -280,6 +287,23 @@ mod tests {
         assert!(supervisor.trouble().is_none());
         assert_eq!(control.phase(), Phase::Prepare);
         assert_eq!(sides[0].attached.lost().len(), 1);
+    }
+
+    #[test]
+    fn nothing_is_measured_before_all_workers_have_begun() {
+        let (sides, _emulators) = without_emulators(Options::from_line("emulated:size=1M -a 0 -t 600"));
+        let (interrupted, control) = (AtomicBool::new(false), Control::new(2));
+        let mut supervisor = Supervisor::new(&sides, "", &interrupted, &control);
+        let mut phase = || {
+            supervisor.move_on();
+            control.phase()
+        };
+        control.gauges.iter().for_each(Gauge::set_ready);
+        assert_eq!((phase(), phase()), (Phase::WarmUp, Phase::WarmUp));
+        control.gauges[1].set_started();
+        assert_eq!(phase(), Phase::WarmUp);
+        control.gauges[0].set_started();
+        assert_eq!((phase(), phase()), (Phase::Measure, Phase::Measure));
     }
 
     #[test]

@@ -6,10 +6,12 @@
 use kiovec::layer::Layer;
 use kiovec::{Done, IoContainer, Operation, QueueOptions, Refusal};
 
+use self::loose::Loose;
 use super::control::{Control, Gauge, Phase};
 use super::cores;
 use super::course::{Engine, Reading, Tally};
-use super::job::Job;
+use super::idle::Idle;
+use super::job::{Job, stride};
 use super::meter::{Meter, Reason};
 use super::random::Random;
 use super::route::Route;
@@ -17,13 +19,14 @@ use super::workload::{Request, Workload};
 use crate::Result;
 use crate::device::Opened;
 
+mod loose;
+
 /// A worker's device and requests.
 pub struct Worker<'a, L: Layer> {
     route: Route<L>,
     lane: Lane<'a>,
     control: &'a Control,
-    /// Polls that find nothing let another thread run.
-    crowded: bool,
+    idle: Idle,
 }
 
 /// What is counted, and the containers that are not in flight.
@@ -40,10 +43,16 @@ pub fn run(job: &Job, index: usize, opened: &Opened, control: &Control, gauge: &
     let options = QueueOptions::default().depth(job.queue_depth()).data(job.data);
     if !opened.device.is_stack() {
         let route = Route::direct(opened, &job.namespaces, job.depth, options)?;
-        return Worker::new(route, job, opened, control, gauge)?.run(job, index);
+        let mut worker = Worker::new(route, job, opened, control, gauge)?;
+        return if job.is_loose() { Loose::new(worker, job).run(job, index) } else { worker.run(job, index) };
     }
     let route = Route::layered(opened, &job.namespaces, job.depth, options)?;
     let mut worker = Worker::new(route, job, opened, control, gauge)?;
+    if job.is_loose() {
+        let mut loose = Loose::new(worker, job);
+        let tally = loose.run(job, index)?;
+        return Ok(Tally { layers: loose.worker.route.counted(opened), ..tally });
+    }
     let tally = worker.run(job, index)?;
     Ok(Tally { layers: worker.route.counted(opened), ..tally })
 }
@@ -58,7 +67,7 @@ impl<'a, L: Layer> Worker<'a, L> {
     ) -> Result<Worker<'a, L>> {
         let idle = containers(job, opened)?;
         let lane = Lane { meter: Meter::new(idle.len(), gauge), idle, refused: None };
-        Ok(Worker { route, lane, control, crowded: job.crowded })
+        Ok(Worker { route, lane, control, idle: Idle::new(job.polling, job.crowded) })
     }
 
     #[inline(always)]
@@ -66,8 +75,9 @@ impl<'a, L: Layer> Worker<'a, L> {
         let gauge = self.lane.meter.gauge;
         if count > 0 {
             gauge.set_ios(gauge.ios() + count as u64);
-        } else if self.crowded {
-            std::thread::yield_now();
+            self.idle.found();
+        } else {
+            self.idle.nothing_found();
         }
         match &self.lane.refused {
             None => Ok(()),
@@ -139,6 +149,7 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
             faults: self.route.counters().faults,
             errors: meter.errors,
             first_error: meter.first_error,
+            waits: self.idle.waits(),
             queue_depth: self.route.depth(),
             ..Tally::default()
         }
@@ -213,14 +224,15 @@ fn containers(job: &Job, opened: &Opened) -> Result<Vec<IoContainer>> {
     // Neither zeros nor all alike: some devices store those without storing anything.
     let words = rest.data_mut().flat_map(|data| data.chunks_exact_mut(8));
     words.for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
-    let mut take = |tag: u64| {
-        let (slot, others) = std::mem::take(&mut rest).split_at(job.stride() as usize);
+    let mut take = |tag: u64, size: u64| {
+        let (slot, others) = std::mem::take(&mut rest).split_at(stride(size) as usize);
         rest = others;
-        let (memory, _) = slot.split_at(job.io_size as usize);
+        let (memory, _) = slot.split_at(size as usize);
         // The workload decides what it does, and where.
         IoContainer::read(0, memory).tag(tag)
     };
-    Ok((0..u64::from(job.depth)).map(&mut take).collect())
+    let sizes = job.sizes().into_iter().flat_map(|size| std::iter::repeat_n(size, job.depth as usize));
+    Ok((0..).zip(sizes).map(|(tag, size)| take(tag, size)).collect())
 }
 
 #[cfg(test)]

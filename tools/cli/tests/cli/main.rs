@@ -4,6 +4,7 @@
 mod compare;
 mod identify;
 mod interrupt;
+mod jobs;
 mod kernel;
 mod list;
 mod perf;

@@ -12,6 +12,7 @@ use crate::perf::cores;
 use crate::perf::course::{Engine, Reading, Tally};
 use crate::perf::job::Job;
 use crate::perf::meter::{Meter, Reason};
+use crate::perf::pace::Pace;
 use crate::perf::random::Random;
 use crate::perf::workload::{Request, Workload};
 use crate::{Error, Result};
@@ -22,13 +23,25 @@ struct Worker<'a> {
     control: &'a Control,
     name: String,
     block_size: u64,
-    io_size: usize,
+    /// Bytes of an I/O, of each size that there is.
+    sizes: Vec<usize>,
     /// Slots that are not in flight.
     idle: Vec<usize>,
-    /// What a poll has found: its slot, what it was, and whether it succeeded. Empty between polls.
-    finished: Vec<(usize, Request, bool)>,
+    /// What a poll has found. Empty between polls.
+    finished: Vec<Finished>,
+    pace: Pace,
+    /// The workload has no more.
+    exhausted: bool,
     polls: u64,
     depth: usize,
+}
+
+/// An I/O that has ended.
+struct Finished {
+    slot: usize,
+    bytes: usize,
+    request: Request,
+    success: bool,
 }
 
 /// Runs a worker from first to last.
@@ -54,7 +67,9 @@ impl<'a> Worker<'a> {
             control,
             name: file.name.to_string(),
             block_size: job.block_size.into(),
-            io_size: job.io_size as usize,
+            sizes: job.sizes().into_iter().map(|size| size as usize).collect(),
+            pace: Pace::new(job.rate),
+            exhausted: false,
             idle: (0..depth).rev().collect(),
             finished: Vec::with_capacity(depth),
             polls: 0,
@@ -63,19 +78,30 @@ impl<'a> Worker<'a> {
     }
 
     /// Gives the kernel the next requests, as many as there are slots.
-    fn issue<W: Workload>(&mut self, work: &mut W) -> Result<()> {
+    fn issue<W: Workload>(&mut self, work: &mut W, phase: Phase) -> Result<()> {
+        // What is written or read back as a whole is due at once.
+        let paced = matches!(phase, Phase::WarmUp | Phase::Measure);
         while let Some(slot) = self.idle.pop() {
-            let Some(request) = work.next() else {
+            let now = if W::EXACT_TIMES { self.meter.nanos() } else { self.meter.now::<false>() };
+            let due = if paced { self.pace.take(now) } else { Some(now) };
+            let next = due.and_then(|_| work.next_sized());
+            self.exhausted |= due.is_some() && next.is_none();
+            let (Some(due), Some((size, request))) = (due, next) else {
                 self.idle.push(slot);
                 break;
             };
-            work.prepare(request, data(&mut self.ring, slot, self.io_size));
-            self.meter.started[slot] =
-                if W::EXACT_TIMES { self.meter.nanos() } else { self.meter.now::<false>() };
+            let bytes = self.sizes.get(size).copied().unwrap_or(0);
+            work.prepare(request, data(&mut self.ring, slot, bytes));
+            self.meter.started[slot] = match (&self.pace, paced) {
+                (Pace::Every { .. }, true) => due,
+                _ if W::EXACT_TIMES => self.meter.nanos(),
+                _ => now,
+            };
             let offset = request.lba * self.block_size;
-            let transfer = Transfer { operation: request.operation, offset, bytes: self.io_size };
+            let transfer = Transfer { operation: request.operation, offset, bytes };
             self.ring.push(slot, transfer).map_err(|errno| self.trouble(errno.into()))?;
         }
+        self.meter.gauge.set_busy(self.ring.in_flight() > 0);
         Ok(())
     }
 
@@ -88,6 +114,7 @@ impl<'a> Worker<'a> {
         let mut ended = |slot: usize, transfer: Transfer, result: std::result::Result<usize, _>| {
             let now = meter.now::<false>();
             meter.record(slot, now);
+            meter.bytes += transfer.bytes as u64;
             if W::MIXED {
                 meter.writes += u64::from(transfer.operation == kiovec::Operation::Write);
             }
@@ -101,13 +128,18 @@ impl<'a> Worker<'a> {
                 meter.failed(transfer.operation, reason);
             }
             idle.push(slot);
-            (slot, Request { operation: transfer.operation, lba }, reason.is_none())
+            Finished {
+                slot,
+                bytes: transfer.bytes,
+                request: Request { operation: transfer.operation, lba },
+                success: reason.is_none(),
+            }
         };
         let mut finished = std::mem::take(&mut self.finished);
         let polled = self.ring.poll(|slot, transfer, result| finished.push(ended(slot, transfer, result)));
         polled.map_err(|error| self.trouble(error))?;
-        for (slot, request, success) in finished.drain(..) {
-            work.completed(request, data(&mut self.ring, slot, self.io_size), success);
+        for Finished { slot, bytes, request, success } in finished.drain(..) {
+            work.completed(request, data(&mut self.ring, slot, bytes), success);
         }
         self.finished = finished;
         let count = (self.idle.len() - before) as u64;
@@ -131,8 +163,10 @@ impl<'a> Engine<'a> for Worker<'a> {
 
     fn start<W: Workload>(&mut self, work: &mut W) -> Result<()> {
         self.meter.gauge.set_busy(true);
+        self.exhausted = false;
+        self.pace.begin(self.meter.nanos());
         self.meter.new_poll();
-        self.issue(work)
+        self.issue(work, self.control.phase())
     }
 
     fn poll_until<W: Workload>(&mut self, phase: Phase, work: &mut W) -> Result<()> {
@@ -140,9 +174,10 @@ impl<'a> Engine<'a> for Worker<'a> {
         while seen.phase() < phase {
             // An I/O that fails for want of its device would fail at once, over and over.
             if !self.meter.gauge.is_lost() {
-                self.issue(work)?;
+                self.issue(work, seen.phase())?;
             }
-            if self.ring.in_flight() == 0 {
+            let over = self.exhausted || self.meter.gauge.is_lost();
+            if over && self.ring.in_flight() == 0 {
                 break;
             }
             self.reap(work)?;
@@ -191,7 +226,9 @@ fn open(job: &Job, file: &File) -> Result<Ring> {
     {
         return Ok(ring);
     }
-    open(Wait::Interrupt).map_err(|error| Error::Unsuitable(format!("{}: {}", file.name, advice(&error))))
+    // Nobody who sleeps can be on time.
+    let wait = if job.rate.is_some() { Wait::Ring } else { Wait::Interrupt };
+    open(wait).map_err(|error| Error::Unsuitable(format!("{}: {}", file.name, advice(&error))))
 }
 
 /// Whether a read is carried out by a ring, within a second.

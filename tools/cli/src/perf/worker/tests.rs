@@ -47,7 +47,7 @@ impl Bench {
 
     fn work(&self) -> Verified {
         let Job { parts, mix, block_size, seed, .. } = &self.job;
-        Verified::new(parts[0], *mix, *block_size, *seed, Random::new(1))
+        Verified::new(parts[0], *mix, *block_size, *seed, None, Random::new(1))
     }
 
     /// Reads a block behind the worker's back.
