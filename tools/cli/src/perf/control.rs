@@ -54,6 +54,7 @@ pub struct Gauge {
     busy: AtomicBool,
     ready: AtomicBool,
     started: AtomicBool,
+    measuring: AtomicBool,
     lost: AtomicBool,
 }
 
@@ -98,6 +99,10 @@ impl Control {
         self.gauges.iter().all(|gauge| gauge.started.load(Ordering::Relaxed))
     }
 
+    pub fn all_measuring(&self) -> bool {
+        self.gauges.iter().all(|gauge| gauge.measuring.load(Ordering::Relaxed))
+    }
+
     pub fn any_lost(&self) -> bool {
         self.gauges.iter().any(Gauge::is_lost)
     }
@@ -129,6 +134,11 @@ impl Gauge {
     /// Its requests are in flight, as they will be in the measurement.
     pub fn set_started(&self) {
         self.started.store(true, Ordering::Relaxed);
+    }
+
+    /// What it does from now on counts.
+    pub fn set_measuring(&self) {
+        self.measuring.store(true, Ordering::Relaxed);
     }
 
     /// An I/O failed for want of a device that is gone for good: others will.

@@ -116,6 +116,7 @@ pub trait Engine<'a> {
         self.poll_until(Phase::Measure, work)?;
         self.meter().begin();
         let (begin, began) = (self.reading(), self.meter().nanos());
+        self.meter().gauge.set_measuring();
         self.poll_until(Phase::Finish, work)?;
         let (end, ended) = (self.reading(), self.meter().nanos());
         let (writes, bytes) = (self.meter().writes, self.meter().bytes);

@@ -104,6 +104,8 @@ struct Supervisor<'a> {
     stall: Stall,
     /// When the phase began that ends by the clock.
     since: Instant,
+    /// Whether all workers have found that they are measured.
+    measuring: bool,
 }
 
 impl<'a> Supervisor<'a> {
@@ -128,6 +130,7 @@ impl<'a> Supervisor<'a> {
             progress: Progress::new(warmup + time, label, sides.iter().flat_map(size).collect()),
             stall: Stall::new(control.gauges.len(), PATIENCE),
             since: Instant::now(),
+            measuring: false,
         }
     }
 
@@ -187,6 +190,11 @@ impl<'a> Supervisor<'a> {
 
     /// Begins the next phase when it is time.
     fn move_on(&mut self) {
+        if self.control.phase() == Phase::Measure && !self.measuring {
+            // The time runs from when it does for all.
+            self.measuring = self.control.all_measuring();
+            self.since = Instant::now();
+        }
         let next = match self.control.phase() {
             Phase::Prepare if self.control.all_ready() => Phase::WarmUp,
             // On a busy machine a worker may not have run at all by now.
@@ -210,6 +218,7 @@ impl<'a> Supervisor<'a> {
     /// Until something may have to be done.
     fn pause(&self) -> Duration {
         let left = match self.control.phase() {
+            Phase::Measure if !self.measuring => SHORT_TICK,
             Phase::WarmUp => match self.warmup.saturating_sub(self.since.elapsed()) {
                 Duration::ZERO => SHORT_TICK,
                 left => left,
@@ -291,7 +300,7 @@ mod tests {
 
     #[test]
     fn nothing_is_measured_before_all_workers_have_begun() {
-        let (sides, _emulators) = without_emulators(Options::from_line("emulated:size=1M -a 0 -t 600"));
+        let (sides, _emulators) = without_emulators(Options::from_line("emulated:size=1M -a 0 -t 0.001"));
         let (interrupted, control) = (AtomicBool::new(false), Control::new(2));
         let mut supervisor = Supervisor::new(&sides, "", &interrupted, &control);
         let mut phase = || {
@@ -303,7 +312,18 @@ mod tests {
         control.gauges[1].set_started();
         assert_eq!(phase(), Phase::WarmUp);
         control.gauges[0].set_started();
-        assert_eq!((phase(), phase()), (Phase::Measure, Phase::Measure));
+        assert_eq!(phase(), Phase::Measure);
+        control.gauges[1].set_measuring();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(3) {
+            assert_eq!(phase(), Phase::Measure, "one of them has not noticed");
+        }
+        control.gauges[0].set_measuring();
+        assert_eq!(phase(), Phase::Measure);
+        while phase() == Phase::Measure {
+            assert!(began.elapsed() < Duration::from_secs(20));
+        }
+        assert_eq!(phase(), Phase::Finish);
     }
 
     #[test]
