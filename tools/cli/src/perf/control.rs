@@ -1,6 +1,6 @@
 //! What the supervisor and the workers tell each other while they run: a phase down, counts up.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Where a run is. Phases only ever move on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,9 +23,26 @@ pub enum Phase {
 const PHASES: [Phase; 6] =
     [Phase::Prepare, Phase::WarmUp, Phase::Measure, Phase::Finish, Phase::Stop, Phase::Abort];
 
+/// A phase, and within the measurement a slice of it, in one word that is compared as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(u32);
+
+/// The phase is above the number of the slice.
+const PHASE_SHIFT: u32 = 24;
+
+impl Moment {
+    pub fn phase(self) -> Phase {
+        PHASES[((self.0 >> PHASE_SHIFT) as usize).min(PHASES.len() - 1)]
+    }
+
+    pub fn slice(self) -> u32 {
+        self.0 & ((1 << PHASE_SHIFT) - 1)
+    }
+}
+
 #[derive(Debug)]
 pub struct Control {
-    phase: AtomicU8,
+    moment: AtomicU32,
     pub gauges: Vec<Gauge>,
 }
 
@@ -36,23 +53,37 @@ pub struct Gauge {
     ios: AtomicU64,
     busy: AtomicBool,
     ready: AtomicBool,
+    started: AtomicBool,
+    measuring: AtomicBool,
     lost: AtomicBool,
 }
 
 impl Control {
     pub fn new(workers: usize) -> Control {
         let gauges = std::iter::repeat_with(Gauge::default).take(workers).collect();
-        Control { phase: AtomicU8::new(Phase::Prepare as u8), gauges }
+        Control { moment: AtomicU32::new(0), gauges }
     }
 
     #[inline(always)]
+    pub fn moment(&self) -> Moment {
+        Moment(self.moment.load(Ordering::Relaxed))
+    }
+
     pub fn phase(&self) -> Phase {
-        PHASES[usize::from(self.phase.load(Ordering::Relaxed)).min(PHASES.len() - 1)]
+        self.moment().phase()
     }
 
     /// Goes on to a phase, unless a later one has begun.
     pub fn advance(&self, phase: Phase) {
-        self.phase.fetch_max(phase as u8, Ordering::Relaxed);
+        self.moment.fetch_max((phase as u32) << PHASE_SHIFT, Ordering::Relaxed);
+    }
+
+    /// Goes on to a slice of the measurement, unless that is over.
+    pub fn advance_slice(&self, slice: u32) {
+        let (from, to) = ((Phase::Measure as u32) << PHASE_SHIFT, (Phase::Finish as u32) << PHASE_SHIFT);
+        let next = from | slice & (to - from - 1);
+        let still = |moment| (from..to).contains(&moment).then_some(next);
+        let _ = self.moment.fetch_update(Ordering::Relaxed, Ordering::Relaxed, still);
     }
 
     /// I/Os of all workers since they began, of whatever stage.
@@ -64,8 +95,16 @@ impl Control {
         self.gauges.iter().all(|gauge| gauge.ready.load(Ordering::Relaxed))
     }
 
+    pub fn all_started(&self) -> bool {
+        self.gauges.iter().all(|gauge| gauge.started.load(Ordering::Relaxed))
+    }
+
+    pub fn all_measuring(&self) -> bool {
+        self.gauges.iter().all(|gauge| gauge.measuring.load(Ordering::Relaxed))
+    }
+
     pub fn any_lost(&self) -> bool {
-        self.gauges.iter().any(|gauge| gauge.lost.load(Ordering::Relaxed))
+        self.gauges.iter().any(Gauge::is_lost)
     }
 }
 
@@ -92,9 +131,23 @@ impl Gauge {
         self.ready.store(true, Ordering::Relaxed);
     }
 
+    /// Its requests are in flight, as they will be in the measurement.
+    pub fn set_started(&self) {
+        self.started.store(true, Ordering::Relaxed);
+    }
+
+    /// What it does from now on counts.
+    pub fn set_measuring(&self) {
+        self.measuring.store(true, Ordering::Relaxed);
+    }
+
     /// An I/O failed for want of a device that is gone for good: others will.
     pub fn set_lost(&self) {
         self.lost.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 }
 
@@ -114,5 +167,18 @@ mod tests {
             control.advance(to);
             assert_eq!(control.phase(), now);
         }
+    }
+
+    #[test]
+    fn slices_are_of_the_measurement_only() {
+        let control = Control::new(1);
+        control.advance_slice(1);
+        assert_eq!((control.phase(), control.moment().slice()), (Phase::Prepare, 0));
+        control.advance(Phase::Measure);
+        control.advance_slice(7);
+        assert_eq!((control.phase(), control.moment().slice()), (Phase::Measure, 7));
+        control.advance(Phase::Finish);
+        control.advance_slice(8);
+        assert_eq!((control.phase(), control.moment().slice()), (Phase::Finish, 0));
     }
 }

@@ -66,9 +66,9 @@ pub fn allowed() -> Result<Vec<usize>> {
     Ok((0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect())
 }
 
-/// The cores of a run: those asked for, or the first there is.
+/// The cores of a run: those asked for, or all there are.
 pub fn choose(asked: Option<&Cores>, allowed: &[usize]) -> Result<Vec<usize>> {
-    let Some(Cores(cores)) = asked else { return Ok(allowed.iter().take(1).copied().collect()) };
+    let Some(Cores(cores)) = asked else { return Ok(allowed.to_vec()) };
     match cores.iter().find(|core| !allowed.contains(core)) {
         Some(core) => {
             let allowed = ranges(allowed);
@@ -76,6 +76,23 @@ pub fn choose(asked: Option<&Cores>, allowed: &[usize]) -> Result<Vec<usize>> {
         }
         None => Ok(cores.clone()),
     }
+}
+
+/// Deals the cores of a run to devices, which want so many workers each, or as many as there are. One after
+/// the other, and again from the first if there are too few.
+pub fn deal(asked: bool, cores: &[usize], wanted: &[Option<u32>]) -> Vec<Vec<usize>> {
+    let mut next = cores.iter().copied().cycle();
+    let mut dealt: Vec<Vec<usize>> =
+        wanted.iter().map(|wanted| next.by_ref().take(wanted.unwrap_or(1) as usize).collect()).collect();
+    let mut left = cores.len().saturating_sub(dealt.iter().map(Vec::len).sum());
+    // Cores that were asked for have workers, unless all devices say how many they want.
+    while asked && left > 0 && wanted.contains(&None) {
+        for (cores, _) in dealt.iter_mut().zip(wanted).filter(|(_, wanted)| wanted.is_none()).take(left) {
+            cores.extend(next.next());
+            left -= 1;
+        }
+    }
+    dealt
 }
 
 /// Keeps the calling thread on one core.
@@ -126,7 +143,24 @@ mod tests {
         let asked = Cores(vec![0, 9]);
         let error = choose(Some(&asked), &[0, 1, 2, 5]).unwrap_err().to_string();
         assert!(error.contains("no core 9") && error.contains("0-2,5"), "{error}");
-        assert_eq!(choose(None, &[4, 5]).unwrap(), [4]);
+        assert_eq!(choose(None, &[4, 5]).unwrap(), [4, 5]);
+    }
+
+    #[test]
+    fn every_device_has_its_workers_and_every_core_that_was_asked_for_has_one() {
+        for (asked, wanted, dealt) in [
+            (false, &[None][..], vec![vec![4]]),
+            (true, &[None], vec![vec![4, 5, 6]]),
+            (true, &[None, None], vec![vec![4, 6], vec![5]]),
+            (false, &[None, None], vec![vec![4], vec![5]]),
+            (true, &[Some(1), None], vec![vec![4], vec![5, 6]]),
+            (true, &[Some(2)], vec![vec![4, 5]]),
+            (false, &[Some(2), Some(2)], vec![vec![4, 5], vec![6, 4]]),
+            (true, &[None; 4], vec![vec![4], vec![5], vec![6], vec![4]]),
+        ] {
+            assert_eq!(deal(asked, &[4, 5, 6], wanted), dealt, "{asked} {wanted:?}");
+        }
+        assert!(deal(true, &[], &[None])[0].is_empty());
     }
 
     #[test]

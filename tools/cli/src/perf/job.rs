@@ -5,9 +5,14 @@ use std::sync::Arc;
 use hugepage_setup::Bytes;
 use kiovec::{Controller, DataForm, Namespace, QueueOptions};
 
+use super::idle::Polling;
+use super::kernel::File;
 use super::options::Options;
+use super::places::Skew;
 use super::random;
 use super::route::Route;
+use super::sizes::Split;
+use super::subject::Attached;
 use super::verify::Ledger;
 use super::workload::Mix;
 use crate::device::Opened;
@@ -30,7 +35,13 @@ pub struct Job {
     pub block_size: u32,
     /// All blocks of the device, of which the parts are some.
     pub blocks: u64,
+    /// Of the largest I/O, if they differ.
     pub io_size: u64,
+    pub split: Option<Split>,
+    pub skew: Option<Skew>,
+    /// I/Os that each worker begins in a second, if that is not as many as it can.
+    pub rate: Option<f64>,
+    pub polling: Polling,
     /// I/Os in flight of each worker.
     pub depth: u32,
     pub mix: Mix,
@@ -76,16 +87,22 @@ impl Part {
 }
 
 impl Job {
-    pub fn new(options: &Options, opened: &Opened, cores: Vec<usize>, crowded: bool) -> Result<Job> {
-        let namespaces = namespaces(options, opened)?;
-        let (block_size, blocks) = size(opened, &namespaces)?;
+    pub fn new(options: &Options, attached: &Attached, cores: Vec<usize>, crowded: bool) -> Result<Job> {
+        let Shape { namespaces, block_size, blocks, max_transfer } = match attached {
+            Attached::Driver(opened) => Shape::of_device(options, opened)?,
+            Attached::Kernel(file) => Shape::of_file(file),
+        };
         let whole = range(options, blocks, block_size)?;
         let parts = parts(options, whole, cores.len() as u64)?;
         let units = parts.first().map_or(0, |part| part.units);
         let job = Job {
             block_size,
             blocks,
-            io_size: options.io_size,
+            io_size: options.largest(),
+            split: options.bssplit.clone(),
+            skew: options.skew(),
+            rate: options.rate.map(|rate| rate as f64 / cores.len().max(1) as f64),
+            polling: options.poll,
             // Verified I/Os keep off each other's blocks, so there are no more than units.
             depth: if options.verify { options.io_depth.min(clamp(units)) } else { options.io_depth },
             mix: Mix::new(options.io_pattern.is_random(), options.read_share()),
@@ -94,7 +111,7 @@ impl Job {
             read_back: options.verify && options.io_pattern.writes(),
             seed: options.seed.unwrap_or_else(random::seed),
             data: options.data.into(),
-            max_transfer: max_transfer(opened),
+            max_transfer,
             namespaces,
             cores,
             parts,
@@ -111,14 +128,23 @@ impl Job {
         commands.min(MAX_COMMANDS) as usize
     }
 
-    /// Bytes from the beginning of one I/O's data to the next one's.
-    pub fn stride(&self) -> u64 {
-        self.io_size.next_multiple_of(PAGE)
+    /// The sizes that I/Os have.
+    pub fn sizes(&self) -> Vec<u64> {
+        match &self.split {
+            Some(split) => split.sizes().iter().map(|size| size.0).collect(),
+            None => vec![self.io_size],
+        }
     }
 
-    /// Bytes of data memory of a worker.
+    /// Whether a completion does not make the next request of its container.
+    pub fn is_loose(&self) -> bool {
+        self.rate.is_some() || self.split.is_some()
+    }
+
+    /// Bytes of data memory of a worker: of each size, as many as can be in flight.
     pub fn worker_bytes(&self) -> u64 {
-        self.stride().saturating_mul(self.depth.into())
+        let sum = self.sizes().into_iter().fold(0, |sum: u64, size| sum.saturating_add(stride(size)));
+        sum.saturating_mul(self.depth.into())
     }
 
     /// Bytes of data memory of all workers.
@@ -151,6 +177,33 @@ impl Job {
         }
         Ok(())
     }
+}
+
+/// What is asked of a device before anything is decided.
+struct Shape {
+    namespaces: Vec<Namespace>,
+    block_size: u32,
+    blocks: u64,
+    max_transfer: u64,
+}
+
+impl Shape {
+    fn of_device(options: &Options, opened: &Opened) -> Result<Shape> {
+        let namespaces = namespaces(options, opened)?;
+        let (block_size, blocks) = size(opened, &namespaces)?;
+        Ok(Shape { namespaces, block_size, blocks, max_transfer: max_transfer(opened) })
+    }
+
+    /// How the kernel cuts I/Os is its own business.
+    fn of_file(file: &File) -> Shape {
+        let (block_size, blocks) = (file.block_size, file.blocks);
+        Shape { namespaces: vec![], block_size, blocks, max_transfer: MAX_TRANSFER }
+    }
+}
+
+/// Bytes from the beginning of one I/O's data to the next one's.
+pub fn stride(size: u64) -> u64 {
+    size.checked_next_multiple_of(PAGE).unwrap_or(size)
 }
 
 fn clamp(units: u64) -> u32 {
@@ -191,8 +244,8 @@ fn max_transfer(opened: &Opened) -> u64 {
 
 /// The range in units of an I/O.
 fn range(options: &Options, capacity: u64, block_size: u32) -> Result<Part> {
-    let (size, block_size) = (options.io_size, u64::from(block_size));
-    if size % block_size != 0 {
+    let (size, block_size) = (options.largest(), u64::from(block_size));
+    if let Some(size) = options.sizes().into_iter().find(|size| size % block_size != 0) {
         return Err(Error::Unsuitable(format!(
             "-o {size}: an odd I/O size, {} has blocks of {block_size} bytes; use a multiple of that",
             options.device

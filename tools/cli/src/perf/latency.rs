@@ -7,6 +7,9 @@ const FINENESS: u32 = 7;
 /// The last cell of the last octave is 57 · 128 + 127; a power of two, so that a mask bounds it.
 const CELLS: usize = 8192;
 
+/// How many latencies are in which cell, for cells that are not empty.
+pub type Cells = Vec<(u16, u64)>;
+
 /// Latencies in nanoseconds.
 #[derive(Debug, Clone)]
 pub struct Latency {
@@ -46,6 +49,30 @@ impl Latency {
         self.counts.iter_mut().zip(&*other.counts).for_each(|(count, more)| *count += more);
         self.sum = self.sum.wrapping_add(other.sum);
         self.max = self.max.max(other.max);
+    }
+
+    /// What came since `before`, which then is as this is.
+    pub fn since(&self, before: &mut Latency) -> Cells {
+        let pairs = self.counts.iter().zip(before.counts.iter_mut()).enumerate();
+        let new = pairs.filter_map(|(index, (now, before))| match now - std::mem::replace(before, *now) {
+            0 => None,
+            // There are fewer than 2^16 cells.
+            count => Some((index as u16, count)),
+        });
+        new.collect()
+    }
+
+    /// Adds what was counted in cells. What their sum and their greatest were is known as well as the cells
+    /// are fine.
+    pub fn add_cells(&mut self, cells: &Cells) {
+        for (index, count) in cells {
+            let index = usize::from(*index) & (CELLS - 1);
+            let (lowest, width) = bounds(index);
+            self.counts[index] += count;
+            let middle = lowest.saturating_add(width / 2);
+            self.sum = self.sum.wrapping_add(middle.wrapping_mul(*count));
+            self.max = self.max.max(lowest.saturating_add(width - 1));
+        }
     }
 
     /// The same, where quantiles can be had. The middle of a cell stands for all of it.

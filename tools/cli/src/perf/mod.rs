@@ -3,58 +3,132 @@
 //! The loop that is measured is in `worker`, and what it submits in `workload` and `verify`; all
 //! else here runs before, after or beside it.
 
+mod compare;
 mod control;
 mod cores;
 mod counters;
+mod course;
+mod idle;
 mod job;
+mod jobfile;
+mod kernel;
 mod latency;
 mod layers;
+mod meter;
 mod options;
+mod pace;
+mod page;
+mod places;
 mod progress;
 mod random;
 mod range;
 mod report;
 mod route;
+mod run;
+mod series;
+mod sizes;
+mod sketch;
+mod subject;
 mod supervisor;
 mod verify;
+mod versus;
 mod worker;
 mod workload;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use kiovec::memory::Pages;
 
 use self::job::Job;
 pub use self::options::Options;
-use self::report::Report;
-use crate::device::{Device, Leaf, Opened};
+use self::page::Page;
+use self::run::Run;
+use self::subject::{Attached, Subject};
+use self::supervisor::Outcome;
+use crate::device::Leaf;
 use crate::output::{self, Format};
 use crate::{Error, Result};
 
-pub fn run(mut options: Options) -> Result<()> {
-    options.check()?;
-    let allowed = cores::allowed()?;
-    let cores = cores::choose(options.cores.as_ref(), &allowed)?;
-    let crowded = place_emulators(&mut options.device, &cores, &allowed);
-    let interrupted = supervisor::on_interrupt()?;
-    let opened = options.device.open()?;
-    let job = Job::new(&options, &opened, cores, crowded)?;
-    let outcome = supervisor::run(&job, &opened, &options, &interrupted)?;
-    advise(&opened, &job);
-    let report = Report::new(&options, &job, &opened, outcome);
-    report.notes().iter().for_each(|note| eprintln!("kiovec: note: {note}"));
-    match options.format() {
-        Format::Text => output::print(&report.text())?,
-        Format::Json => output::print_json(&report.json())?,
+/// One job of a run: what is done with a device, and the device in use.
+#[derive(Debug)]
+pub struct Side {
+    pub options: Options,
+    pub job: Job,
+    pub attached: Arc<Attached>,
+}
+
+pub fn run(options: Options) -> Result<()> {
+    if let Some([before, after]) = options.compare.as_deref() {
+        return output::print(&compare::text(before, after)?);
     }
-    report.failure().map_or(Ok(()), |what| Err(Error::Failed(what)))
+    let interrupted = supervisor::on_interrupt()?;
+    if let Some(other) = &options.versus {
+        return versus::run(&options, other, &interrupted);
+    }
+    let jobs = options.jobs()?;
+    let page = options.report.as_deref().map(Page::create).transpose()?;
+    let (sides, outcome) = measure(jobs, "", &interrupted)?;
+    advise(&sides);
+    let run = Run::new(&sides, outcome);
+    run.notes().iter().for_each(|note| eprintln!("kiovec: note: {note}"));
+    page.map_or(Ok(()), |page| page.write(&run))?;
+    match options.format() {
+        Format::Text => output::print(&run.text())?,
+        Format::Json => output::print_json(&run.json())?,
+    }
+    run.failure().map_or(Ok(()), |what| Err(Error::Failed(what)))
+}
+
+/// Opens the devices of all jobs, each once, and runs the jobs at the same time. `label` is shown while they
+/// run.
+fn measure(mut jobs: Vec<Options>, label: &str, interrupted: &AtomicBool) -> Result<(Vec<Side>, Outcome)> {
+    let allowed = cores::allowed()?;
+    let asked = jobs.first().and_then(|job| job.cores.clone());
+    let chosen = cores::choose(asked.as_ref(), &allowed)?;
+    let wanted: Vec<Option<u32>> = jobs.iter().map(|job| job.numjobs).collect();
+    let dealt = cores::deal(asked.is_some(), &chosen, &wanted);
+    let names: Vec<Subject> = jobs.iter().map(|job| job.device.clone()).collect();
+    let crowded = place(&mut jobs, &names, &dealt, &allowed);
+    let mut sides: Vec<Side> = Vec::new();
+    for ((options, name), cores) in jobs.iter().zip(&names).zip(dealt) {
+        let open = sides.iter().zip(&names).find(|(_, other)| *other == name);
+        let attached = match open {
+            Some((side, _)) => Arc::clone(&side.attached),
+            None => {
+                let writes = |(job, other): (&Options, &Subject)| other == name && job.destroys_data();
+                options.device.attach(jobs.iter().zip(&names).any(writes))?
+            }
+        };
+        let job = Job::new(options, &attached, cores, crowded)?;
+        sides.push(Side { options: options.clone(), job, attached });
+    }
+    let outcome = supervisor::run(&sides, label, interrupted)?;
+    Ok((sides, outcome))
+}
+
+/// Gives each emulator a core. Returns whether somebody who polls has to let others run.
+fn place(jobs: &mut [Options], names: &[Subject], dealt: &[Vec<usize>], allowed: &[usize]) -> bool {
+    let cores = dealt.concat();
+    let mut leaves: Vec<Leaf> = Vec::new();
+    let first = |index: &usize| names.get(..*index).is_some_and(|before| !before.contains(&names[*index]));
+    let firsts: Vec<usize> = (0..names.len()).filter(first).collect();
+    firsts.iter().for_each(|index| leaves.extend_from_slice(jobs[*index].device.leaves()));
+    let crowded = place_emulators(&mut leaves, &cores, allowed);
+    let mut placed = leaves.into_iter();
+    for index in firsts {
+        jobs[index].device.leaves_mut().iter_mut().zip(&mut placed).for_each(|(leaf, placed)| *leaf = placed);
+    }
+    crowded || cores.iter().enumerate().any(|(index, core)| cores[..index].contains(core))
 }
 
 /// Gives each emulator a core that no worker has, and no other emulator as long as there are enough.
 /// Returns whether there were too few.
-fn place_emulators(device: &mut Device, cores: &[usize], allowed: &[usize]) -> bool {
+fn place_emulators(leaves: &mut [Leaf], cores: &[usize], allowed: &[usize]) -> bool {
     let mut others = allowed.iter().copied().filter(|core| !cores.contains(core)).cycle();
     let mut taken = cores.to_vec();
     let mut crowded = false;
-    for leaf in &mut device.leaves {
+    for leaf in leaves {
         let Leaf::Emulated(config) = leaf else { continue };
         config.core = config.core.or_else(|| others.next());
         crowded |= config.core.is_none_or(|core| taken.contains(&core));
@@ -64,14 +138,23 @@ fn place_emulators(device: &mut Device, cores: &[usize], allowed: &[usize]) -> b
 }
 
 /// What stood in the way of better figures. Once, and only if it did.
-fn advise(opened: &Opened, job: &Job) {
-    if job.crowded {
-        eprintln!("kiovec: note: an emulator had no core for itself, so these figures do not show its speed");
+fn advise(sides: &[Side]) {
+    if sides.iter().any(|side| side.job.crowded) {
+        let what = match sides.iter().any(|side| !side.options.device.leaves().is_empty()) {
+            true => "an emulator or a worker had no core for itself, so these figures do not show its speed",
+            false => "there were more workers than cores, which took turns",
+        };
+        eprintln!("kiovec: note: {what}");
     }
-    if let Some(pages @ (Pages::Collapsed2M | Pages::Small4K)) = opened.space.pages() {
+    let mut notes: Vec<&String> = sides.iter().flat_map(|side| side.attached.notes()).collect();
+    notes.dedup();
+    notes.iter().for_each(|note| eprintln!("kiovec: note: {note}"));
+    let small = |side: &&Side| matches!(side.attached.pages(), Some(Pages::Collapsed2M | Pages::Small4K));
+    let without: Vec<&Side> = sides.iter().filter(small).collect();
+    if let Some(pages) = without.first().and_then(|side| side.attached.pages()) {
         // Rings and lists of a worker are small beside its data.
-        let bytes = job.data_bytes() + ((job.cores.len() as u64) << 25);
-        let wanted = bytes.next_multiple_of(64 << 20) >> 20;
+        let bytes = |side: &&Side| side.job.data_bytes() + ((side.job.cores.len() as u64) << 25);
+        let wanted = without.iter().map(bytes).sum::<u64>().next_multiple_of(64 << 20) >> 20;
         eprintln!(
             "kiovec: note: no hugepages, working with {pages}; get some with: hugepage-setup reserve --bytes {wanted}M"
         );
@@ -81,12 +164,13 @@ fn advise(opened: &Opened, job: &Job) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     #[test]
     fn emulators_keep_off_workers_and_off_one_another() {
         let place = |device: &str, cores: &[usize]| {
             let mut device: Device = device.parse().unwrap();
-            let crowded = place_emulators(&mut device, cores, &[0, 1, 2]);
+            let crowded = place_emulators(&mut device.leaves, cores, &[0, 1, 2]);
             let core = |leaf: &Leaf| if let Leaf::Emulated(config) = leaf { config.core } else { None };
             (device.leaves.iter().map(core).collect::<Vec<_>>(), crowded)
         };

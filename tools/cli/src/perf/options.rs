@@ -1,6 +1,8 @@
 //! The options of `kiovec perf`, with the letters that SPDK's perf gave them, and the checks that
 //! need no device.
 
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -9,8 +11,13 @@ use kiovec::DataForm;
 use kiovec_emulator::Media;
 
 use super::cores::Cores;
+use super::idle::Polling;
+use super::jobfile;
+use super::places::{self, Skew};
 use super::range::RangeOption;
-use crate::device::{Device, FORMS, Leaf};
+use super::sizes::Split;
+use super::subject::{self, Subject};
+use crate::device::Leaf;
 use crate::output::{self, Format};
 use crate::{Error, Result};
 
@@ -19,10 +26,29 @@ const MAX_SECONDS: f64 = 31.0 * 86_400.0;
 /// The read share of mixed workloads without -M, as in fio.
 const READ_SHARE: u8 = 50;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Options {
-    #[arg(default_value = "emulated", help = format!("The device: {FORMS}"))]
-    pub device: Device,
+    #[arg(value_name = "DEVICE",
+          help = format!("The devices, `emulated` without any; each has workers of its own. One is {}", subject::forms()))]
+    pub devices: Vec<Subject>,
+
+    /// The one of them that a job is about.
+    #[arg(skip)]
+    pub device: Subject,
+
+    /// Another device, measured in turns with the first, round by round: what counts is the ratio.
+    #[arg(long, value_name = "DEVICE")]
+    pub versus: Option<Subject>,
+
+    /// How many rounds --versus takes, in each of which both devices have the time of -t; 9 without
+    /// this.
+    #[arg(long, value_name = "N", requires = "versus",
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rounds: Option<u32>,
+
+    /// Workers on each device, on one core each; without this, one, or one for each core of -c.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub numjobs: Option<u32>,
 
     /// I/Os in flight on each core, 1 to 4096.
     #[arg(short = 'q', long, value_name = "N", default_value_t = 128,
@@ -32,6 +58,29 @@ pub struct Options {
     /// Bytes of each I/O: 4096, 4k, 1M.
     #[arg(short = 'o', long, value_name = "BYTES", default_value = "4096", value_parser = parse_bytes)]
     pub io_size: u64,
+
+    /// I/Os of several sizes, with their percentages, instead of -o: 4k/60:64k/40.
+    #[arg(long, value_name = "SPLIT", conflicts_with_all = ["io_size", "verify"])]
+    pub bssplit: Option<Split>,
+
+    /// Begin so many I/Os per second on each device, whatever becomes of those before (up to -q in flight). Latency
+    /// then counts from when an I/O should have begun.
+    #[arg(long, value_name = "IOPS", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub rate: Option<u64>,
+
+    /// Random LBAs by Zipf's law with this exponent: a few are asked for very often. They are spread over
+    /// the range.
+    #[arg(long, value_name = "THETA", value_parser = places::zipf)]
+    pub zipf: Option<Skew>,
+
+    /// Random LBAs of which the first PLACES percent of the range get IOS percent of the I/Os: 10:90.
+    #[arg(long, value_name = "PLACES:IOS", value_parser = places::hot, conflicts_with = "zipf")]
+    pub hot: Option<Skew>,
+
+    /// What a worker does when polls find nothing: spin, or adaptive, which pauses and lets others run, and
+    /// says how much later that may have found an I/O.
+    #[arg(long, value_enum, default_value_t = Polling::Spin)]
+    pub poll: Polling,
 
     /// What the I/Os are.
     #[arg(short = 'w', long, value_enum, default_value_t = Pattern::Randread)]
@@ -83,6 +132,21 @@ pub struct Options {
     /// Write to a device that is not emulated in this process: what is on it is lost.
     #[arg(long)]
     pub yes_destroy_data: bool,
+
+    /// Jobs as fio writes them: sections with rw, bs, bssplit, iodepth, numjobs, rwmixread, runtime, size,
+    /// offset, verify, filename and a few more. They run at the same time; what they do not say, the other
+    /// options do.
+    #[arg(long, value_name = "FILE", conflicts_with = "versus")]
+    pub jobfile: Option<PathBuf>,
+
+    /// Show what is different in two results (of --json), and measure nothing.
+    #[arg(long, value_names = ["A.json", "B.json"], num_args = 2,
+          conflicts_with_all = ["devices", "versus", "report", "jobfile"])]
+    pub compare: Option<Vec<PathBuf>>,
+
+    /// Write a page of HTML as well: latencies, how it went, the machine. It needs no network.
+    #[arg(long, value_name = "FILE", conflicts_with = "versus")]
+    pub report: Option<PathBuf>,
 
     /// How to print the result.
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -150,6 +214,34 @@ impl From<Data> for DataForm {
 }
 
 impl Options {
+    /// What is to be done on each device, as far as it can be told without touching one.
+    pub fn jobs(&self) -> Result<Vec<Options>> {
+        let devices = if self.devices.is_empty() { vec![Subject::default()] } else { self.devices.clone() };
+        let mut jobs = Vec::new();
+        for device in devices {
+            let options = Options { device, ..self.clone() };
+            match &self.jobfile {
+                Some(path) => {
+                    let read = jobfile::read(path, &options)?;
+                    if !self.devices.is_empty() && read.iter().any(|job| job.device != options.device) {
+                        let what = format!("--jobfile {}: filename and DEVICE both name one", path.display());
+                        return Err(Error::Usage(what + "; leave one of them out"));
+                    }
+                    jobs.extend(read);
+                }
+                None => jobs.push(options),
+            }
+        }
+        jobs.iter().try_for_each(Options::check)?;
+        check_twice(&jobs)?;
+        Ok(jobs)
+    }
+
+    /// The same for another device.
+    pub fn on(&self, device: &Subject) -> Options {
+        Options { device: device.clone(), devices: vec![device.clone()], ..self.clone() }
+    }
+
     /// Whatever can be refused before a device is touched.
     pub fn check(&self) -> Result<()> {
         let pattern = self.io_pattern;
@@ -158,10 +250,46 @@ impl Options {
                 format!("-M is the read share of rw and randrw, and the workload is {}", pattern.name());
             return Err(Error::Usage(what + "; leave it out, or choose -w randrw"));
         }
+        if self.skew().is_some() && !pattern.is_random() {
+            let what =
+                format!("--zipf and --hot are about random LBAs, and the workload is {}", pattern.name());
+            return Err(Error::Usage(what + "; leave them out, or choose -w randread"));
+        }
         if self.io_size == 0 {
             return Err(Error::Usage("-o 0: an I/O has at least one block; try -o 4k".into()));
         }
-        self.device.leaves.iter().try_for_each(|leaf| self.check_leaf(leaf))
+        if matches!(self.device, Subject::Kernel(_)) {
+            self.check_kernel()?;
+        }
+        self.device.leaves().iter().try_for_each(|leaf| self.check_leaf(leaf))
+    }
+
+    /// What only the driver's own devices have.
+    fn check_kernel(&self) -> Result<()> {
+        let device = &self.device;
+        if self.nsid.is_some() {
+            let what = format!("--nsid: {device} is one namespace already");
+            return Err(Error::Usage(what + "; name another one, as in kernel:/dev/nvme0n2"));
+        }
+        if self.poll != Polling::Spin {
+            return Err(Error::Usage(format!(
+                "--poll: the kernel waits for {device} as it can; leave it out"
+            )));
+        }
+        if self.data != Data::Auto {
+            return Err(Error::Usage(format!("--data: the kernel chooses for {device}; leave it out")));
+        }
+        self.check_consent(device)
+    }
+
+    fn check_consent(&self, device: &impl fmt::Display) -> Result<()> {
+        if !self.destroys_data() || self.yes_destroy_data {
+            return Ok(());
+        }
+        let pattern = self.io_pattern;
+        let why = if pattern.writes() { "" } else { " with --verify, which fills the range first," };
+        let what = format!("-w {}{why} overwrites data on {device}", pattern.name());
+        Err(Error::Usage(what + "; if that may be lost, add --yes-destroy-data"))
     }
 
     fn check_leaf(&self, leaf: &Leaf) -> Result<()> {
@@ -170,14 +298,26 @@ impl Options {
                 let what = format!("{leaf} has null media, which keeps no data to verify");
                 Err(Error::Usage(what + "; use media=ram, as in emulated:media=ram"))
             }
-            Leaf::Pci(_) | Leaf::VfioUser(_) if self.destroys_data() && !self.yes_destroy_data => {
-                let pattern = self.io_pattern;
-                let why = if pattern.writes() { "" } else { " with --verify, which fills the range first," };
-                let what = format!("-w {}{why} overwrites data on {leaf}", pattern.name());
-                Err(Error::Usage(what + "; if that may be lost, add --yes-destroy-data"))
-            }
-            _ => Ok(()),
+            Leaf::Pci(_) | Leaf::VfioUser(_) => self.check_consent(leaf),
+            Leaf::Emulated(_) => Ok(()),
         }
+    }
+
+    pub fn skew(&self) -> Option<Skew> {
+        self.zipf.or(self.hot)
+    }
+
+    /// The sizes that I/Os have.
+    pub fn sizes(&self) -> Vec<u64> {
+        match &self.bssplit {
+            Some(split) => split.sizes().iter().map(|size| size.0).collect(),
+            None => vec![self.io_size],
+        }
+    }
+
+    /// Bytes of the largest I/O.
+    pub fn largest(&self) -> u64 {
+        self.bssplit.as_ref().map_or(self.io_size, Split::largest)
     }
 
     pub fn destroys_data(&self) -> bool {
@@ -197,6 +337,19 @@ impl Options {
     }
 }
 
+/// Jobs that verify one device would each see the other's blocks.
+fn check_twice(jobs: &[Options]) -> Result<()> {
+    let verified = |job: &&Options| job.verify;
+    let shared = |job: &Options| jobs.iter().filter(|other| other.device == job.device).count() > 1;
+    match jobs.iter().filter(verified).find(|job| shared(job)) {
+        Some(job) => {
+            let what = format!("--verify: {} is there twice, and sees the blocks of both", job.device);
+            Err(Error::Usage(what + "; name it once, and use --numjobs for more workers"))
+        }
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 impl Options {
     /// The options of a command line that clap accepts.
@@ -204,7 +357,8 @@ impl Options {
         use clap::FromArgMatches;
         let command = Options::augment_args(clap::Command::new("perf"));
         let matches = command.get_matches_from(["perf"].into_iter().chain(line.split_whitespace()));
-        Options::from_arg_matches(&matches).unwrap()
+        let options = Options::from_arg_matches(&matches).unwrap();
+        Options { device: options.devices.first().cloned().unwrap_or_default(), ..options }
     }
 }
 

@@ -5,19 +5,21 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::control::{Control, Phase};
+use super::control::{Control, Gauge, Phase};
 
 pub struct Progress {
     bar: ProgressBar,
-    io_size: u64,
-    /// I/Os at the last look, and when that was.
-    last: (u64, Instant),
+    /// Bytes of an I/O of each worker.
+    sizes: Vec<u64>,
+    label: String,
+    /// I/Os and bytes at the last look, and when that was.
+    last: (u64, u64, Instant),
     /// When the warm-up began.
     began: Option<Instant>,
 }
 
 impl Progress {
-    pub fn new(length: Duration, io_size: u64) -> Progress {
+    pub fn new(length: Duration, label: &str, sizes: Vec<u64>) -> Progress {
         let target = match std::io::stderr().is_terminal() {
             true => ProgressDrawTarget::stderr(),
             false => ProgressDrawTarget::hidden(),
@@ -27,7 +29,7 @@ impl Progress {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix("preparing");
-        Progress { bar, io_size, last: (0, Instant::now()), began: None }
+        Progress { bar, sizes, label: label.to_owned(), last: (0, 0, Instant::now()), began: None }
     }
 
     pub fn phase(&mut self, phase: Phase, control: &Control) {
@@ -39,7 +41,7 @@ impl Progress {
         });
         if phase == Phase::WarmUp {
             self.began = Some(Instant::now());
-            self.last = (control.ios(), Instant::now());
+            self.last = (control.ios(), self.bytes(control), Instant::now());
         }
     }
 
@@ -47,15 +49,21 @@ impl Progress {
         if self.bar.is_hidden() {
             return;
         }
-        let (before, since) = self.last;
-        let ios = control.ios();
-        let rate = ios.saturating_sub(before) as f64 / since.elapsed().as_secs_f64().max(1e-9);
-        self.last = (ios, Instant::now());
+        let (before, bytes_before, since) = self.last;
+        let (ios, bytes, seconds) =
+            (control.ios(), self.bytes(control), since.elapsed().as_secs_f64().max(1e-9));
+        let rate = ios.saturating_sub(before) as f64 / seconds;
+        self.last = (ios, bytes, Instant::now());
         if let Some(began) = self.began {
             self.bar.set_position(began.elapsed().as_millis() as u64);
         }
-        let mib = rate * self.io_size as f64 / (1 << 20) as f64;
-        self.bar.set_message(format!("{rate:>12.0} IOPS {mib:>10.1} MiB/s"));
+        let mib = bytes.saturating_sub(bytes_before) as f64 / seconds / (1 << 20) as f64;
+        self.bar.set_message(format!("{rate:>12.0} IOPS {mib:>10.1} MiB/s {}", self.label));
+    }
+
+    fn bytes(&self, control: &Control) -> u64 {
+        let bytes = |(gauge, size): (&Gauge, &u64)| gauge.ios().saturating_mul(*size);
+        control.gauges.iter().zip(&self.sizes).map(bytes).sum()
     }
 
     pub fn finish(&self) {

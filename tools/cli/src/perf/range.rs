@@ -28,6 +28,8 @@ enum Place {
 enum End {
     After(Place),
     At(Place),
+    /// Where the namespace ends.
+    OfAll,
 }
 
 impl FromStr for RangeOption {
@@ -47,6 +49,15 @@ fn parse(text: &str) -> Option<RangeOption> {
         }
     };
     Some(RangeOption { text: text.to_owned(), start: place(start)?, end })
+}
+
+impl RangeOption {
+    /// So many bytes from `start` on, or all that follow.
+    pub fn of_bytes(start: u64, size: Option<u64>) -> RangeOption {
+        let end = size.map_or(End::OfAll, |size| End::After(Place::Bytes(size)));
+        let text = size.map_or_else(|| format!("{start}B:"), |size| format!("{start}B:{size}B"));
+        RangeOption { text, start: Place::Bytes(start), end }
+    }
 }
 
 /// A suffix makes it bytes.
@@ -71,6 +82,7 @@ impl RangeOption {
         let end = match self.end {
             End::After(len) => start.saturating_add(blocks(len)?),
             End::At(end) => blocks(end)?,
+            End::OfAll => capacity,
         };
         if end > capacity {
             return Err(wrong(format!("it ends at LBA {end}, and the namespace at LBA {capacity}")));
@@ -97,6 +109,9 @@ mod tests {
         assert_eq!(resolve("8k:8k").unwrap(), 2..4);
         assert_eq!(resolve("8k-3M").unwrap(), 2..768);
         assert_eq!(resolve("5:4096B").unwrap(), 5..6);
+        assert_eq!(RangeOption::of_bytes(8192, None).resolve(4096, 1000).unwrap(), 2..1000);
+        assert_eq!(RangeOption::of_bytes(8192, Some(4096)).resolve(4096, 1000).unwrap(), 2..3);
+        assert!(RangeOption::of_bytes(4096 * 1000, None).resolve(4096, 1000).is_err());
     }
 
     #[test]

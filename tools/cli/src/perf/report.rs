@@ -5,22 +5,25 @@ use std::sync::Arc;
 
 use hdrhistogram::Histogram;
 use hugepage_setup::Bytes;
-use kiovec::{Controller, Failure, Namespace, Operation};
+use kiovec::{Controller, Namespace, Operation};
 use serde_json::{Value, json};
 
-use super::cores;
+use super::course::Tally;
+use super::idle::Waits;
 use super::job::Job;
 use super::latency::Latency;
 use super::layers::Counted;
+use super::meter::Reason;
 use super::options::Options;
-use super::supervisor::Outcome;
+use super::series::{self, Point};
+use super::sketch::{self, Style};
+use super::subject::{Attached, Subject};
 use super::verify::Checks;
-use super::worker::Tally;
-use crate::device::Opened;
+use super::{Side, cores};
 use crate::output;
 
 /// Quantiles that are reported: name in JSON, name for people, value.
-const QUANTILES: [(&str, &str, f64); 5] = [
+pub const QUANTILES: [(&str, &str, f64); 5] = [
     ("p50", "50%", 0.5),
     ("p90", "90%", 0.9),
     ("p99", "99%", 0.99),
@@ -28,10 +31,17 @@ const QUANTILES: [(&str, &str, f64); 5] = [
     ("p99_99", "99.99%", 0.9999),
 ];
 
+/// What a result says of itself, so that it is known again.
+pub const TOOL: &str = "kiovec perf";
+
 /// A counter's name, whether people want to know that it is zero, and the counter.
 type Count = (&'static str, bool, fn(&Tally) -> u64);
 
-/// What is counted per I/O.
+/// What is counted per I/O that the kernel carries out.
+const PER_KERNEL_IO: [Count; 2] =
+    [("polls", true, |worker| worker.polls), ("system calls", true, |worker| worker.calls)];
+
+/// What is counted per I/O that the driver carries out.
 const PER_IO: [Count; 7] = [
     ("polls", true, |worker| worker.polls),
     ("commands", true, |worker| worker.counters.commands),
@@ -45,9 +55,7 @@ const PER_IO: [Count; 7] = [
 pub struct Report<'a> {
     options: &'a Options,
     job: &'a Job,
-    opened: &'a Opened,
-    /// What the data memory stands on.
-    pages: String,
+    attached: &'a Attached,
     workers: Vec<Tally>,
     interrupted: bool,
     latency: Latency,
@@ -55,23 +63,24 @@ pub struct Report<'a> {
     checks: Option<Checks>,
     /// By the layers of a stack, in all workers.
     layers: Vec<Counted>,
+    over_time: Vec<Point>,
 }
 
 impl<'a> Report<'a> {
-    pub fn new(options: &'a Options, job: &'a Job, opened: &'a Opened, outcome: Outcome) -> Report<'a> {
-        let workers = outcome.tallies;
+    pub fn new(side: &'a Side, workers: Vec<Tally>, interrupted: bool) -> Report<'a> {
+        let Side { options, job, attached } = side;
+        let attached: &Attached = attached;
         let mut latency = Latency::default();
         workers.iter().for_each(|worker| latency.add(&worker.latency));
-        let pages = opened.space.pages().map_or_else(String::new, |pages| pages.to_string());
         Report {
             options,
             job,
-            opened,
-            pages,
-            interrupted: outcome.interrupted,
+            attached,
+            interrupted,
             histogram: latency.histogram(),
             latency,
             checks: checks(&workers),
+            over_time: series::over_time(&workers),
             layers: Counted::sum(workers.iter().map(|worker| &worker.layers[..])),
             workers,
         }
@@ -86,7 +95,7 @@ impl<'a> Report<'a> {
         }
         if let Some((operation, failure)) = self.first_error() {
             let (errors, name) = (self.sum(|worker| worker.errors), lower(operation));
-            let lost = self.opened.lost().iter().map(|lost| format!("; {lost}")).collect::<String>();
+            let lost = self.attached.lost().iter().map(|lost| format!("; {lost}")).collect::<String>();
             return Some(format!("{device}: {errors} I/Os failed; the first: {name}: {failure}{lost}"));
         }
         match self.sum(|worker| worker.faults) {
@@ -101,9 +110,12 @@ impl<'a> Report<'a> {
     pub fn notes(&self) -> Vec<String> {
         match self.first_error() {
             Some(_) => vec![],
-            None => {
-                self.opened.lost().iter().map(|lost| format!("{lost}; the run went on without it")).collect()
-            }
+            None => self
+                .attached
+                .lost()
+                .iter()
+                .map(|lost| format!("{lost}; the run went on without it"))
+                .collect(),
         }
     }
 
@@ -116,25 +128,67 @@ impl<'a> Report<'a> {
         }
     }
 
-    fn first_error(&self) -> Option<(Operation, Failure)> {
+    fn first_error(&self) -> Option<(Operation, Reason)> {
         self.workers.iter().find_map(|worker| worker.first_error)
     }
 
-    fn sum(&self, of: impl Fn(&Tally) -> u64) -> u64 {
+    pub fn sum(&self, of: impl Fn(&Tally) -> u64) -> u64 {
         self.workers.iter().map(of).sum()
     }
 
-    fn ios(&self) -> u64 {
+    pub fn latency(&self) -> &Latency {
+        &self.latency
+    }
+
+    pub fn over_time(&self) -> &[Point] {
+        &self.over_time
+    }
+
+    /// What is counted, and how much of it for each I/O.
+    pub fn counted_per_io(&self) -> Vec<(String, String)> {
+        let counts = self.per_io_counts().iter();
+        counts.map(|(name, _, of)| ((*name).to_owned(), format!("{:.4}", self.per_io(of)))).collect()
+    }
+
+    /// What the device says of itself. Whoever shows it has to mind that nobody has looked at it.
+    pub fn about_device(&self) -> Vec<(String, String)> {
+        let Some(opened) = self.attached.driver() else {
+            return vec![
+                ("driver".into(), "the kernel's, through io_uring".into()),
+                ("way".into(), self.attached.way()),
+            ];
+        };
+        let mut facts = vec![("driver".into(), "kiovec".into()), ("memory".into(), self.attached.way())];
+        for (controller, namespace) in opened.controllers.iter().zip(&self.job.namespaces) {
+            let identity = controller.identity();
+            facts.push((
+                "controller".into(),
+                format!("{}, namespace {}", controller.name(), namespace.nsid()),
+            ));
+            facts.push(("model".into(), identity.model()));
+            facts.push(("serial".into(), identity.serial()));
+            facts.push(("firmware".into(), identity.firmware()));
+        }
+        facts
+    }
+
+    pub fn device(&self) -> &Subject {
+        &self.options.device
+    }
+
+    pub fn ios(&self) -> u64 {
         self.latency.count()
     }
 
     /// Each worker by its own clock.
-    fn iops(&self) -> f64 {
+    pub fn iops(&self) -> f64 {
         self.workers.iter().map(iops).sum()
     }
 
-    fn mib(&self, iops: f64) -> f64 {
-        iops * self.job.io_size as f64 / (1 << 20) as f64
+    pub fn mib(&self, iops: f64) -> f64 {
+        let (ios, bytes) = (self.ios(), self.sum(|worker| worker.bytes));
+        let size = if ios > 0 { bytes as f64 / ios as f64 } else { 0.0 };
+        iops * size / (1 << 20) as f64
     }
 
     fn seconds(&self) -> f64 {
@@ -145,12 +199,22 @@ impl<'a> Report<'a> {
         self.sum(of) as f64 / (self.ios() as f64).max(1.0)
     }
 
+    /// What adaptive polling waited.
+    fn waits(&self) -> Option<Waits> {
+        self.workers.iter().filter_map(|worker| worker.waits).reduce(Waits::add)
+    }
+
+    fn per_io_counts(&self) -> &'static [Count] {
+        if self.attached.driver().is_some() { &PER_IO } else { &PER_KERNEL_IO }
+    }
+
     // ---- for people ----
 
     pub fn text(&self) -> String {
         let mut text = self.heading();
         text += &output::table(&self.rows(), &[1, 2, 3, 4, 5]);
         text += &self.quantiles();
+        text += &self.pictures(Style::of_stdout());
         if self.options.latency_histogram {
             text += &self.cells();
         }
@@ -162,8 +226,14 @@ impl<'a> Report<'a> {
         text
     }
 
-    fn heading(&self) -> String {
-        let Job { blocks, block_size, io_size, depth, seed, .. } = self.job;
+    pub fn heading(&self) -> String {
+        let Job { blocks, block_size, io_size, depth, seed, split, skew, .. } = self.job;
+        let size =
+            split.as_ref().map_or_else(|| format!("{io_size} bytes"), |split| format!("{split} bytes"));
+        let mut more = skew.map_or_else(String::new, |skew| format!(", {skew}"));
+        if let Some(rate) = self.options.rate {
+            more += &format!(", {rate} IOPS asked for");
+        }
         let pattern = self.options.io_pattern;
         let share = match pattern.is_mixed() {
             true => format!(" ({} % reads)", self.options.read_share()),
@@ -175,14 +245,14 @@ impl<'a> Report<'a> {
         let cut = if self.interrupted { ", interrupted" } else { "" };
         format!(
             "{}: {bytes} in blocks of {block_size} bytes\n\
-             {}{share}, {io_size} bytes, depth {depth}, {core} {cores}, {seconds:.2} s{cut}, seed {seed}, {}\n\n",
+             {}{share}, {size}, depth {depth}{more}, {core} {cores}, {seconds:.2} s{cut}, seed {seed}, {}\n\n",
             self.subject(),
             pattern.name(),
-            self.pages
+            self.attached.way()
         )
     }
 
-    fn rows(&self) -> Vec<Vec<String>> {
+    pub fn rows(&self) -> Vec<Vec<String>> {
         let row = |name: String, iops: f64, latency: &Latency| {
             let least = latency.cells().next().map_or(0, |(from, ..)| from);
             let columns = [latency.mean(), least as f64, latency.max() as f64].map(micros);
@@ -210,6 +280,29 @@ impl<'a> Report<'a> {
         text
     }
 
+    /// The latencies as bars, and how the rate went.
+    fn pictures(&self, style: Style) -> String {
+        let cells: Vec<_> = self.latency.cells().collect();
+        let total = (self.ios() as f64).max(1.0);
+        let body = self.quantile(0.005) as u64..=self.quantile(0.99) as u64;
+        let rows: Vec<Vec<String>> = sketch::histogram(style, &cells, body)
+            .into_iter()
+            .map(|(from, to, ios, bar)| {
+                let share = format!("{:.2}%", ios as f64 * 100.0 / total);
+                vec![micros(from as f64), "to".into(), micros(to as f64), share, bar]
+            })
+            .collect();
+        let mut text = output::table(&rows, &[0, 2, 3]);
+        let rates: Vec<f64> = self.over_time.iter().map(|point| point.iops).collect();
+        if let [first, _, ..] = rates[..] {
+            let lowest = rates.iter().copied().fold(first, f64::min);
+            let highest = rates.iter().copied().fold(first, f64::max);
+            let line = sketch::sparkline(style, &rates);
+            let _ = writeln!(text, "\nIOPS over time: {line}  {lowest:.0} to {highest:.0}");
+        }
+        text
+    }
+
     fn quantile(&self, quantile: f64) -> f64 {
         // The last cell's middle may lie beyond the greatest value there was.
         self.histogram.value_at_quantile(quantile).min(self.latency.max()) as f64
@@ -233,9 +326,9 @@ impl<'a> Report<'a> {
     fn counts(&self) -> String {
         let mut text = "\nper I/O: ".to_owned();
         let mut comma = "";
-        for (name, always, of) in PER_IO {
+        for (name, always, of) in self.per_io_counts() {
             let share = self.per_io(of);
-            if always || share > 0.0 {
+            if *always || share > 0.0 {
                 let _ = write!(text, "{comma}{share:.3} {name}");
                 comma = ", ";
             }
@@ -247,6 +340,9 @@ impl<'a> Report<'a> {
             self.sum(|worker| worker.writes),
             self.sum(|worker| worker.errors),
         );
+        if let Some(waits) = self.waits() {
+            text += &waits.text();
+        }
         if let Some(Checks { checked, unchecked, mismatches, .. }) = &self.checks {
             let _ = writeln!(
                 text,
@@ -263,6 +359,9 @@ impl<'a> Report<'a> {
 
     pub fn json(&self) -> Value {
         let mut document = json!({
+            "tool": TOOL,
+            "version": env!("CARGO_PKG_VERSION"),
+            "driver": if self.attached.driver().is_some() { "kiovec" } else { "io_uring" },
             "device": self.options.device.to_string(),
             "controllers": self.controllers(),
             "block_size": self.job.block_size,
@@ -270,10 +369,15 @@ impl<'a> Report<'a> {
             "read_percent": self.options.read_share(),
             "io_size": self.job.io_size,
             "queue_depth": self.job.depth,
+            "bssplit": self.job.split.as_ref().map(ToString::to_string),
+            "skew": self.job.skew.map(|skew| skew.to_string()),
+            "rate": self.options.rate,
+            "adaptive_polling": self.waits().map(Waits::json),
             "command_depth": self.workers.iter().map(|worker| worker.queue_depth).min(),
             "range": self.range(),
             "seed": self.job.seed,
-            "pages": self.pages,
+            "pages": self.attached.pages().map(|pages| pages.to_string()),
+            "way": self.attached.way(),
             "interrupted": self.interrupted,
             "seconds": self.seconds(),
             "ios": self.ios(),
@@ -288,12 +392,12 @@ impl<'a> Report<'a> {
             "verify": self.checks.as_ref().map(|checks| self.verified(checks)),
             "workers": self.workers.iter().map(|worker| self.worker(worker)).collect::<Vec<_>>(),
         });
-        for (name, _, of) in PER_IO {
+        for (name, _, of) in self.per_io_counts() {
             document[format!("{}_per_io", name.to_lowercase().replace(' ', "_"))] = json!(self.per_io(of));
         }
         if self.options.device.is_stack() {
             document["layers"] = self.layers.iter().map(Counted::json).collect();
-        } else {
+        } else if self.attached.driver().is_some() {
             document["nsid"] = self.job.namespaces.iter().map(Namespace::nsid).next().into();
         }
         if self.options.latency_histogram {
@@ -311,7 +415,8 @@ impl<'a> Report<'a> {
                 "lost": controller.check().err().map(|error| error.to_string()),
             })
         };
-        self.opened.controllers.iter().zip(&self.job.namespaces).map(controller).collect()
+        let controllers = self.attached.driver().map(|opened| &opened.controllers[..]).unwrap_or_default();
+        controllers.iter().zip(&self.job.namespaces).map(controller).collect()
     }
 
     fn range(&self) -> Value {
@@ -321,15 +426,7 @@ impl<'a> Report<'a> {
     }
 
     fn latencies(&self) -> Value {
-        let mut latencies = json!({
-            "mean": self.latency.mean(),
-            "min": self.latency.cells().next().map_or(0, |(from, ..)| from),
-            "max": self.latency.max(),
-        });
-        for (name, _, quantile) in QUANTILES {
-            latencies[name] = json!(self.quantile(quantile) as u64);
-        }
-        latencies
+        latencies(&self.latency)
     }
 
     fn verified(&self, checks: &Checks) -> Value {
@@ -352,6 +449,20 @@ impl<'a> Report<'a> {
             "mean_latency_ns": worker.latency.mean(),
         })
     }
+}
+
+/// Latencies as a program gets them.
+pub fn latencies(latency: &Latency) -> Value {
+    let histogram = latency.histogram();
+    let mut latencies = json!({
+        "mean": latency.mean(),
+        "min": latency.cells().next().map_or(0, |(from, ..)| from),
+        "max": latency.max(),
+    });
+    for (name, _, quantile) in QUANTILES {
+        latencies[name] = json!(histogram.value_at_quantile(quantile).min(latency.max()));
+    }
+    latencies
 }
 
 fn iops(worker: &Tally) -> f64 {
@@ -385,7 +496,7 @@ fn coarse(cells: impl Iterator<Item = (u64, u64, u64)>) -> Vec<(u64, u64, u64)> 
     joined
 }
 
-fn micros(nanos: f64) -> String {
+pub fn micros(nanos: f64) -> String {
     format!("{:.2}", nanos / 1000.0)
 }
 
@@ -400,10 +511,10 @@ mod tests {
     /// The failure that a report names for what its only worker has found.
     fn failure(tally: Tally) -> Option<String> {
         let options = Options::from_line("emulated:size=1M");
-        let opened = options.device.open().unwrap();
-        let job = Job::new(&options, &opened, vec![0], true).unwrap();
-        let outcome = Outcome { tallies: vec![tally], interrupted: false };
-        let report = Report::new(&options, &job, &opened, outcome);
+        let attached = options.device.attach(false).unwrap();
+        let job = Job::new(&options, &attached, vec![0], true).unwrap();
+        let side = Side { options, job, attached };
+        let report = Report::new(&side, vec![tally], false);
         assert!(report.text().contains("I/Os: 0 (0 writes)"));
         assert_eq!(report.json()["first_error"].is_null(), report.first_error().is_none());
         report.failure()
@@ -413,7 +524,10 @@ mod tests {
     fn the_first_error_is_named() {
         assert_eq!(failure(Tally::default()), None);
         let status = kiovec::spec::Status::new(kiovec::spec::status::SCT_MEDIA, 0x81);
-        let first_error = Some((Operation::Read, Failure { lba: 800, cause: kiovec::Cause::Status(status) }));
+        let first_error = Some((
+            Operation::Read,
+            Reason::Driver(kiovec::Failure { lba: 800, cause: kiovec::Cause::Status(status) }),
+        ));
         let text = failure(Tally { errors: 3, first_error, ..Tally::default() }).unwrap();
         assert!(text.starts_with("emulated:size=1M: 3 I/Os failed; the first: read: "), "{text}");
         assert!(text.contains("LBA 800") && text.lines().count() == 1, "{text}");

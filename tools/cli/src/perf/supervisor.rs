@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::control::{Control, Phase};
-use super::job::Job;
-use super::options::Options;
+use super::course::Tally;
 use super::progress::Progress;
-use super::worker::{self, Tally};
-use crate::device::Opened;
+use super::subject::Attached;
+use super::{Options, Side, kernel, worker};
 use crate::{Error, Result};
 
 /// Between two looks at controller and workers.
@@ -26,10 +25,15 @@ const SHORT_TICK: Duration = Duration::from_millis(5);
 /// A worker with I/O in flight that gets no completion for so long has a dead device.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a measurement is cut into, to see how it went: so many slices, unless they would be shorter.
+const SLICES: u32 = 100;
+const SHORTEST_SLICE: Duration = Duration::from_millis(50);
+
 /// How a run ended.
 #[derive(Debug)]
 pub struct Outcome {
-    pub tallies: Vec<Tally>,
+    /// Of each job, those of its workers.
+    pub tallies: Vec<Vec<Tally>>,
     /// By the user, before its time.
     pub interrupted: bool,
 }
@@ -47,13 +51,18 @@ pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
 }
 
 /// Runs all workers from first to last.
-pub fn run(job: &Job, opened: &Opened, options: &Options, interrupted: &AtomicBool) -> Result<Outcome> {
-    let control = Control::new(job.cores.len());
+pub fn run(sides: &[Side], label: &str, interrupted: &AtomicBool) -> Result<Outcome> {
+    let crew = |side: &Side| side.job.cores.len();
+    let control = Control::new(sides.iter().map(crew).sum());
     let outcome = thread::scope(|scope| {
         let mut workers = Vec::new();
-        for (index, core) in job.cores.iter().enumerate() {
-            let (control, core) = (&control, *core);
-            let body = move || worker::run(job, index, opened, control);
+        let all = sides.iter().flat_map(|side| (0..crew(side)).map(move |index| (side, index)));
+        for ((side, index), gauge) in all.zip(&control.gauges) {
+            let (control, job, core) = (&control, &side.job, side.job.cores[index]);
+            let body = move || match &*side.attached {
+                Attached::Driver(opened) => worker::run(job, index, opened, control, gauge),
+                Attached::Kernel(file) => kernel::run(job, index, file, control, gauge),
+            };
             let spawned = thread::Builder::new().name(format!("kiovec-{core}")).spawn_scoped(scope, body);
             match spawned {
                 Ok(worker) => workers.push(worker),
@@ -63,10 +72,12 @@ pub fn run(job: &Job, opened: &Opened, options: &Options, interrupted: &AtomicBo
                 }
             }
         }
-        let cause = Supervisor::new(job, opened, options, interrupted, &control).watch(&workers);
+        let cause = Supervisor::new(sides, label, interrupted, &control).watch(&workers);
         collect(workers, cause)
     })?;
-    Ok(Outcome { tallies: outcome, interrupted: interrupted.load(Ordering::Relaxed) })
+    let mut outcome = outcome.into_iter();
+    let tallies = sides.iter().map(|side| outcome.by_ref().take(crew(side)).collect()).collect();
+    Ok(Outcome { tallies, interrupted: interrupted.load(Ordering::Relaxed) })
 }
 
 /// The results of all workers, or the reason why there are none.
@@ -83,33 +94,43 @@ fn collect(workers: Vec<ScopedJoinHandle<'_, Result<Tally>>>, cause: Option<Erro
 
 struct Supervisor<'a> {
     control: &'a Control,
-    opened: &'a Opened,
+    sides: &'a [Side],
     interrupted: &'a AtomicBool,
     warmup: Duration,
     time: Duration,
+    /// How long a slice of the measurement is.
+    slice: Duration,
     progress: Progress,
     stall: Stall,
     /// When the phase began that ends by the clock.
     since: Instant,
+    /// Whether all workers have found that they are measured.
+    measuring: bool,
 }
 
 impl<'a> Supervisor<'a> {
     fn new(
-        job: &Job,
-        opened: &'a Opened,
-        options: &Options,
+        sides: &'a [Side],
+        label: &str,
         interrupted: &'a AtomicBool,
         control: &'a Control,
     ) -> Supervisor<'a> {
+        // The same for all jobs.
+        let time =
+            |time: fn(&Options) -> Duration| sides.first().map_or(SHORT_TICK, |side| time(&side.options));
+        let (warmup, time) = (time(|options| options.warmup_time), time(|options| options.time));
+        let size = |side: &Side| std::iter::repeat_n(side.job.io_size, side.job.cores.len());
         Supervisor {
             control,
-            opened,
+            sides,
             interrupted,
-            warmup: options.warmup_time,
-            time: options.time,
-            progress: Progress::new(options.warmup_time + options.time, job.io_size),
-            stall: Stall::new(job.cores.len(), PATIENCE),
+            warmup,
+            time,
+            slice: (time / SLICES).max(SHORTEST_SLICE),
+            progress: Progress::new(warmup + time, label, sides.iter().flat_map(size).collect()),
+            stall: Stall::new(control.gauges.len(), PATIENCE),
             since: Instant::now(),
+            measuring: false,
         }
     }
 
@@ -145,7 +166,7 @@ impl<'a> Supervisor<'a> {
     fn trouble(&mut self) -> Option<Error> {
         self.progress.show(self.control);
         let stalled = self.stall.look(self.control, Instant::now());
-        let cause = self.dead().or_else(|| stalled.then(|| self.stalled()));
+        let cause = self.dead().or_else(|| stalled.map(|worker| self.stalled(worker)));
         if cause.is_some() {
             self.control.advance(Phase::Abort);
         }
@@ -154,12 +175,13 @@ impl<'a> Supervisor<'a> {
 
     /// A device without layers is lost with its controller.
     fn dead(&self) -> Option<Error> {
-        let alone = !self.opened.device.is_stack();
-        self.opened.lost().into_iter().next().filter(|_| alone).map(Error::from)
+        let mut alone = self.sides.iter().filter(|side| !side.options.device.is_stack());
+        alone.find_map(|side| side.attached.lost().into_iter().next()).map(Error::from)
     }
 
-    fn stalled(&self) -> Error {
-        let device = &self.opened.device;
+    fn stalled(&self, worker: usize) -> Error {
+        let workers = self.sides.iter().flat_map(|side| side.job.cores.iter().map(move |_| side));
+        let device = workers.map(|side| side.options.device.to_string()).nth(worker).unwrap_or_default();
         let seconds = PATIENCE.as_secs();
         Error::Failed(format!(
             "{device}: no completion for {seconds} s with I/O in flight; reset it or power-cycle it, and see dmesg"
@@ -168,10 +190,19 @@ impl<'a> Supervisor<'a> {
 
     /// Begins the next phase when it is time.
     fn move_on(&mut self) {
+        if self.control.phase() == Phase::Measure && !self.measuring {
+            // The time runs from when it does for all.
+            self.measuring = self.control.all_measuring();
+            self.since = Instant::now();
+        }
         let next = match self.control.phase() {
             Phase::Prepare if self.control.all_ready() => Phase::WarmUp,
-            Phase::WarmUp if self.since.elapsed() >= self.warmup => Phase::Measure,
+            // On a busy machine a worker may not have run at all by now.
+            Phase::WarmUp if self.since.elapsed() >= self.warmup && self.control.all_started() => {
+                Phase::Measure
+            }
             Phase::Measure if self.since.elapsed() >= self.time => Phase::Finish,
+            Phase::Measure => return self.control.advance_slice(self.slices()),
             _ => return,
         };
         self.control.advance(next);
@@ -179,11 +210,23 @@ impl<'a> Supervisor<'a> {
         self.progress.phase(next, self.control);
     }
 
+    /// Slices of the measurement that are over.
+    fn slices(&self) -> u32 {
+        (self.since.elapsed().as_nanos() / self.slice.as_nanos().max(1)) as u32
+    }
+
     /// Until something may have to be done.
     fn pause(&self) -> Duration {
         let left = match self.control.phase() {
-            Phase::WarmUp => self.warmup.saturating_sub(self.since.elapsed()),
-            Phase::Measure => self.time.saturating_sub(self.since.elapsed()),
+            Phase::Measure if !self.measuring => SHORT_TICK,
+            Phase::WarmUp => match self.warmup.saturating_sub(self.since.elapsed()) {
+                Duration::ZERO => SHORT_TICK,
+                left => left,
+            },
+            Phase::Measure => {
+                let next = self.slice * (self.slices() + 1);
+                self.time.min(next).saturating_sub(self.since.elapsed())
+            }
             _ => SHORT_TICK,
         };
         left.min(TICK)
@@ -201,30 +244,41 @@ impl Stall {
         Stall { seen: vec![(0, Instant::now()); workers], patience }
     }
 
-    /// Whether a worker has had no completion for too long.
-    fn look(&mut self, control: &Control, now: Instant) -> bool {
+    /// A worker that has had no completion for too long.
+    fn look(&mut self, control: &Control, now: Instant) -> Option<usize> {
         for ((ios, since), gauge) in self.seen.iter_mut().zip(&control.gauges) {
             if *ios != gauge.ios() || !gauge.is_busy() {
                 (*ios, *since) = (gauge.ios(), now);
             }
         }
-        self.seen.iter().any(|(_, since)| now.duration_since(*since) >= self.patience)
+        self.seen.iter().position(|(_, since)| now.duration_since(*since) >= self.patience)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::perf::control::Gauge;
     use crate::perf::cores;
+    use crate::perf::job::Job;
+
+    /// A device, and its emulators, which go when they are dropped.
+    fn without_emulators(options: Options) -> ([Side; 1], Vec<kiovec_emulator::Emulator>) {
+        let mut attached = options.device.attach(false).unwrap();
+        let job = Job::new(&options, &attached, cores::allowed().unwrap()[..1].to_vec(), true).unwrap();
+        let Attached::Driver(opened) = Arc::get_mut(&mut attached).unwrap() else {
+            panic!("an emulated device")
+        };
+        let emulators = std::mem::take(&mut opened.emulators);
+        ([Side { options, job, attached }], emulators)
+    }
 
     #[test]
     fn a_device_that_is_gone_is_given_up_and_named() {
         let options = Options::from_line("emulated:size=1M -t 600");
-        let mut opened = options.device.open().unwrap();
-        let job = Job::new(&options, &opened, cores::allowed().unwrap()[..1].to_vec(), true).unwrap();
+        let (sides, emulators) = without_emulators(options);
         let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
-        let emulators = std::mem::take(&mut opened.emulators);
-        let mut supervisor = Supervisor::new(&job, &opened, &options, &interrupted, &control);
+        let mut supervisor = Supervisor::new(&sides, "", &interrupted, &control);
         assert!(supervisor.trouble().is_none());
         drop(emulators);
         let error = supervisor.trouble().unwrap().to_string();
@@ -235,14 +289,41 @@ mod tests {
     #[test]
     fn below_layers_a_controller_may_go() {
         let options = Options::from_line("trace(emulated:size=1M) -t 600");
-        let mut opened = options.device.open().unwrap();
-        let job = Job::new(&options, &opened, cores::allowed().unwrap()[..1].to_vec(), true).unwrap();
+        let (sides, emulators) = without_emulators(options);
         let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
-        drop(std::mem::take(&mut opened.emulators));
-        let mut supervisor = Supervisor::new(&job, &opened, &options, &interrupted, &control);
+        drop(emulators);
+        let mut supervisor = Supervisor::new(&sides, "", &interrupted, &control);
         assert!(supervisor.trouble().is_none());
         assert_eq!(control.phase(), Phase::Prepare);
-        assert_eq!(opened.lost().len(), 1);
+        assert_eq!(sides[0].attached.lost().len(), 1);
+    }
+
+    #[test]
+    fn nothing_is_measured_before_all_workers_have_begun() {
+        let (sides, _emulators) = without_emulators(Options::from_line("emulated:size=1M -a 0 -t 0.001"));
+        let (interrupted, control) = (AtomicBool::new(false), Control::new(2));
+        let mut supervisor = Supervisor::new(&sides, "", &interrupted, &control);
+        let mut phase = || {
+            supervisor.move_on();
+            control.phase()
+        };
+        control.gauges.iter().for_each(Gauge::set_ready);
+        assert_eq!((phase(), phase()), (Phase::WarmUp, Phase::WarmUp));
+        control.gauges[1].set_started();
+        assert_eq!(phase(), Phase::WarmUp);
+        control.gauges[0].set_started();
+        assert_eq!(phase(), Phase::Measure);
+        control.gauges[1].set_measuring();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(3) {
+            assert_eq!(phase(), Phase::Measure, "one of them has not noticed");
+        }
+        control.gauges[0].set_measuring();
+        assert_eq!(phase(), Phase::Measure);
+        while phase() == Phase::Measure {
+            assert!(began.elapsed() < Duration::from_secs(20));
+        }
+        assert_eq!(phase(), Phase::Finish);
     }
 
     #[test]
@@ -251,17 +332,21 @@ mod tests {
         let start = Instant::now();
         let mut stall = Stall::new(2, Duration::from_secs(30));
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(!stall.look(&control, at(100)), "nobody waits");
+        assert_eq!(stall.look(&control, at(100)), None, "nobody waits");
         control.gauges[0].set_busy(true);
         control.gauges[1].set_busy(true);
-        assert!(!stall.look(&control, at(110)));
+        assert_eq!(stall.look(&control, at(110)), None);
         control.gauges[0].set_ios(1);
         control.gauges[1].set_ios(1);
-        assert!(!stall.look(&control, at(120)));
+        assert_eq!(stall.look(&control, at(120)), None);
         control.gauges[0].set_ios(2);
-        assert!(!stall.look(&control, at(149)));
-        assert!(stall.look(&control, at(150)), "the second worker's last completion was 30 s ago");
+        assert_eq!(stall.look(&control, at(149)), None);
+        assert_eq!(
+            stall.look(&control, at(150)),
+            Some(1),
+            "the second worker's last completion was 30 s ago"
+        );
         control.gauges[1].set_busy(false);
-        assert!(!stall.look(&control, at(160)));
+        assert_eq!(stall.look(&control, at(160)), None);
     }
 }

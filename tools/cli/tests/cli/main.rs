@@ -1,14 +1,19 @@
 //! The built `kiovec` as a user runs it, on emulated controllers.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod compare;
 mod identify;
 mod interrupt;
+mod jobs;
+mod kernel;
 mod list;
 mod perf;
 mod refused;
+mod report;
 mod serve;
 mod stacks;
 mod verify;
+mod versus;
 
 use std::process::{Command, Output};
 

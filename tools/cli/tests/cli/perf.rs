@@ -80,6 +80,20 @@ fn people_get_a_table() {
 }
 
 #[test]
+fn people_see_how_it_went_and_programs_get_numbers_only() {
+    let shown = text(&format!("perf {SHORT} -q 4"));
+    let line = shown.lines().find(|line| line.starts_with("IOPS over time: ")).expect(&shown);
+    let (low, high) = line.rsplit_once("  ").and_then(|(_, range)| range.split_once(" to ")).expect(line);
+    assert!(low.parse::<u64>().unwrap() <= high.parse::<u64>().unwrap(), "{line}");
+    let shares = shown.lines().filter_map(|line| line.split_once(" to ")?.1.split_whitespace().nth(1));
+    let shares = shares.filter_map(|share| share.strip_suffix('%')?.parse::<f64>().ok());
+    assert!((99.0..101.0).contains(&shares.sum::<f64>()), "{shown}");
+    assert!(shown.is_ascii(), "no terminal, no blocks: {shown}");
+    let report = json(&format!("perf {SHORT} -q 4")).to_string();
+    assert!(!report.contains("over time") && report.is_ascii(), "{report}");
+}
+
+#[test]
 fn standard_error_is_quiet_but_for_notes() {
     let output = kiovec(&format!("perf {SHORT}"));
     assert!(stderr(&output).lines().all(|line| line.starts_with("kiovec: note: ")), "{}", stderr(&output));

@@ -4,7 +4,8 @@ use kiovec::Operation;
 
 use super::{Ledger, Mismatch, Pattern};
 use crate::perf::job::Part;
-use crate::perf::random::{Random, scale};
+use crate::perf::places::{Places, Skew};
+use crate::perf::random::Random;
 use crate::perf::workload::{Mix, Request, Workload};
 
 /// What the workload is about to do.
@@ -39,13 +40,21 @@ pub struct Verified {
     block_size: usize,
     pattern: Pattern,
     ledger: Ledger,
+    places: Places,
     random: Random,
     next: u64,
     pub checks: Checks,
 }
 
 impl Verified {
-    pub fn new(part: Part, mix: Mix, block_size: u32, seed: u64, random: Random) -> Verified {
+    pub fn new(
+        part: Part,
+        mix: Mix,
+        block_size: u32,
+        seed: u64,
+        skew: Option<Skew>,
+        random: Random,
+    ) -> Verified {
         Verified {
             stage: Stage::Fill,
             part,
@@ -54,6 +63,7 @@ impl Verified {
             // One seed for all workers: then data of another worker's part is recognised.
             pattern: Pattern::new(seed, block_size as usize),
             ledger: Ledger::new(part.units),
+            places: Places::new(part.units, skew),
             random,
             next: 0,
             checks: Checks::default(),
@@ -91,7 +101,7 @@ impl Verified {
     fn choose_any(&mut self) -> Option<(u64, Operation)> {
         let random = self.random.next();
         let wanted = match self.mix.random {
-            true => scale(random, self.part.units),
+            true => self.places.draw(&mut self.random),
             false => self.next,
         };
         let unit = self.ledger.take_near(wanted)?;
