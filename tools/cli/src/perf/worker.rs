@@ -4,6 +4,7 @@
 //! completion makes it the next request.
 
 use kiovec::layer::Layer;
+use kiovec::memory::DmaSpace;
 use kiovec::{Done, IoContainer, Operation, QueueOptions, Refusal};
 
 use self::loose::Loose;
@@ -27,13 +28,23 @@ pub struct Worker<'a, L: Layer> {
     lane: Lane<'a>,
     control: &'a Control,
     idle: Idle,
+    supply: Supply,
 }
 
 /// What is counted, and the containers that are not in flight.
 struct Lane<'a> {
     meter: Meter<'a>,
     idle: Vec<IoContainer>,
+    /// Done, but a controller that was lost may still write what was their memory.
+    bereft: Vec<IoContainer>,
     refused: Option<Refusal>,
+}
+
+/// Where memory comes from for containers that lost theirs.
+struct Supply {
+    space: DmaSpace,
+    /// Bytes of an I/O, by tag.
+    sizes: Vec<usize>,
 }
 
 /// Runs a worker from first to last.
@@ -66,8 +77,22 @@ impl<'a, L: Layer> Worker<'a, L> {
         gauge: &'a Gauge,
     ) -> Result<Worker<'a, L>> {
         let idle = containers(job, opened)?;
-        let lane = Lane { meter: Meter::new(idle.len(), gauge), idle, refused: None };
-        Ok(Worker { route, lane, control, idle: Idle::new(job.polling, job.crowded) })
+        let sizes = idle.iter().map(|io| io.memory().len()).collect();
+        let supply = Supply { space: opened.space.clone(), sizes };
+        let bereft = Vec::with_capacity(idle.len());
+        let lane = Lane { meter: Meter::new(idle.len(), gauge), idle, bereft, refused: None };
+        Ok(Worker { route, lane, control, idle: Idle::new(job.polling, job.crowded), supply })
+    }
+
+    /// New memory for what has none any more: the device goes on without the controller that has it.
+    #[cold]
+    fn restock(&mut self) -> Result<()> {
+        for mut io in self.lane.bereft.drain(..) {
+            let size = self.supply.sizes[io.get_tag() as usize];
+            io.replace_memory(self.supply.space.allocate(size)?);
+            self.lane.idle.push(io);
+        }
+        Ok(())
     }
 
     #[inline(always)]
@@ -98,6 +123,7 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
     fn start<W: Workload>(&mut self, work: &mut W) -> Result<()> {
         self.lane.meter.gauge.set_busy(true);
         self.lane.meter.new_poll();
+        self.restock()?;
         while let Some(mut io) = self.lane.idle.pop() {
             let Some(request) = work.next() else {
                 self.lane.idle.push(io);
@@ -122,6 +148,9 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
                 let lane = &mut self.lane;
                 let count = self.route.poller.poll(|done| lane.turn_around(work, done));
                 self.after_poll(count)?;
+                if !self.lane.bereft.is_empty() {
+                    self.start(work)?;
+                }
             }
             self.lane.meter.cut(seen.slice());
             seen = self.control.moment();
@@ -182,10 +211,14 @@ impl Lane<'_> {
             self.meter.failed(finished.operation, Reason::Driver(failure));
         }
         work.completed(finished, io.data_mut(), result.is_ok());
+        if done.io().memory().is_empty() {
+            return self.bereft.push(done.take());
+        }
         let Some(next) = work.next() else {
             self.idle.push(done.take());
             return;
         };
+        let mut io = done.in_place();
         io.set_lba(next.lba);
         if W::MIXED {
             io.set_operation(next.operation);
@@ -208,7 +241,12 @@ impl Lane<'_> {
             self.meter.failed(finished.operation, Reason::Driver(failure));
         }
         work.completed(finished, io.data_mut(), result.is_ok());
-        self.idle.push(io);
+        self.keep(io);
+    }
+
+    /// A container that is not in flight.
+    fn keep(&mut self, io: IoContainer) {
+        if io.memory().is_empty() { self.bereft.push(io) } else { self.idle.push(io) }
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use zerocopy::IntoBytes;
 
-use super::{kiovec, stderr, stdout};
+use super::{json, kiovec, number, stderr, stdout};
 
 struct Serve {
     child: Child,
@@ -57,6 +57,11 @@ impl Serve {
         let mut line = String::new();
         self.stderr.read_line(&mut line).unwrap();
         line
+    }
+
+    /// What a client calls it.
+    fn device(&self) -> String {
+        format!("vfio-user:{}", self.socket.display())
     }
 
     fn files(&self) -> usize {
@@ -191,26 +196,100 @@ fn what_is_written_through_the_socket_is_read_through_it() {
     assert!(success && rest.contains(" 0 errors"), "{rest}");
 }
 
-/// A server with a file, and a client that writes to it for longer than any test; it has begun.
-fn busy() -> (Serve, Child) {
+/// Measures, verifying, with nothing wrong.
+fn verified(line: &str) {
+    let report = json(&format!("perf {line} --verify --yes-destroy-data"));
+    let verify = &report["verify"];
+    assert!(number(&verify["checked_blocks"]) > 0.0, "{line}: {report}");
+    assert_eq!((number(&verify["mismatches"]), number(&report["errors"])), (0.0, 0.0), "{line}: {verify}");
+}
+
+#[test]
+fn controllers_of_all_kinds_keep_what_was_written_through_the_socket() {
+    for settings in ["sgl=on,block=512,mdts=2,mqes=15", "random_order=on", "queues=1,mdts=0"] {
+        let mut serve = Serve::new(&format!("emulated:size=16M,media=ram,{settings}"), "");
+        serve.out();
+        for workload in ["-w randrw -M 40 -o 12k -q 24 -t 0.5", "-w write -o 1M -q 4 -t 0.5"] {
+            verified(&format!("{} {workload}", serve.device()));
+        }
+    }
+}
+
+#[test]
+fn layers_stand_on_served_controllers() {
+    let mut legs =
+        ["A", "B"].map(|serial| Serve::new(&format!("emulated:size=16M,media=ram,serial={serial}"), ""));
+    legs.iter_mut().for_each(|leg| assert!(leg.out().starts_with("serving")));
+    verified(&format!("stripe({},{}) -w randrw -o 64k -q 8 -t 0.5", legs[0].device(), legs[1].device()));
+}
+
+#[test]
+fn a_mirror_goes_on_when_the_server_of_one_leg_is_killed() {
+    for extra in ["", "--rate 1000"] {
+        let (mut killed, file) = with_file();
+        let mut other = Serve::new("emulated:size=16M,media=ram,serial=OTHER", "");
+        assert!(killed.out().starts_with("serving") && other.out().starts_with("serving"));
+        let stack = format!("mirror({},{})", killed.device(), other.device());
+        let line =
+            format!("perf {stack} -w randrw --verify --yes-destroy-data -q 16 -a 0 -t 5 --json {extra}");
+        let mut client = spawn(&line, Stdio::piped());
+        until_written(&file, &mut client);
+        killed.signal(Signal::KILL);
+        let output = client.wait_with_output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{extra}: {error}: {:?}", stderr(&output)));
+        assert!(number(&report["verify"]["checked_blocks"]) > 0.0, "{report}");
+        assert_eq!((&report["verify"]["mismatches"], &report["errors"]), (&0.into(), &0.into()), "{report}");
+    }
+}
+
+#[test]
+fn a_file_keeps_what_was_written_when_the_server_is_killed() {
+    let (mut serve, file) = with_file();
+    serve.out();
+    verified(&format!("{} -w write -o 64k -q 4 -t 0.5", serve.device()));
+    let before = fs::read(&file).unwrap();
+    serve.signal(Signal::KILL);
+    serve.end();
+    let dir = std::mem::replace(&mut serve.dir, tempfile::TempDir::new().unwrap());
+    let mut again = Serve::in_dir(dir, &format!("emulated:size=16M,media=file:{}", file.display()), "");
+    assert!(again.out().starts_with("serving"));
+    json(&format!("perf {} -w read -t 0.5", again.device()));
+    assert!(before.iter().any(|byte| *byte != 0) && fs::read(&file).unwrap() == before);
+}
+
+fn with_file() -> (Serve, PathBuf) {
     let dir = tempfile::TempDir::new().unwrap();
     let file = dir.path().join("disk");
-    let mut serve = Serve::in_dir(dir, &format!("emulated:size=16M,media=file:{}", file.display()), "");
-    serve.out();
-    assert_eq!(fs::metadata(&file).unwrap().blocks(), 0);
-    let device = format!("vfio-user:{}", serve.socket.display());
-    let mut client = Command::new(env!("CARGO_BIN_EXE_kiovec"))
-        .args(["perf", &device, "-q", "32", "-t", "600", "-w", "randwrite", "--yes-destroy-data"])
-        .stdout(Stdio::null())
+    (Serve::in_dir(dir, &format!("emulated:size=16M,media=file:{}", file.display()), ""), file)
+}
+
+fn spawn(line: &str, stdout: Stdio) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_kiovec"))
+        .args(line.split_whitespace())
+        .stdout(stdout)
         .stderr(Stdio::piped())
         .spawn()
-        .expect("kiovec starts");
-    assert!(serve.err().contains("has connected"));
-    let end = Instant::now() + Duration::from_secs(30);
-    while fs::metadata(&file).unwrap().blocks() == 0 {
+        .expect("kiovec starts")
+}
+
+/// Waits until a client is in the middle of its I/O.
+fn until_written(file: &Path, client: &mut Child) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while fs::metadata(file).unwrap().blocks() == 0 {
         assert!(Instant::now() < end && client.try_wait().unwrap().is_none(), "nothing is written");
         std::thread::yield_now();
     }
+}
+
+/// A server with a file, and a client that writes to it for longer than any test; it has begun.
+fn busy() -> (Serve, Child) {
+    let (mut serve, file) = with_file();
+    serve.out();
+    let line = format!("perf {} -q 32 -t 600 -w randwrite --yes-destroy-data", serve.device());
+    let mut client = spawn(&line, Stdio::null());
+    assert!(serve.err().contains("has connected"));
+    until_written(&file, &mut client);
     (serve, client)
 }
 

@@ -80,6 +80,7 @@ impl<'a, L: Layer> Loose<'a, L> {
             take(lane, work, done, size.unwrap_or(0));
         });
         self.worker.after_poll(count)?;
+        self.worker.restock()?;
         self.sort();
         Ok(())
     }
@@ -97,7 +98,7 @@ fn take<W: Workload, L: Layer>(lane: &mut Lane<'_>, work: &mut W, done: Done<'_,
         lane.meter.failed(finished.operation, Reason::Driver(failure));
     }
     work.completed(finished, io.data_mut(), result.is_ok());
-    lane.idle.push(io);
+    lane.keep(io);
 }
 
 impl<'a, L: Layer> Engine<'a> for Loose<'a, L> {
