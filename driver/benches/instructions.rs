@@ -3,18 +3,55 @@
 //! Each line of the table runs this program again under callgrind, twice, with different numbers of
 //! I/Os; only what happens inside `counted_poll` is counted, and the difference is what the I/Os
 //! cost. The counts do not depend on how busy the machine is.
+//!
+//! `instructions.txt` beside this file has the counts as they were last. The bench fails where one has
+//! grown by more than 2 %, or is over its budget and was not before. `KIOVEC_BENCH_UPDATE=1` writes the
+//! file anew.
 
+use std::collections::HashMap;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use kiovec::layer::{Disk, Stack};
-use kiovec::memory::DmaSpace;
-use kiovec::{Controller, DataForm, Done, Event, IoContainer, Poller, QueueId, QueueOptions, State, Target};
+use kiovec::memory::{DmaSpace, MemoryChain};
+use kiovec::{
+    Controller, DataForm, Done, Event, IoContainer, Poller, QueueId, QueueOptions, REQUEST_BYTES, SLOT_BYTES,
+    State, Target,
+};
 use kiovec_emulator::{Config, Emulator};
 
 /// A line of the table.
-struct Work {
+struct Line {
     name: &'static str,
+    /// The most that it may be; `None` where it is only there for others to refer to.
+    budget: Option<Budget>,
+    value: Value,
+}
+
+enum Budget {
+    Most(f64),
+    /// So much more than another line.
+    Over(&'static str, f64),
+}
+
+enum Value {
+    Counted(Work),
+    /// A part of the difference between two other lines.
+    Difference {
+        of: &'static str,
+        less: &'static str,
+        part: f64,
+    },
+    Ratio {
+        of: &'static str,
+        to: &'static str,
+    },
+    Bytes(usize),
+}
+
+/// What is carried out.
+#[derive(Clone, Copy)]
+struct Work {
     depth: usize,
     bytes: usize,
     data: DataForm,
@@ -28,48 +65,117 @@ enum Next {
     InPlace,
     /// Resubmitted where it is, with other memory.
     NewMemory,
+    /// The same, and the memory is so many pages that are not neighbours.
+    Scattered(usize),
     /// Taken out, and submitted like a new one.
     TakenOut,
     /// Requested as one of the events of an `all`, and claimed.
     Event,
+    /// Awaited as a future.
+    Future,
     /// Resubmitted where it is, through so many layers.
     Layers(usize),
     /// Resubmitted where it is, as that many commands.
     Split(usize),
     /// Taken out, and submitted with so many neighbours that all share a command.
     Merged(usize),
-    /// Nothing is in flight at all.
-    Idle,
-}
-
-const fn work(name: &'static str, depth: usize, bytes: usize, data: DataForm, next: Next) -> Work {
-    Work { name, depth, bytes, data, next }
+    /// Resubmitted where it is, on so many queue pairs.
+    Queues(usize),
+    /// Nothing is in flight at all, on so many queue pairs.
+    Idle(usize),
 }
 
 const KIB: usize = 1024;
-const TABLE: &[Work] = &[
-    work("4 KiB read, depth 1, in place", 1, 4 * KIB, DataForm::Prp, Next::InPlace),
-    work("4 KiB read, depth 32, in place", 32, 4 * KIB, DataForm::Prp, Next::InPlace),
-    work("4 KiB read, depth 128, in place", 128, 4 * KIB, DataForm::Prp, Next::InPlace),
-    work("4 KiB read, depth 128, in place, SGL", 128, 4 * KIB, DataForm::Sgl, Next::InPlace),
-    work("4 KiB read, depth 128, new memory", 128, 4 * KIB, DataForm::Prp, Next::NewMemory),
-    work("4 KiB read, depth 128, taken out", 128, 4 * KIB, DataForm::Prp, Next::TakenOut),
-    work("128 KiB read, depth 32, in place", 32, 128 * KIB, DataForm::Prp, Next::InPlace),
-    work("1 MiB read, depth 8, in place", 8, 1024 * KIB, DataForm::Prp, Next::InPlace),
-    work("1 MiB read, depth 8, new memory", 8, 1024 * KIB, DataForm::Prp, Next::NewMemory),
-    work("4 KiB read as an event in an all of 64", 64, 4 * KIB, DataForm::Prp, Next::Event),
-    work("4 KiB read through 0 layers", 128, 4 * KIB, DataForm::Prp, Next::Layers(0)),
-    work("4 KiB read through 1 layer", 128, 4 * KIB, DataForm::Prp, Next::Layers(1)),
-    work("4 KiB read through 3 layers", 128, 4 * KIB, DataForm::Prp, Next::Layers(3)),
-    work("4 KiB read through 6 layers", 128, 4 * KIB, DataForm::Prp, Next::Layers(6)),
-    work("32 KiB read split into 8", 64, 32 * KIB, DataForm::Prp, Next::Split(8)),
-    work("4 KiB read merged 32 to 1", 32, 4 * KIB, DataForm::Prp, Next::Merged(32)),
-    work("idle poll", 1, 4 * KIB, DataForm::Prp, Next::Idle),
+const PRP: DataForm = DataForm::Prp;
+const SGL: DataForm = DataForm::Sgl;
+
+const fn count(name: &'static str, depth: usize, bytes: usize, data: DataForm, next: Next) -> Line {
+    Line { name, budget: None, value: Value::Counted(Work { depth, bytes, data, next }) }
+}
+
+impl Line {
+    const fn most(mut self, budget: f64) -> Line {
+        self.budget = Some(Budget::Most(budget));
+        self
+    }
+
+    const fn over(mut self, name: &'static str, budget: f64) -> Line {
+        self.budget = Some(Budget::Over(name, budget));
+        self
+    }
+}
+
+const fn part(name: &'static str, of: &'static str, less: &'static str, part: f64, budget: f64) -> Line {
+    Line { name, budget: Some(Budget::Most(budget)), value: Value::Difference { of, less, part } }
+}
+
+const fn bytes(name: &'static str, bytes: usize, budget: f64) -> Line {
+    Line { name, budget: Some(Budget::Most(budget)), value: Value::Bytes(bytes) }
+}
+
+const IN_PLACE: &str = "4 KiB, depth 32, in place";
+const NEW_MEMORY: &str = "4 KiB, depth 32, new memory";
+const TABLE: &[Line] = &[
+    count("4 KiB, depth 1, in place", 1, 4 * KIB, PRP, Next::InPlace).most(190.0),
+    count(IN_PLACE, 32, 4 * KIB, PRP, Next::InPlace).most(90.0),
+    count("4 KiB, depth 128, in place", 128, 4 * KIB, PRP, Next::InPlace).most(90.0),
+    count("4 KiB, depth 128, in place, SGL", 128, 4 * KIB, SGL, Next::InPlace).most(90.0),
+    count(NEW_MEMORY, 32, 4 * KIB, PRP, Next::NewMemory).most(120.0),
+    count("4 KiB, depth 128, new memory", 128, 4 * KIB, PRP, Next::NewMemory).most(120.0),
+    count("4 KiB, depth 128, taken out", 128, 4 * KIB, PRP, Next::TakenOut).most(150.0),
+    count("128 KiB, depth 32, in place", 32, 128 * KIB, PRP, Next::InPlace).over(IN_PLACE, 2.0),
+    count("512 KiB, depth 32, in place", 32, 512 * KIB, PRP, Next::InPlace).over(IN_PLACE, 2.0),
+    count("1 MiB, depth 32, in place", 32, 1024 * KIB, PRP, Next::InPlace).over(IN_PLACE, 2.0),
+    count("128 KiB, depth 32, new memory", 32, 128 * KIB, PRP, Next::NewMemory).over(NEW_MEMORY, 12.0),
+    count("512 KiB, depth 32, new memory", 32, 512 * KIB, PRP, Next::NewMemory).over(NEW_MEMORY, 12.0),
+    count("1 MiB, depth 32, new memory", 32, 1024 * KIB, PRP, Next::NewMemory).over(NEW_MEMORY, 12.0),
+    count("1.5 MiB, SGL, across 2 MiB blocks, new memory", 16, 1536 * KIB, SGL, Next::NewMemory)
+        .over(NEW_MEMORY, 12.0),
+    count("8 scattered pages, one command", 32, 4 * KIB, PRP, Next::Scattered(8)).over(NEW_MEMORY, 136.0),
+    count("32 scattered pages, one command", 32, 4 * KIB, PRP, Next::Scattered(32)).over(NEW_MEMORY, 424.0),
+    count("events, in an all of 64", 64, 4 * KIB, PRP, Next::Event),
+    part(
+        "an event in an all, over taking out",
+        "events, in an all of 64",
+        "4 KiB, depth 128, taken out",
+        1.0,
+        25.0,
+    ),
+    count("a future", 64, 4 * KIB, PRP, Next::Future).most(400.0),
+    count("0 layers", 128, 4 * KIB, PRP, Next::Layers(0)),
+    count("1 layer", 128, 4 * KIB, PRP, Next::Layers(1)),
+    count("3 layers", 128, 4 * KIB, PRP, Next::Layers(3)),
+    count("6 layers", 128, 4 * KIB, PRP, Next::Layers(6)),
+    part("a pass-through layer, of 6", "6 layers", "0 layers", 1.0 / 6.0, 15.0),
+    count("32 KiB split into 8", 64, 32 * KIB, PRP, Next::Split(8)),
+    Line {
+        name: "a piece of a split request",
+        budget: Some(Budget::Most(110.0)),
+        value: Value::Difference { of: "32 KiB split into 8", less: "", part: 1.0 / 8.0 },
+    },
+    count("4 KiB merged 32 to 1", 32, 4 * KIB, PRP, Next::Merged(32)).most(70.0),
+    count("64 queue pairs, depth 32 each", 32, 4 * KIB, PRP, Next::Queues(64)),
+    Line {
+        name: "64 queue pairs to one, as a ratio",
+        budget: Some(Budget::Most(1.1)),
+        value: Value::Ratio { of: "64 queue pairs, depth 32 each", to: IN_PLACE },
+    },
+    count("idle poll, 1 queue pair", 1, 4 * KIB, PRP, Next::Idle(1)).most(20.0),
+    count("idle poll, 9 queue pairs", 1, 4 * KIB, PRP, Next::Idle(9)),
+    part(
+        "idle poll, each further queue pair",
+        "idle poll, 9 queue pairs",
+        "idle poll, 1 queue pair",
+        0.125,
+        10.0,
+    ),
+    bytes("bytes of a slot, less its list page", SLOT_BYTES, 128.0),
+    bytes("bytes of a request, in flight or waiting", REQUEST_BYTES, 256.0),
 ];
 
 /// What is counted, with everything that these call. Named whole: a pattern would match their closures
 /// too, and switch counting off there.
-const COUNTED: [&str; 9] = [
+const COUNTED: [&str; 11] = [
     "counted_poll_in_place",
     "counted_poll_layers",
     "counted_poll_merge",
@@ -79,10 +185,16 @@ const COUNTED: [&str; 9] = [
     "counted_poll_request",
     "counted_poll_claim",
     "counted_poll_idle",
+    "counted_poll_queues",
+    "counted_poll_futures",
 ];
 
-const FEW: u64 = 1_920;
-const MANY: u64 = 5_760;
+/// The emulator's part of what is counted otherwise.
+const NOT_COUNTED: &str = "<kiovec_emulator::function::EmulatedFunction as kiovec::pci::Function>::pause";
+
+/// A multiple of what any line has in flight, and of the polls from one that looks at everything to the next.
+const FEW: u64 = 4096;
+const MANY: u64 = 3 * FEW;
 /// Makes the program run one line instead of printing the table: its index and a number of I/Os.
 const CHILD: &str = "KIOVEC_BENCH_CHILD";
 
@@ -102,41 +214,120 @@ fn main() -> ExitCode {
     }
 }
 
+/// The counts as they were last: a line each, of the count, `over` if it was over its budget, and the name.
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
+/// Writes the file anew.
+const UPDATE: &str = "KIOVEC_BENCH_UPDATE";
+/// What a count may grow by.
+const GROWTH: f64 = 1.02;
+
 fn table() -> Result<(), Failure> {
-    println!("{:<42} {:>20}", "driver instructions (callgrind)", "per I/O");
-    for (index, work) in TABLE.iter().enumerate() {
-        let cost = (count(index, MANY)? - count(index, FEW)?) as f64 / (MANY - FEW) as f64;
-        println!("{:<42} {cost:>20.1}", work.name);
+    let before = last_counts()?;
+    let update = std::env::var_os(UPDATE).is_some();
+    let mut values = HashMap::from([("", 0.0)]);
+    let (mut file, mut wrong, mut over) = (String::new(), Vec::new(), 0);
+    println!(
+        "{:<48} {:>10} {:>10} {:>10}",
+        "driver instructions per I/O (callgrind)", "counted", "last", "budget"
+    );
+    for line in TABLE {
+        let value = match &line.value {
+            Value::Counted(_) => counted(line.name)?,
+            Value::Difference { of, less, part } => (values[of] - values[less]) * part,
+            Value::Ratio { of, to } => values[of] / values[to],
+            Value::Bytes(bytes) => *bytes as f64,
+        };
+        // As it is shown and kept.
+        let digits = if matches!(line.value, Value::Ratio { .. }) { 2 } else { 1 };
+        let shown = format!("{value:.digits$}");
+        let value = shown.parse()?;
+        values.insert(line.name, value);
+        let budget = line.budget.as_ref().map(|budget| match budget {
+            Budget::Most(most) => *most,
+            Budget::Over(other, more) => values[other] + more,
+        });
+        let is_over = budget.is_some_and(|budget| value > budget);
+        let (last, was_over) = before.get(line.name).copied().unzip();
+        let mut notes = String::new();
+        if is_over {
+            notes += if was_over == Some(true) { "  not within its budget yet" } else { "  OVER ITS BUDGET" };
+            over += 1;
+        }
+        if last.is_some_and(|last: f64| value > last * GROWTH + 0.05) {
+            notes += "  HAS GROWN";
+        }
+        if last.is_none() {
+            notes += "  NEW";
+        }
+        let column = |number: Option<f64>| number.map_or("-".into(), |number| format!("{number:.digits$}"));
+        println!("{:<48} {shown:>10} {:>10} {:>10}{notes}", line.name, column(last), column(budget));
+        if notes.contains(char::is_uppercase) {
+            wrong.push(format!("{}:{notes}", line.name));
+        }
+        file += &format!("{shown:>8} {:<5}{}\n", if is_over { "over" } else { "" }, line.name);
     }
-    Ok(())
+    println!("{over} lines are not within their budgets");
+    if update {
+        std::fs::write(FILE, file)?;
+        println!("written to {FILE}");
+        return Ok(());
+    }
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => {
+            Err(format!("{}\nif that is meant to be so, run it with {UPDATE}=1", wrong.join("\n")).into())
+        }
+    }
+}
+
+fn last_counts() -> Result<HashMap<String, (f64, bool)>, Failure> {
+    let mut counts = HashMap::new();
+    for line in std::fs::read_to_string(FILE).unwrap_or_default().lines() {
+        let (number, rest) =
+            line.trim_start().split_once(' ').ok_or("instructions.txt: a line without a name")?;
+        let rest = rest.trim_start();
+        let (over, name) = rest.strip_prefix("over ").map_or((false, rest), |name| (true, name));
+        counts.insert(name.to_string(), (number.parse()?, over));
+    }
+    Ok(counts)
+}
+
+/// What an I/O costs.
+fn counted(name: &str) -> Result<f64, Failure> {
+    Ok((collected(name, MANY)? - collected(name, FEW)?) as f64 / (MANY - FEW) as f64)
 }
 
 /// Runs one line under callgrind.
-fn count(index: usize, ios: u64) -> Result<u64, Failure> {
+fn collected(name: &str, ios: u64) -> Result<u64, Failure> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .args(COUNTED.map(|name| format!("--toggle-collect=instructions::{name}")))
+        .arg(format!("--toggle-collect={NOT_COUNTED}"))
         .arg(std::env::current_exe()?)
-        .env(CHILD, format!("{index} {ios}"))
+        .env(CHILD, format!("{ios} {name}"))
         .output()
         .map_err(|e| format!("valgrind: {e}; install it with: apt-get install valgrind"))?;
     let text = String::from_utf8_lossy(&output.stderr);
     let collected = text.lines().find_map(|line| line.split_once("Collected : "));
     match collected {
         Some((_, number)) if output.status.success() => Ok(number.trim().parse()?),
-        _ => Err(format!("{}: no count:\n{text}", TABLE[index].name).into()),
+        _ => Err(format!("{name}: no count:\n{text}").into()),
     }
 }
 
 fn child(spec: &str) -> Result<(), Failure> {
-    let (index, ios) = spec.split_once(' ').ok_or("two numbers are wanted")?;
-    let work = &TABLE[index.parse::<usize>()?];
+    let (ios, name) = spec.split_once(' ').ok_or("a number and a name are wanted")?;
+    let line = TABLE.iter().find(|line| line.name == name).ok_or("there is no such line")?;
+    let Value::Counted(work) = &line.value else { return Err("nothing is counted for it".into()) };
     let mut left: u64 = ios.parse()?;
-    let emulator = Emulator::stepped(Config::parse("size=1G,block=4096,media=null,mdts=9,sgl=on")?)?;
+    let settings = "size=1G,block=4096,media=null,mdts=9,sgl=on";
+    let emulator = Emulator::stepped(Config::parse(settings)?)?;
     let space = DmaSpace::new()?;
     let controller = Controller::open(emulator.function(), &space)?;
-    if let Next::Layers(count) = work.next {
-        return layers(&emulator, &controller, &space, work, count, left);
+    match work.next {
+        Next::Layers(count) => return layers(&emulator, &controller, &space, work, count, left),
+        Next::Queues(count) => return queues(&emulator, &controller, &space, work, count, left),
+        _ => {}
     }
     let mut poller = Poller::new(work.depth as u32 * 2);
     let mut options = QueueOptions::default().depth(work.depth).data(work.data);
@@ -145,37 +336,117 @@ fn child(spec: &str) -> Result<(), Failure> {
     }
     let queue = poller.add_queue(&controller, options)?;
     let disk = poller.add_namespace(queue, &controller.namespace(1)?)?;
-    if work.next == Next::Idle {
-        for _ in 0..left {
-            counted_poll_idle(&mut poller);
+    match work.next {
+        Next::Idle(queues) => {
+            for _ in 1..queues {
+                poller.add_queue(&controller, options)?;
+            }
+            (0..left).for_each(|_| _ = counted_poll_idle(&mut poller));
+            return Ok(());
         }
-        return Ok(());
+        Next::Event => return events(&emulator, &mut poller, disk, &space, left),
+        Next::Future => return futures(&mut poller, disk, &space, left),
+        Next::Merged(count) => return merged(&emulator, &mut poller, (queue, disk), &space, count, left),
+        _ => {}
     }
-    if work.next == Next::Event {
-        return events(&emulator, &mut poller, disk, &space, left);
-    }
-    if let Next::Merged(count) = work.next {
-        return merged(&emulator, &mut poller, (queue, disk), &space, count, left);
-    }
-    // As long as a hugepage, so that memory is contiguous and inside one 2 MiB block.
-    let mut spare = space.allocate(work.bytes)?;
+    let memory = || match work.next {
+        // Every other page.
+        Next::Scattered(pages) => {
+            let mut rest = space.allocate(2 * pages * work.bytes)?;
+            let mut chain = MemoryChain::with_capacity(pages);
+            for _ in 0..pages {
+                let (page, more) = rest.split_at(work.bytes);
+                chain.append(page);
+                rest = more.split_at(work.bytes).1;
+            }
+            Ok(chain)
+        }
+        // As long as a hugepage, so that memory is contiguous and inside one 2 MiB block.
+        _ => space.allocate(work.bytes),
+    };
+    let mut spare: MemoryChain = memory()?;
     for tag in 0..work.depth as u64 {
-        poller.submit(disk, IoContainer::read(tag, space.allocate(work.bytes)?).tag(tag))?;
+        poller.submit(disk, IoContainer::read(tag, memory()?).tag(tag))?;
     }
     let mut random = 1u64;
     while left > 0 {
         let done = match work.next {
             Next::InPlace | Next::Split(_) => counted_poll_in_place(&mut poller, &mut random),
-            Next::NewMemory => counted_poll_new_memory(&mut poller, &mut random, &mut spare),
+            Next::NewMemory | Next::Scattered(_) => {
+                counted_poll_new_memory(&mut poller, &mut random, &mut spare)
+            }
             Next::TakenOut => counted_poll_taken_out(&mut poller, disk, &mut random),
-            Next::Event | Next::Idle | Next::Layers(_) | Next::Merged(_) => 0,
+            _ => return Err("it has a loop of its own".into()),
         };
         left = left.saturating_sub(done as u64);
         emulator.step();
     }
     let stats = poller.stats(queue);
-    assert!(stats.faults == 0 && stats.commands as usize >= work.depth);
+    assert!(stats.faults == 0 && stats.bounces == 0 && stats.commands as usize >= work.depth);
     Ok(())
+}
+
+/// In place on many queue pairs.
+fn queues(
+    emulator: &Emulator,
+    controller: &Arc<Controller>,
+    space: &DmaSpace,
+    work: &Work,
+    count: usize,
+    ios: u64,
+) -> Result<(), Failure> {
+    let mut poller = Poller::new((count * work.depth) as u32);
+    for _ in 0..count {
+        let queue =
+            poller.add_queue(controller, QueueOptions::default().depth(work.depth).data(work.data))?;
+        let disk = poller.add_namespace(queue, &controller.namespace(1)?)?;
+        for tag in 0..work.depth as u64 {
+            poller.submit(disk, IoContainer::read(tag, space.allocate(work.bytes)?).tag(tag))?;
+        }
+    }
+    let (mut random, mut left) = (1u64, ios);
+    while left > 0 {
+        left = left.saturating_sub(counted_poll_queues(&mut poller, &mut random) as u64);
+        emulator.step();
+    }
+    Ok(())
+}
+
+#[inline(never)]
+fn counted_poll_queues(poller: &mut Poller, random: &mut u64) -> usize {
+    poller.poll(|mut done| {
+        check(&done);
+        done.set_lba(lba(random));
+        done.resubmit().expect("accepted");
+    })
+}
+
+/// As many reads at a time as the queue holds, awaited one after the other.
+fn futures(poller: &mut Poller, disk: Target, space: &DmaSpace, ios: u64) -> Result<(), Failure> {
+    let mut idle = Vec::new();
+    for _ in 0..64 {
+        idle.push(IoContainer::read(0, space.allocate(4 * KIB)?));
+    }
+    counted_poll_futures(poller, disk, &mut idle, ios / 64);
+    Ok(())
+}
+
+#[inline(never)]
+fn counted_poll_futures(poller: &mut Poller, disk: Target, idle: &mut Vec<IoContainer>, rounds: u64) {
+    poller.run(async |reactor| {
+        let (mut random, mut requests) = (1, Vec::with_capacity(64));
+        for _ in 0..rounds {
+            for mut io in idle.drain(..) {
+                io.set_lba(lba(&mut random));
+                requests.push(reactor.submit(disk, io).expect("accepted"));
+            }
+            for request in requests.drain(..) {
+                let (io, result) = request.await;
+                assert!(result.is_ok());
+                idle.push(io);
+            }
+        }
+    });
 }
 
 /// In place through layers that neither split nor merge, of those that a stack from text has.
@@ -339,7 +610,7 @@ fn counted_poll_new_memory(
         check(&done);
         let io = done.io_mut();
         io.set_lba(lba(random));
-        *spare = io.replace_memory(std::mem::take(spare));
+        std::mem::swap(io.memory_mut(), spare);
         done.resubmit().expect("accepted");
     })
 }

@@ -70,7 +70,8 @@ pub mod spec;
 pub use controller::{Controller, ControllerEvent, Namespace, NamespaceState};
 pub use error::{Error, Result};
 pub use poller::{
-    BadRange, DataForm, Done, Poller, QueueId, QueueOptions, Reactor, Rejected, Request, Target,
+    BadRange, DataForm, Done, Poller, QueueId, QueueOptions, REQUEST_BYTES, Reactor, Rejected, Request,
+    SLOT_BYTES, Target,
 };
 pub use queue::{QueueStats, Refusal};
 pub use request::{

@@ -34,7 +34,7 @@ pub use guest::GuestRegistration;
 pub(crate) use map::Map;
 pub use raw::RawCommands;
 pub use region::Pages;
-pub(crate) use shared::SharedArray;
+pub(crate) use shared::{SharedArray, SharedRing};
 pub use space::{Attachment, DmaSpace};
 /// The crate whose types stand for a guest's memory, in the version that is meant here.
 pub use vm_memory;

@@ -46,6 +46,77 @@ impl<const N: usize> Deref for SharedArray<N> {
     }
 }
 
+/// Entries that are used one after the other, round and round, and the place of the next one. The place is
+/// kept as an address, so that whoever polls an entry follows one pointer.
+pub(crate) struct SharedRing<const N: usize> {
+    /// One of `entries`.
+    next: NonNull<[AtomicU64; N]>,
+    /// Behind the last of them.
+    end: NonNull<[AtomicU64; N]>,
+    entries: SharedArray<N>,
+}
+
+impl<const N: usize> SharedRing<N> {
+    /// A ring of all entries of an array, at the first of them.
+    pub(crate) fn new(entries: SharedArray<N>) -> SharedRing<N> {
+        assert!(!entries.is_empty(), "a ring has an entry");
+        // SAFETY: it has so many entries, so this is the end of the array.
+        let end = unsafe { entries.entries.add(entries.len) };
+        SharedRing { next: entries.entries, end, entries }
+    }
+
+    /// The entry whose turn it is.
+    #[inline(always)]
+    pub(crate) fn entry(&self) -> &[AtomicU64; N] {
+        // SAFETY: it points to one of `entries` (`new`, `advance`), which are atomics and live, where they
+        // are, as long as this borrow.
+        unsafe { self.next.as_ref() }
+    }
+
+    /// The one that was in its turn before.
+    pub(crate) fn previous(&self) -> &[AtomicU64; N] {
+        let len = self.entries.len();
+        &self.entries[(self.position() as usize + len - 1) % len]
+    }
+
+    /// Goes on to the next entry; whether that is the first.
+    #[inline(always)]
+    pub(crate) fn advance(&mut self) -> bool {
+        // SAFETY: `next` points to an entry, so this is at most one past the last.
+        let next = unsafe { self.next.add(1) };
+        let again = next == self.end;
+        self.next = if again { self.entries.entries } else { next };
+        again
+    }
+
+    /// The index of the entry whose turn it is.
+    #[inline(always)]
+    pub(crate) fn position(&self) -> u32 {
+        // SAFETY: both are of the same array, and `next` is not before its beginning.
+        unsafe { self.next.offset_from_unsigned(self.entries.entries) as u32 }
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    /// The address that devices use for the first entry.
+    pub(crate) fn iova(&self) -> u64 {
+        self.entries.iova()
+    }
+}
+
+// SAFETY: owns what it points to, which is accessed through atomics only.
+unsafe impl<const N: usize> Send for SharedRing<N> {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Sync for SharedRing<N> {}
+
+impl<const N: usize> fmt::Debug for SharedRing<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, at {}", self.entries, self.position())
+    }
+}
+
 // SAFETY: owns its memory like a Segment, and gives access to it through atomics only.
 unsafe impl<const N: usize> Send for SharedArray<N> {}
 // SAFETY: as above.
@@ -54,5 +125,27 @@ unsafe impl<const N: usize> Sync for SharedArray<N> {}
 impl<const N: usize> fmt::Debug for SharedArray<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SharedArray({} × {} bytes at {:#x})", self.len, N * 8, self.iova())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Access, DmaSpace};
+
+    #[test]
+    fn a_ring_goes_round() {
+        let space = DmaSpace::new().unwrap();
+        let mut ring =
+            SharedRing::<2>::new(SharedArray::new(space.segment(64, 4096, Access::ReadWrite).unwrap()));
+        assert_eq!(ring.len(), 4);
+        for at in 0..9u32 {
+            assert_eq!(ring.position(), at % 4);
+            ring.entry()[1].store(at.into(), Ordering::Relaxed);
+            assert_eq!(ring.advance(), at % 4 == 3);
+            assert_eq!(ring.previous()[1].load(Ordering::Relaxed), u64::from(at));
+        }
+        let words: Vec<u64> = ring.entries.iter().map(|entry| entry[1].load(Ordering::Relaxed)).collect();
+        assert_eq!(words, [8, 5, 6, 7]);
     }
 }

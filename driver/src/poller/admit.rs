@@ -47,7 +47,7 @@ pub(super) fn enter<L: Layer>(
     if layered {
         accepted(cx.core, id);
         let Stacked { layer, geometry } = &mut layers[usize::from(target.namespace)];
-        cx.core.tree[id].block_shift = geometry.block_shift;
+        cx.core.tree[id].block_shift = geometry.block_shift as u8;
         let io = Handle::new(&cx.core.tree, id);
         if let Some(io) = layer.submit(cx, io) {
             cx.surface(io);
@@ -80,9 +80,9 @@ pub(super) fn start_again<L: Layer>(
         cx.start(target, id);
         return Ok(());
     };
-    let admitted = match node.wire {
-        Some(_) => check_range(&node.io, geometry.blocks),
-        None => geometry.admit(&mut node.io),
+    let admitted = match node.wire.is_prepared() {
+        true => check_range(&node.io, geometry.blocks),
+        false => geometry.admit(&mut node.io),
     };
     if let Err(reason) = admitted {
         cx.release_slot(&mut io);

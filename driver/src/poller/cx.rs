@@ -83,13 +83,15 @@ impl Cx<'_> {
     /// The word with a number below [`Layer::frames`](super::Layer::frames); a child begins with its parent's.
     #[inline]
     pub fn frame(&self, io: &Handle, number: usize) -> u64 {
-        self.node(io).frames[number]
+        self.node(io);
+        self.core.tree.frames(io.node)[number]
     }
 
     /// Sets a word.
     #[inline]
     pub fn set_frame(&mut self, io: &Handle, number: usize, word: u64) {
-        self.node_mut(io).frames[number] = word;
+        self.node_mut(io);
+        self.core.tree.frames_mut(io.node)[number] = word;
     }
 
     /// Blocks that are neither done nor under way.
@@ -200,8 +202,10 @@ impl Cx<'_> {
         if io.has_slot()
             && (io.queue, target.queue) == (self.here, self.here)
             && node.namespace == target.namespace
-            && self.queue.restart(node, io.node, usize::from(io.slot))
+            && node.failed.is_none()
+            && self.queue.restart(node, io.slot)
         {
+            node.in_flight = 1;
             node.cursor = node.io.extent();
             return;
         }
@@ -323,13 +327,13 @@ impl Cx<'_> {
 
     /// A word of a child's parent.
     pub fn parent_frame(&self, child: &Handle, number: usize) -> u64 {
-        self.core.tree[self.core.tree[child.node].parent()].frames[number]
+        self.core.tree.frames(self.core.tree[child.node].parent())[number]
     }
 
     /// Sets a word of a child's parent.
     pub fn set_parent_frame(&mut self, child: &Handle, number: usize, word: u64) {
         let parent = self.core.tree[child.node].parent();
-        self.core.tree[parent].frames[number] = word;
+        self.core.tree.frames_mut(parent)[number] = word;
     }
 
     /// A finished child goes; its parent fails as it did. Returns the parent with the last child, if it was
@@ -410,20 +414,28 @@ impl Cx<'_> {
     }
 
     /// Gives the slot of a finished command back.
+    #[inline]
     pub(super) fn release_slot(&mut self, io: &mut Handle) {
         if io.has_slot() {
             let (queue, tree) = self.queue(io.queue);
-            queue.release(usize::from(io.slot));
+            queue.release(io.slot);
             io.slot = NO_SLOT;
-            tree[io.node].wire = None;
+            tree[io.node].wire.forget();
         }
     }
 
+    #[inline]
     fn queue(&mut self, index: u16) -> (&mut Queue, &mut Tree) {
-        let Core { queues, tree, .. } = &mut *self.core;
         if index == self.here {
-            return (self.queue, tree);
+            return (self.queue, &mut self.core.tree);
         }
+        self.other_queue(index)
+    }
+
+    #[inline(never)]
+    fn other_queue(&mut self, index: u16) -> (&mut Queue, &mut Tree) {
+        let Core { queues, tree, .. } = &mut *self.core;
+        tree.attention.add_touched();
         let pair = queues[usize::from(index)].as_mut();
         (&mut pair.expect("only the queue whose turn it is is out").queue, tree)
     }

@@ -1,8 +1,8 @@
 //! A finished request, in the hands of the caller's closure.
 
 use super::cx::Cx;
-use super::layer::{Direct, Handle, Layer};
-use super::{Poller, Rejected, Stacked, Target};
+use super::layer::{Direct, Handle, Layer, NO_SLOT};
+use super::{Poller, Rejected, Target};
 use crate::queue::Queue;
 use crate::request::{Failure, InPlace, IoContainer, NodeId};
 
@@ -16,27 +16,34 @@ pub struct Done<'a, L: Layer = Direct> {
     /// The queue whose turn it is: it is not in its place in the poller.
     queue: &'a mut Queue,
     poller: &'a mut Poller<L>,
-    /// `None` once it went another way than being dropped.
-    io: Option<Handle>,
+    /// None once it went another way than being dropped.
+    node: NodeId,
+    /// The slot that it still has, of a command that carried all of it.
+    slot: u32,
     here: u16,
 }
 
 impl<'a, L: Layer> Done<'a, L> {
     #[inline(always)]
-    pub(super) fn new(queue: &'a mut Queue, poller: &'a mut Poller<L>, io: Handle, here: u16) -> Done<'a, L> {
-        Done { queue, poller, io: Some(io), here }
-    }
-
-    fn cx(&mut self) -> (Cx<'_>, &mut [Stacked<L>]) {
-        let Poller { core, layers, .. } = &mut *self.poller;
-        (Cx { here: self.here, queue: self.queue, core }, layers)
+    pub(super) fn new(
+        queue: &'a mut Queue,
+        poller: &'a mut Poller<L>,
+        node: NodeId,
+        slot: u32,
+        here: u16,
+    ) -> Done<'a, L> {
+        Done { queue, poller, node, slot, here }
     }
 
     /// Whether all of it succeeded; else the failure with the lowest LBA. A request that failed may
     /// have been carried out in part.
-    #[inline]
+    #[inline(always)]
     pub fn result(&self) -> Result<(), Failure> {
-        let node = &self.poller.core.tree[self.node()];
+        // Nobody was there who could have found fault with a command that succeeded.
+        if L::NONE && self.slot != NO_SLOT {
+            return Ok(());
+        }
+        let node = &self.poller.core.tree[self.node];
         match node.failed {
             None => Ok(()),
             Some(failed) => Err(failed.by_lba(&node.io)),
@@ -50,24 +57,25 @@ impl<'a, L: Layer> Done<'a, L> {
     }
 
     /// The container.
-    #[inline]
+    #[inline(always)]
     pub fn io(&self) -> &IoContainer {
-        &self.poller.core.tree[self.node()].io
+        &self.poller.core.tree[self.node].io
     }
 
     /// The container, to be changed in any way before it is submitted again, which then costs as much
     /// as for a new one. [`in_place`](Done::in_place) has the changes that cost nothing.
+    #[inline(always)]
     pub fn io_mut(&mut self) -> &mut IoContainer {
-        let id = self.node();
+        let id = self.node;
         let node = &mut self.poller.core.tree[id];
-        node.wire = None;
+        node.wire.forget();
         &mut node.io
     }
 
     /// The container, to be changed such that what was prepared for its commands stays in use.
     #[inline(always)]
     pub fn in_place(&mut self) -> InPlace<'_> {
-        let id = self.node();
+        let id = self.node;
         let node = &mut self.poller.core.tree[id];
         InPlace { io: &mut node.io, wire: Some(&mut node.wire) }
     }
@@ -80,61 +88,81 @@ impl<'a, L: Layer> Done<'a, L> {
 
     /// The target that it was submitted to.
     pub fn target(&self) -> Target {
-        self.poller.core.target(self.node())
+        self.poller.core.target(self.node)
     }
 
     /// Submits the container again, where it is, to the same target.
     #[inline(always)]
     pub fn resubmit(mut self) -> Result<(), Rejected> {
-        if let Some(io) = &self.io
-            && io.has_slot()
-        {
-            let node = &mut self.poller.core.tree[io.node];
-            if !node.is_layered() && self.queue.restart(node, io.node, usize::from(io.slot)) {
-                self.io = None;
-                return Ok(());
-            }
+        let id = std::mem::replace(&mut self.node, NodeId::NONE);
+        let node = &mut self.poller.core.tree[id];
+        if (L::NONE || !node.is_layered()) && self.queue.restart(node, self.slot) {
+            return Ok(());
         }
-        self.resubmit_changed()
-    }
-
-    /// Any container, as if it were new, but in the same node; or one that passes layers.
-    fn resubmit_changed(&mut self) -> Result<(), Rejected> {
-        let Some(io) = self.io.take() else { return Ok(()) };
-        let (mut cx, layers) = self.cx();
-        super::admit::start_again(&mut cx, layers, io)
+        resubmit_changed(self.queue, self.poller, id, self.slot, self.here)
     }
 
     /// Takes the container out.
-    #[inline]
+    #[inline(always)]
     pub fn take(mut self) -> IoContainer {
-        let io = self.io.take();
-        io.map_or_else(IoContainer::default, |io| self.remove(io))
+        let id = std::mem::replace(&mut self.node, NodeId::NONE);
+        remove(self.queue, self.poller, id, self.slot, self.here)
     }
 
     /// Submits another container, to any target of the poller, and goes on with this one.
     pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
-        let (mut cx, layers) = self.cx();
+        let Poller { core, layers, .. } = &mut *self.poller;
+        let mut cx = Cx { here: self.here, queue: self.queue, core };
         super::admit::enter(&mut cx, layers, target, io, |_, _| {})
-    }
-
-    #[inline(always)]
-    fn node(&self) -> NodeId {
-        self.io.as_ref().map_or(NodeId::NONE, |io| io.node)
-    }
-
-    #[inline(always)]
-    fn remove(&mut self, mut io: Handle) -> IoContainer {
-        let (mut cx, _) = self.cx();
-        cx.release_slot(&mut io);
-        cx.core.tree.remove(io.node)
     }
 }
 
 impl<L: Layer> Drop for Done<'_, L> {
+    #[inline(always)]
     fn drop(&mut self) {
-        if let Some(io) = self.io.take() {
-            drop(self.remove(io));
+        if !self.node.is_none() {
+            discard(self.queue, self.poller, self.node, self.slot, self.here);
         }
     }
+}
+
+// What follows takes a `Done` apart, so that none need ever be in memory.
+
+/// Any container, as if it were new, but in the same node; or one that passes layers.
+#[inline(never)]
+fn resubmit_changed<L: Layer>(
+    queue: &mut Queue,
+    poller: &mut Poller<L>,
+    node: NodeId,
+    slot: u32,
+    here: u16,
+) -> Result<(), Rejected> {
+    let Poller { core, layers, .. } = poller;
+    core.tree[node].in_flight = 0;
+    let io = Handle::with_slot(&core.tree, node, slot, here);
+    super::admit::start_again(&mut Cx { here, queue, core }, layers, io)
+}
+
+/// Takes the container of a request out.
+#[inline(never)]
+fn remove<L: Layer>(
+    queue: &mut Queue,
+    poller: &mut Poller<L>,
+    node: NodeId,
+    slot: u32,
+    here: u16,
+) -> IoContainer {
+    let core = &mut poller.core;
+    core.tree[node].in_flight = 0;
+    let mut io = Handle::with_slot(&core.tree, node, slot, here);
+    Cx { here, queue, core }.release_slot(&mut io);
+    poller.core.tree.remove(node)
+}
+
+/// Takes a request out, and frees its memory. Small where it is called, so that a closure that may panic
+/// does without a `Done` in memory as well.
+#[cold]
+#[inline(never)]
+fn discard<L: Layer>(queue: &mut Queue, poller: &mut Poller<L>, node: NodeId, slot: u32, here: u16) {
+    drop(remove(queue, poller, node, slot, here));
 }

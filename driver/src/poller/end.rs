@@ -25,6 +25,7 @@ impl<L: Layer> Poller<L> {
         // Not the time of this poll: much may have happened since.
         let now = self.core.clock.as_ref().map_or(Duration::ZERO, |clock| clock.now());
         self.core.events.set_deadline(event, Some(now.saturating_add(limit)));
+        self.core.tree.attention.add_touched();
     }
 
     /// Takes an event's deadline away.
@@ -68,6 +69,7 @@ impl<L: Layer> Poller<L> {
                 *again = true;
                 tree.attention.add_news();
             }
+            tree.attention.add_touched();
             let queue = if waits { queues.get_mut(queue) } else { None };
             if let Some(Some(pair)) = queue {
                 pair.queue.drop_unissued(tree, id);

@@ -21,11 +21,11 @@ pub struct Handle {
     /// Of which poller.
     pub(super) tree: NonZeroU32,
     /// The slot that it still has from its last command, and on which queue.
-    pub(super) slot: u16,
+    pub(super) slot: u32,
     pub(super) queue: u16,
 }
 
-pub(super) const NO_SLOT: u16 = u16::MAX;
+pub(super) const NO_SLOT: u32 = u32::MAX;
 
 impl Handle {
     pub(super) fn new(tree: &Tree, node: NodeId) -> Handle {
@@ -33,8 +33,8 @@ impl Handle {
     }
 
     #[inline(always)]
-    pub(super) fn with_slot(tree: &Tree, node: NodeId, slot: usize, queue: u16) -> Handle {
-        Handle { node, tree: tree.id(), slot: slot as u16, queue }
+    pub(super) fn with_slot(tree: &Tree, node: NodeId, slot: u32, queue: u16) -> Handle {
+        Handle { node, tree: tree.id(), slot, queue }
     }
 
     #[inline(always)]
@@ -130,6 +130,10 @@ impl Geometry {
 /// once it is finished at this level: then it goes on upward. No layer sees another one's state, and none
 /// refers to the layer above.
 pub trait Layer {
+    /// There is no such layer: the poller has none.
+    #[doc(hidden)]
+    const NONE: bool = false;
+
     /// What it looks like from above. Constant.
     fn geometry(&self) -> Geometry;
 
@@ -161,6 +165,8 @@ pub trait Layer {
 pub enum Direct {}
 
 impl Layer for Direct {
+    const NONE: bool = true;
+
     fn geometry(&self) -> Geometry {
         match *self {}
     }

@@ -35,18 +35,24 @@ use self::turn::{Rest, Turn};
 use crate::controller::{Controller, Namespace};
 use crate::pci::Clock;
 use crate::queue::{Limits, MAX_DEPTH, Queue, QueueStats, Refusal};
-use crate::request::{Events, FRAMES, IoContainer, Line, NodeId, Tree};
+use crate::request::{Events, FRAMES, IoContainer, Line, Node, NodeId, Tree};
 use crate::{Error, Result};
 
 /// Queue pairs of a poller, at most.
 const MAX_QUEUES: usize = 1024;
 /// Polls from one look at the controllers' admin queues to the next: it costs some 50 instructions.
-const ATTEND: u32 = 1024;
+const ATTEND: u64 = 1024;
 
 /// Bytes of a bounce buffer: the largest block as well.
 const BOUNCE_BYTES: usize = 64 << 10;
 /// Stands in a target for a queue: it is a stack of layers.
 const LAYERED: u16 = u16::MAX;
+
+/// Bytes that a poller keeps for each request that it has room for, in flight or waiting, as long as it has
+/// no layers.
+pub const REQUEST_BYTES: usize = size_of::<Node>();
+/// Bytes that a queue pair keeps for each command in flight, besides its list page.
+pub const SLOT_BYTES: usize = crate::queue::SLOT_BYTES;
 
 /// Names a queue pair of a poller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,8 +114,9 @@ pub struct Poller<L: Layer = Direct> {
     core: Core,
     layers: Vec<Stacked<L>>,
     rest: Rest,
-    /// Polls until controllers are looked after, and how often they were.
-    until_attend: u32,
+    /// The numbers of the last poll that gave every queue its turn, and of the last that looked after
+    /// controllers.
+    looked: u64,
     attended: u64,
 }
 
@@ -180,7 +187,7 @@ impl<L: Layer> Poller<L> {
             clock: None,
             now: None,
         };
-        Poller { core, layers: Vec::new(), rest: Rest::NONE, until_attend: ATTEND, attended: 0 }
+        Poller { core, layers: Vec::new(), rest: Rest::NONE, looked: 0, attended: 0 }
     }
 
     /// Creates an I/O queue pair on a controller.
@@ -241,8 +248,7 @@ impl<L: Layer> Poller<L> {
             let what = format!("the layers keep {} words with each request; {FRAMES} fit", layer.frames());
             return Err(Error::InvalidInput(what));
         }
-        self.core.tree.reserve_children(layer.children());
-        self.core.tree.reserve_orphans(layer.orphans());
+        self.core.tree.reserve(layer.children(), layer.orphans());
         self.layers.push(Stacked { layer, geometry });
         let namespace = self.layers.len() as u16 - 1;
         Ok(Target { poller: self.core.tree.id(), queue: LAYERED, namespace })
@@ -293,6 +299,7 @@ impl<L: Layer> Poller<L> {
         let index = if target.queue == LAYERED { 0 } else { target.queue };
         // It may be long since the last poll.
         self.core.now = None;
+        self.core.tree.attention.add_touched();
         let mut turn = Turn::new(self, index);
         let (mut cx, layers) = turn.cx().expect("a target's queue is there");
         admit::enter(&mut cx, layers, target, io, accepted)
@@ -312,6 +319,7 @@ impl<L: Layer> Poller<L> {
             let Core { queues, tree, .. } = &mut self.core;
             let pair = queues[usize::from(queue.index)].as_mut().expect("a queue is out only during poll");
             pair.queue.unplug(tree);
+            tree.attention.add_touched();
         }
     }
 
@@ -319,41 +327,93 @@ impl<L: Layer> Poller<L> {
     /// last time. Returns how many those were. Never blocks.
     #[inline]
     pub fn poll(&mut self, mut f: impl FnMut(Done<'_, L>)) -> usize {
-        self.until_attend -= 1;
-        if self.until_attend == 0 {
-            self.attend();
+        if !self.core.tree.attention.begin_quiet() {
+            return self.turns(0, true, &mut f);
         }
+        let is_silent = |pair: &Option<Box<Pair>>| pair.as_ref().is_some_and(|pair| !pair.queue.has_news());
+        match self.core.queues.iter().position(|pair| !is_silent(pair)) {
+            None => 0,
+            Some(first) => self.turns(first, false, &mut f),
+        }
+    }
+
+    /// Gives all queues a turn, or those that have completions, from the first of them on.
+    #[inline(never)]
+    fn turns(&mut self, first: usize, all: bool, f: &mut impl FnMut(Done<'_, L>)) -> usize {
         self.core.now = None;
-        if self.core.events.next_deadline().is_some() {
-            self.expire();
+        let polls = if all { self.begin_all() } else { 0 };
+        let (mut index, mut count) = (first, 0);
+        loop {
+            count += Turn::new(self, index as u16).run(polls, f);
+            index += 1;
+            // Once one has left more to do than to look for completions, the others have their turns as well.
+            while !all && self.core.tree.attention.is_quiet() && self.is_silent(index) {
+                index += 1;
+            }
+            if index >= self.core.queues.len() {
+                break;
+            }
         }
-        let mut count = 0;
-        for index in 0..self.core.queues.len() {
-            count += Turn::new(self, index as u16).run(&mut f);
+        if all && self.core.events.next_deadline().is_none() {
+            self.core.tree.attention.end_full();
         }
         count
+    }
+
+    /// Whether a queue is there and has no completion.
+    fn is_silent(&self, index: usize) -> bool {
+        self.core.queues.get(index).and_then(Option::as_ref).is_some_and(|pair| !pair.queue.has_news())
     }
 
     /// Looks after events of the controllers.
     #[cold]
     fn attend(&mut self) {
-        (self.until_attend, self.attended) = (ATTEND, self.attended + 1);
         let Core { queues, tree, .. } = &mut self.core;
         for pair in queues.iter_mut().flatten() {
             pair.attend(tree);
         }
     }
 
+    /// A poll that gives all queues a turn: the polls since the last one.
     #[cold]
+    #[inline(never)]
+    fn begin_all(&mut self) -> u32 {
+        self.core.tree.attention.begin_full();
+        let now = self.polls();
+        let polls = now - std::mem::replace(&mut self.looked, now);
+        if now - self.attended >= ATTEND {
+            self.attended = now;
+            self.attend();
+        }
+        if self.core.events.next_deadline().is_some() {
+            self.expire();
+        }
+        polls as u32
+    }
+
+    #[cold]
+    #[inline(never)]
     fn collect_rest(&mut self, queue: &mut Queue, here: u16) {
         let Poller { core, layers, rest, .. } = self;
         rest.collect(&mut Cx { here, queue, core }, layers.len());
     }
 
+    /// The next one for the closure, which has no slot, or none; those that are events are counted.
     #[cold]
-    fn next_of_rest(&mut self, queue: &mut Queue, here: u16) -> Option<Handle> {
-        let Poller { core, layers, rest, .. } = self;
-        rest.next(&mut Cx { here, queue, core }, layers)
+    #[inline(never)]
+    fn next_of_rest(&mut self, queue: &mut Queue, here: u16, count: &mut usize) -> NodeId {
+        loop {
+            let Poller { core, layers, rest, .. } = &mut *self;
+            let mut cx = Cx { here, queue, core };
+            let Some(mut io) = rest.next(&mut cx, layers) else { return NodeId::NONE };
+            cx.release_slot(&mut io);
+            // Without a slot there is no command that could be sent again.
+            core.tree[io.node].wire.forget();
+            if !core.settled(io.node) {
+                return io.node;
+            }
+            *count += 1;
+        }
     }
 
     /// Lets others run: after a poll that found nothing, where there is nothing else to do.
@@ -370,7 +430,7 @@ impl<L: Layer> Poller<L> {
 
     /// How often [`poll`](Poller::poll) was called.
     pub fn polls(&self) -> u64 {
-        self.attended * u64::from(ATTEND) + u64::from(ATTEND - self.until_attend)
+        self.core.tree.attention.polls()
     }
 
     /// The counters of a queue pair; zeros for one of another poller.

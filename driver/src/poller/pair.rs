@@ -72,7 +72,7 @@ impl Pair {
         self.epoch = epoch;
         for (number, live) in self.namespaces.iter().enumerate() {
             match live.state() {
-                NamespaceState::Active => self.queue.resize(number as u16, live.blocks()),
+                NamespaceState::Active => self.queue.resize(tree, number as u16, live.blocks()),
                 NamespaceState::Detached => self.queue.close(tree, number as u16, Gone::Detached),
                 NamespaceState::Reformatted => self.queue.close(tree, number as u16, Gone::Reformatted),
             }

@@ -7,11 +7,11 @@ use std::ops::Range;
 
 use super::cx::Cx;
 use super::done::Done;
-use super::layer::{Handle, Layer};
+use super::layer::{Handle, Layer, NO_SLOT};
 use super::pair::Pair;
 use super::{Core, Poller, Stacked};
 use crate::queue::Next;
-use crate::request::{Attention, Line};
+use crate::request::{Line, NodeId};
 
 /// Idle polls with commands in flight after which the controller's status is read: it costs about as
 /// much as a hundred polls.
@@ -52,7 +52,7 @@ impl Rest {
             self.layers = 0..layers;
         }
         // If the closure panics, this is where the next turn goes on.
-        cx.core.tree.attention = Attention::REST;
+        cx.core.tree.attention.begin_rest();
         cx.core.tell_observers();
         // At least one: a layer may have something to do without a request.
         self.most = cx.core.tree.len().max(1);
@@ -65,8 +65,13 @@ impl Rest {
             return Some(Handle::new(&cx.core.tree, id));
         }
         while let Some(id) = self.finished.pop(&cx.core.tree) {
-            if let Some(io) = ascend(cx, layers, Handle::new(&cx.core.tree, id)) {
-                return Some(io);
+            let io = Handle::new(&cx.core.tree, id);
+            let io = match layers.get_mut(cx.core.tree.layer(id)) {
+                None => Some(io),
+                Some(stacked) => stacked.layer.complete(cx, io).inspect(|io| cx.check(io)),
+            };
+            if io.is_some() {
+                return io;
             }
         }
         while let Some(index) = self.layers.clone().next() {
@@ -110,72 +115,63 @@ impl<'a, L: Layer> Turn<'a, L> {
         Some((Cx { here: self.index, queue, core }, layers))
     }
 
+    /// `polls` are those since the last time that every queue had its turn.
     #[inline(always)]
-    pub(super) fn run(&mut self, f: &mut impl FnMut(Done<'_, L>)) -> usize {
+    pub(super) fn run(&mut self, polls: u32, f: &mut impl FnMut(Done<'_, L>)) -> usize {
         let here = self.index;
         let Turn { poller, pair: Some(pair), .. } = &mut *self else { return 0 };
-        let queue = &mut pair.queue;
-        let (mut count, mut idle) = (0, true);
-        let mut more = poller.core.tree.attention != Attention::NONE;
-        if more {
-            poller.collect_rest(queue, here);
-        }
-        // What the closure submits is not rung before the loop ends, so an honest controller has no
-        // more completions than this, and another one must not keep us here.
-        let mut left = queue.most_completions();
+        let (poller, queue) = (&mut **poller, &mut pair.queue);
+        let most = queue.begin_turn();
+        let (mut count, mut others) = (0, most);
+        // Whether there is a rest that is being worked off, and more of it.
+        let mut rest = false;
+        let mut more = poller.core.tree.attention.has_rest();
         loop {
-            let finished = if more {
-                match poller.next_of_rest(queue, here) {
-                    None => {
-                        more = false;
-                        continue;
+            let (node, slot) = match queue.next(&mut poller.core.tree) {
+                Next::Whole(node, slot) => {
+                    let Poller { core, layers, .. } = &mut *poller;
+                    match ascend(&mut Cx { here, queue, core }, layers, node, slot, &mut count) {
+                        Some(finished) => finished,
+                        None => continue,
                     }
-                    finished => finished,
                 }
-            } else {
-                if left == 0 {
-                    break;
+                Next::Other => {
+                    (more, others) = (true, others - 1);
+                    if others == 0 {
+                        poller.core.tree.attention.add_touched();
+                        break;
+                    }
+                    continue;
                 }
-                match queue.next(&mut poller.core.tree) {
-                    Next::Nothing => break,
-                    Next::Other => {
-                        (idle, left) = (false, left - 1);
+                Next::Nothing if !rest && !more => break,
+                Next::Nothing => {
+                    if !rest {
                         poller.collect_rest(queue, here);
-                        more = true;
+                        (rest, more) = (true, false);
+                    }
+                    let node = poller.next_of_rest(queue, here, &mut count);
+                    if node.is_none() {
+                        rest = false;
                         continue;
                     }
-                    Next::Whole(node, slot) => {
-                        (idle, left) = (false, left - 1);
-                        let Poller { core, layers, .. } = &mut **poller;
-                        let io = Handle::with_slot(&core.tree, node, slot, here);
-                        ascend(&mut Cx { here, queue, core }, layers, io)
-                    }
+                    (node, NO_SLOT)
                 }
             };
-            let Some(io) = finished else { continue };
             count += 1;
-            // One that went down whole, and still has its slot, is no event.
-            if io.has_slot() || !poller.core.settled(io.node) {
-                f(Done::new(queue, poller, io, here));
+            f(Done::new(queue, poller, node, slot, here));
+        }
+        // Where something was found, it is not known for how many polls there was nothing before.
+        pair.idle =
+            if polls > 0 && (count, others) == (0, most) { pair.idle.saturating_add(polls) } else { 0 };
+        queue.finish_turn(&mut poller.core.tree, pair.idle);
+        if pair.idle >= IDLE_POLLS {
+            pair.idle = 0;
+            // No command of a controller that is gone ever completes.
+            if queue.is_busy() {
+                pair.check(&mut poller.core);
             }
         }
-        queue.finish_poll(&mut poller.core.tree, idle);
-        if idle {
-            self.watch();
-        }
         count
-    }
-
-    /// After many idle polls with commands in flight, looks whether the controller is still there: no
-    /// command of a controller that is gone ever completes.
-    #[inline(always)]
-    fn watch(&mut self) {
-        let Some(pair) = &mut self.pair else { return };
-        pair.idle = if pair.queue.is_busy() { pair.idle + 1 } else { 0 };
-        if pair.idle == IDLE_POLLS {
-            pair.idle = 0;
-            pair.check(&mut self.poller.core);
-        }
     }
 }
 
@@ -188,13 +184,32 @@ impl<L: Layer> Drop for Turn<'_, L> {
     }
 }
 
-/// A node that finished at the bottom passes its layers: `Some` if that finishes a request.
+/// A node whose command carried all of it, and succeeded, passes its layers: `Some` if that finishes a
+/// request, which may still have a slot, for the closure; those that are events are counted.
 #[inline(always)]
-fn ascend<L: Layer>(cx: &mut Cx<'_>, layers: &mut [Stacked<L>], io: Handle) -> Option<Handle> {
-    // No layer is the last number there is, which no stack has.
-    let layer = usize::from(cx.core.tree[io.node].layer);
-    match layers.get_mut(layer) {
-        None => Some(io),
-        Some(stacked) => stacked.layer.complete(cx, io).inspect(|io| cx.check(io)),
+fn ascend<L: Layer>(
+    cx: &mut Cx<'_>,
+    layers: &mut [Stacked<L>],
+    node: NodeId,
+    slot: u32,
+    count: &mut usize,
+) -> Option<(NodeId, u32)> {
+    if L::NONE {
+        return Some((node, slot));
     }
+    let Some(stacked) = layers.get_mut(cx.core.tree.layer(node)) else { return Some((node, slot)) };
+    cx.core.tree[node].in_flight = 0;
+    let io = Handle::with_slot(&cx.core.tree, node, slot, cx.here);
+    let mut io = stacked.layer.complete(cx, io)?;
+    cx.check(&io);
+    if io.has_slot() && io.queue == cx.here {
+        return Some((io.node, io.slot));
+    }
+    cx.release_slot(&mut io);
+    cx.core.tree[io.node].wire.forget();
+    if cx.core.settled(io.node) {
+        *count += 1;
+        return None;
+    }
+    Some((io.node, NO_SLOT))
 }

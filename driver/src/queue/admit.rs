@@ -82,11 +82,21 @@ pub enum Refusal {
 
 impl Queue {
     /// Checks a node and completes what the caller left open: the number of blocks.
+    #[inline]
     pub(crate) fn admit(&self, tree: &mut Tree, id: NodeId, namespace: u16) -> Result<(), Refusal> {
-        let limits = &self.reachable(namespace).limits;
         let node = &mut tree[id];
         node.namespace = namespace;
-        let operation = node.io.operation();
+        if node.cursor == 0 && self.prepare(node) && self.is_within_limits(node) {
+            return Ok(());
+        }
+        node.wire.forget();
+        self.admit_unusual(tree, id, namespace)
+    }
+
+    #[inline(never)]
+    fn admit_unusual(&self, tree: &mut Tree, id: NodeId, namespace: u16) -> Result<(), Refusal> {
+        let limits = &self.reachable(namespace).limits;
+        let operation = tree[id].io.operation();
         match operation {
             Operation::WriteZeroes if limits.write_zeroes == 0 => {
                 return Err(Refusal::NotSupported(operation));

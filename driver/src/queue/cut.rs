@@ -25,6 +25,27 @@ pub(crate) enum DataPointer {
     },
 }
 
+impl DataPointer {
+    /// The data pointer of a contiguous run, where the controller can be told of it without a list of the
+    /// slot's.
+    #[inline(always)]
+    pub(super) fn direct(&self, run: Run) -> Option<[u64; 2]> {
+        match *self {
+            DataPointer::Prp { table } if run.iova & 3 == 0 => prp::contiguous(run, table),
+            DataPointer::Sgl { granularity } if run.iova & (granularity - 1) == 0 => {
+                Some(sgl::contiguous(run))
+            }
+            _ => None,
+        }
+    }
+
+    /// The flags word of a command with a pointer of this form.
+    #[inline(always)]
+    pub(super) fn flags(&self) -> u16 {
+        if matches!(self, DataPointer::Sgl { .. }) { SGL } else { 0 }
+    }
+}
+
 /// The flags word of a command with SGLs.
 const SGL: u16 = (PSDT_SGL_MPTR_CONTIGUOUS as u16) << 8;
 
@@ -75,7 +96,15 @@ impl Queue {
             }
         };
         let opcode = io.operation().opcode().map_or(io.raw.opcode_flags, u16::from);
-        Some(Cut { blocks, wire: wire(nsid, opcode, pointer, tail), buffer })
+        Some(Cut { blocks, wire: self.wire(nsid, opcode, pointer, tail), buffer })
+    }
+
+    /// What stays the same of a command from one submission to the next. The SQ identifier is in it as a
+    /// slot's low word has it, which [`push`](Queue::push) adds: so it takes itself out.
+    #[inline(always)]
+    pub(super) fn wire(&self, nsid: u32, opcode: u16, (dptr, flags): ([u64; 2], u16), tail: u64) -> Wire {
+        let head = u64::from(nsid) << 32 | u64::from((opcode | flags) ^ self.qid);
+        Wire { bound: 0, head, dptr, tail }
     }
 
     /// So many bytes from a place on, if they lie in one segment, and where the controller can be told of.
@@ -190,14 +219,10 @@ impl Queue {
     }
 }
 
-/// What stays the same of a command from one submission to the next.
-pub(super) fn wire(nsid: u32, opcode: u16, (dptr, flags): ([u64; 2], u16), tail: u64) -> Wire {
-    Wire { head: u64::from(nsid) << 32 | u64::from(opcode | flags), dptr, tail }
-}
-
 const NO_DATA: ([u64; 2], u16) = ([0; 2], 0);
 
 /// Dwords 12 and 13 of a command for so many blocks.
+#[inline(always)]
 pub(super) fn nlb(io: &IoContainer, blocks: u64) -> u64 {
     (blocks - 1) | if io.is_fua() { u64::from(RW_FUA) } else { 0 }
 }

@@ -79,8 +79,14 @@ impl Limits {
         most.min(self.boundary - lba % self.boundary)
     }
 
-    /// Whether a boundary lies within these blocks.
+    /// A read or write of so many blocks, which one command can move, is within all limits if its first
+    /// block is below this. Where there are boundaries, that is certain of block 0 alone.
     #[inline(always)]
+    pub(crate) fn bound(&self, blocks: u64) -> u64 {
+        if self.boundary == 0 { (self.capacity - blocks).saturating_add(1) } else { 1 }
+    }
+
+    /// Whether a boundary lies within these blocks.
     pub(crate) fn crosses_boundary(&self, lba: u64, blocks: u64) -> bool {
         self.boundary != 0 && lba % self.boundary + blocks > self.boundary
     }

@@ -4,7 +4,7 @@
 //! own; if the command fails, they go down again one by one, and only the guilty one fails. Knows the
 //! line and limits; must not know how a request came to wait.
 
-use super::cut::{nlb, wire};
+use super::cut::nlb;
 use super::runs::{Parts, Run};
 use super::slots::Piece;
 use super::{Queue, Reachable, WAITING};
@@ -28,14 +28,9 @@ impl Queue {
         let opcode = io.operation().opcode().map_or(0, u16::from);
         let (tail, lba) = (nlb(io, blocks), io.lba());
         let pointer = self.data_pointer(parts(tree, first, count, limits.block_shift), slot);
-        self.push(
-            &tree[first].io,
-            wire(nsid, opcode, pointer, tail),
-            lba,
-            slot,
-            first,
-            Piece::Merged { count },
-        );
+        let cid = self.slots.occupy(slot, first, Piece::Merged { count });
+        let wire = self.wire(nsid, opcode, pointer, tail);
+        self.push(&wire, cid, lba);
         self.counted.merges += u64::from(count) - 1;
         for _ in 0..count {
             // Out of the line, but linked to each other as before.

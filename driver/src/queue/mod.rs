@@ -16,20 +16,27 @@ mod runs;
 mod sgl;
 mod slots;
 
+use std::hint::cold_path;
+
 pub use self::admit::Refusal;
 pub(crate) use self::admit::{check_range, check_space, count_blocks};
 use self::bounce::Bounce;
+use self::cut::nlb;
 pub(crate) use self::cut::{DataPointer, contiguous_prps};
 pub(crate) use self::limits::Limits;
 pub(crate) use self::ring::{CompletionRing, SubmissionRing};
+use self::runs::Run;
 use self::slots::{Piece, Slots};
 use crate::memory::{MemoryChain, SharedArray};
 use crate::request::{Cause, Failed, IoContainer, Line, Node, NodeId, Operation, Tree, Wire};
 use crate::spec::Completion;
 use crate::spec::command::DSM_DEALLOCATE;
+use crate::spec::io_opcode::{READ, WRITE};
 
 /// Slots of a queue are at most this many.
 pub(crate) const MAX_DEPTH: usize = slots::MAX;
+/// Bytes of a slot.
+pub(crate) const SLOT_BYTES: usize = size_of::<slots::Slot>();
 /// 64-bit words of a list page.
 const PAGE_WORDS: usize = 512;
 
@@ -73,10 +80,17 @@ const WAITING: u32 = 1;
 const PLUGGED: u32 = 2;
 /// The controller is lost: nothing goes down any more.
 const DEAD: u32 = 4;
+/// The controller completes more in one turn than it can have been told of.
+const HALTED: u32 = 8;
+
+/// Idle polls after which the controller is told what was consumed: a broken one may be waiting for room
+/// that it need not wait for.
+const IDLE_POLLS: u32 = 16;
 
 /// The device's part of a queue pair, and everything in flight on it.
 #[derive(Debug)]
 pub(crate) struct Queue {
+    qid: u16,
     sq: SubmissionRing,
     cq: CompletionRing,
     slots: Slots,
@@ -97,6 +111,8 @@ pub(crate) struct Queue {
     /// Bytes that one command transfers at most.
     max_transfer: u64,
     space: u64,
+    /// How often the completion queue went round in this turn.
+    laps: u32,
     /// Those counters that the rings do not keep.
     counted: QueueStats,
 }
@@ -105,7 +121,7 @@ pub(crate) struct Queue {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Next {
     /// A node that went down whole succeeded. Its slot is still taken.
-    Whole(NodeId, usize),
+    Whole(NodeId, u32),
     /// Anything else; nodes that finished are in the tree's line.
     Other,
     Nothing,
@@ -113,7 +129,7 @@ pub(crate) enum Next {
 
 impl Queue {
     pub(crate) fn new(
-        (qid, sq, cq): (u16, SubmissionRing, CompletionRing),
+        (qid, sq, mut cq): (u16, SubmissionRing, CompletionRing),
         depth: usize,
         pointer: DataPointer,
         lists: SharedArray<1>,
@@ -124,9 +140,11 @@ impl Queue {
         // A full submission queue holds one entry less than its size, and completions never
         // outnumber what is outstanding.
         assert!(depth < sq.len() as usize && depth < cq.len() as usize);
+        cq.keep_room(depth as u32);
         let list_pages = lists.len() / PAGE_WORDS / depth;
         assert!(list_pages > 0);
         Queue {
+            qid,
             sq,
             cq,
             slots: Slots::new(qid, depth),
@@ -142,6 +160,7 @@ impl Queue {
             bounce: Bounce::new(bounce),
             max_transfer,
             space,
+            laps: 0,
             counted: QueueStats::default(),
         }
     }
@@ -161,9 +180,27 @@ impl Queue {
     }
 
     /// A namespace has another size from now on, unless it is closed.
-    pub(crate) fn resize(&mut self, namespace: u16, blocks: u64) {
+    pub(crate) fn resize(&mut self, tree: &mut Tree, namespace: u16, blocks: u64) {
         if self.gone(namespace).is_none() {
-            self.namespaces[usize::from(namespace)].limits.capacity = blocks;
+            self.set_capacity(tree, namespace, blocks);
+        }
+    }
+
+    /// Sets the blocks of a namespace; what was prepared for it before is not any more.
+    fn set_capacity(&mut self, tree: &mut Tree, namespace: u16, blocks: u64) {
+        self.namespaces[usize::from(namespace)].limits.capacity = blocks;
+        let mut forget = |id: NodeId| {
+            if tree[id].namespace == namespace {
+                tree[id].wire.forget();
+            }
+            tree[id].next
+        };
+        self.slots.nodes().filter(|id| !id.is_none()).for_each(|id| _ = forget(id));
+        for line in [self.waiting, self.plugged] {
+            let mut id = line.first();
+            while !id.is_none() {
+                id = forget(id);
+            }
         }
     }
 
@@ -180,7 +217,7 @@ impl Queue {
             return;
         }
         self.gone.push((number, gone));
-        self.namespaces[usize::from(number)].limits.capacity = 0;
+        self.set_capacity(tree, number, 0);
         for line in [self.waiting, self.plugged] {
             let mut next = line.first();
             while !next.is_none() {
@@ -197,15 +234,17 @@ impl Queue {
 
     pub(crate) fn stats(&self) -> QueueStats {
         QueueStats {
-            commands: self.sq.commands,
+            commands: self.sq.commands(),
             sq_doorbells: self.sq.doorbells,
             cq_doorbells: self.cq.doorbells,
             ..self.counted
         }
     }
 
-    /// Completions that an honest controller can have for one poll, at most.
-    pub(crate) fn most_completions(&self) -> u32 {
+    /// Begins a turn: completions that an honest controller has for it, at most.
+    #[inline(always)]
+    pub(crate) fn begin_turn(&mut self) -> u32 {
+        self.laps = 0;
         self.cq.len()
     }
 
@@ -233,41 +272,117 @@ impl Queue {
     // ---- down ----
 
     /// Starts a node that was admitted: as much of it as there are slots for; the rest waits.
+    #[inline]
     pub(crate) fn start(&mut self, tree: &mut Tree, id: NodeId) {
+        if self.gate != 0 || !self.issue(tree, id) {
+            self.hold(tree, id);
+        }
+    }
+
+    /// Lets a node wait.
+    #[cold]
+    fn hold(&mut self, tree: &mut Tree, id: NodeId) {
         if self.gate & DEAD != 0 {
             tree[id].fail(0, Cause::ControllerLost);
             return tree.finish(id);
         }
+        tree[id].waits = true;
         if self.gate & PLUGGED != 0 {
-            tree[id].waits = true;
             return self.plugged.push(tree, id);
         }
-        if self.gate != 0 || !self.issue(tree, id) {
-            tree[id].waits = true;
-            self.waiting.push(tree, id);
-            self.gate |= WAITING;
-        }
+        self.waiting.push(tree, id);
+        self.gate |= WAITING;
     }
 
-    /// Sends a node that just finished down again, in the same slot, if it went down whole, nothing
-    /// waits, and nothing of it changed but the LBA. Else returns false: then it must be admitted and
-    /// started again.
+    /// Sends a node that just finished down again, in the same slot, if it went down whole and nothing
+    /// waits. Else returns false: then it must be admitted and started again.
     #[inline(always)]
-    pub(crate) fn restart(&mut self, node: &mut Node, id: NodeId, slot: usize) -> bool {
-        let Some(wire) = node.wire else { return false };
-        let limits = &self.namespaces[usize::from(node.namespace)].limits;
-        let fits = node.io.lba().checked_add(node.io.blocks()).is_some_and(|end| end <= limits.capacity);
-        if self.gate != 0 || !fits || limits.crosses_boundary(node.io.lba(), node.io.blocks()) {
+    pub(crate) fn restart(&mut self, node: &mut Node, slot: u32) -> bool {
+        if self.gate != 0 || (node.io.lba() >= node.wire.bound && !self.prepare_again(node, slot)) {
             return false;
         }
-        node.in_flight = 1;
-        node.failed = None;
-        self.push(&node.io, wire, node.io.lba(), slot, id, Piece::Whole);
+        let cid = self.slots.occupy_again(slot as usize);
+        self.push(&node.wire, cid, node.io.lba());
         true
     }
 
+    /// Prepares a node that just finished once more, or looks closer at its LBA.
+    #[inline(never)]
+    fn prepare_again(&mut self, node: &mut Node, slot: u32) -> bool {
+        let has_slot = (slot as usize) < self.slots.depth();
+        let prepared = node.wire.is_prepared() || self.prepare(node);
+        let ready = has_slot && prepared && self.is_within_limits(node);
+        if ready {
+            node.cursor = node.io.blocks();
+        }
+        ready
+    }
+
+    /// Prepares the command of the usual request: one command carries all of it, from or to a single
+    /// segment that needs no list. Whatever else there is takes the longer way.
+    #[inline(always)]
+    fn prepare(&self, node: &mut Node) -> bool {
+        let Some(Reachable { nsid, limits }) = self.namespaces.get(usize::from(node.namespace)) else {
+            return false;
+        };
+        let [segment] = node.io.memory().segments() else { return false };
+        let (iova, len) = (segment.iova(), segment.len() as u64);
+        let blocks = len >> limits.block_shift;
+        // No blocks are a very large number here.
+        if !node.io.is_usual()
+            || segment.space() != self.space
+            || blocks << limits.block_shift != len
+            || blocks.wrapping_sub(1) >= limits.transfer
+            || blocks > limits.capacity
+        {
+            return false;
+        }
+        let Some(dptr) = self.pointer.direct(Run { iova, len }) else { return false };
+        let opcode = if node.io.operation() == Operation::Read { READ } else { WRITE };
+        node.io.set_blocks(blocks);
+        node.wire = self.wire(*nsid, u16::from(opcode), (dptr, self.pointer.flags()), nlb(&node.io, blocks));
+        node.wire.bound = limits.bound(blocks);
+        true
+    }
+
+    /// Whether the LBA of a prepared command is within the limits.
+    #[inline(always)]
+    fn is_within_limits(&self, node: &Node) -> bool {
+        node.io.lba() < node.wire.bound || self.is_within_boundaries(node)
+    }
+
+    #[inline(never)]
+    fn is_within_boundaries(&self, node: &Node) -> bool {
+        let limits = &self.reachable(node.namespace).limits;
+        let (lba, blocks) = (node.io.lba(), node.io.blocks());
+        let fits = lba.checked_add(blocks).is_some_and(|end| end <= limits.capacity);
+        fits && !limits.crosses_boundary(lba, blocks)
+    }
+
     /// Issues pieces until the node has none left (true) or there is no room for the next (false).
+    #[inline]
     fn issue(&mut self, tree: &mut Tree, id: NodeId) -> bool {
+        let node = &mut tree[id];
+        if !node.wire.is_prepared() || node.cursor > 0 {
+            return self.issue_pieces(tree, id);
+        }
+        let Some(slot) = self.slots.take() else { return false };
+        (node.cursor, node.in_flight) = (node.io.blocks(), 1);
+        let (wire, lba) = (node.wire, node.io.lba());
+        let piece = if node.event.is_none() {
+            Piece::Whole
+        } else {
+            // A completion that is an event takes the longer way, where pieces are counted.
+            node.wire.forget();
+            Piece::Part { first: 0, blocks: node.io.blocks() as u32 }
+        };
+        let cid = self.slots.occupy(slot, id, piece);
+        self.push(&wire, cid, lba);
+        true
+    }
+
+    #[inline(never)]
+    fn issue_pieces(&mut self, tree: &mut Tree, id: NodeId) -> bool {
         while tree[id].unissued() > 0 {
             let Some(slot) = self.slots.take() else { return false };
             let Some(cut) = self.cut(tree, id, slot) else {
@@ -275,40 +390,46 @@ impl Queue {
                 return false;
             };
             let first = tree[id].cursor;
-            let shift = self.reachable(tree[id].namespace).limits.block_shift;
-            tree.advance(id, cut.blocks, shift);
+            let limits = self.reachable(tree[id].namespace).limits;
+            tree.advance(id, cut.blocks, limits.block_shift);
             let node = &mut tree[id];
             node.in_flight += 1;
             let whole = cut.blocks == node.io.extent() && cut.buffer.is_none();
-            // The range of a deallocate is in memory, where a change of the LBA would not reach it; and
-            // whether a request is atomic depends on where it is.
-            let lasting = node.io.operation() != Operation::Deallocate && !node.io.is_atomic();
-            node.wire = (whole && lasting).then_some(cut.wire);
-            // A completion that is an event takes the longer way, where pieces are counted.
+            let blocks = cut.blocks as u32;
             let piece = match cut.buffer {
-                Some(buffer) => Piece::Bounced { first, blocks: cut.blocks, buffer },
+                Some(buffer) => Piece::Bounced { first, blocks, buffer },
                 None if whole && node.event.is_none() && node.in_flight == 1 => Piece::Whole,
-                None => Piece::Part { first, blocks: cut.blocks },
+                None => Piece::Part { first, blocks },
             };
+            // Whether a request is atomic depends on where it is.
+            if piece == Piece::Whole && node.io.is_usual() {
+                node.wire = Wire { bound: limits.bound(cut.blocks), ..cut.wire };
+            }
             self.counted.splits += u64::from(first > 0);
-            self.push(&node.io, cut.wire, node.io.lba().wrapping_add(first), slot, id, piece);
+            let cid = self.slots.occupy(slot, id, piece);
+            match node.io.operation() {
+                Operation::Raw => self.push_raw(&node.io, &cut.wire, cid),
+                // One range; the attribute is dword 11.
+                Operation::Deallocate => self.push(&cut.wire, cid, u64::from(DSM_DEALLOCATE) << 32),
+                Operation::Flush => self.push(&cut.wire, cid, 0),
+                _ => self.push(&cut.wire, cid, node.io.lba().wrapping_add(first)),
+            }
         }
         true
     }
 
-    /// Writes a command into the ring.
+    /// Writes a command into the ring; its dwords 10 and 11 are given.
     #[inline(always)]
-    fn push(&mut self, io: &IoContainer, wire: Wire, lba: u64, slot: usize, id: NodeId, piece: Piece) {
-        let cid = self.slots.occupy(slot, id, piece);
-        let head = wire.head | u64::from(cid) << 16;
-        let cdw10_11 = match io.operation() {
-            // One range; the attribute is dword 11.
-            Operation::Deallocate => u64::from(DSM_DEALLOCATE) << 32,
-            Operation::Flush => 0,
-            _ => lba,
-        };
+    fn push(&mut self, wire: &Wire, cid: u32, cdw10_11: u64) {
         let [prp1, prp2] = wire.dptr;
-        self.sq.push([head, io.raw.cdw2_3, 0, prp1, prp2, cdw10_11, wire.tail, io.raw.cdw14_15]);
+        self.sq.push([wire.head ^ u64::from(cid), 0, 0, prp1, prp2, cdw10_11, wire.tail, 0]);
+    }
+
+    /// Writes a command of the caller's own making into the ring.
+    fn push_raw(&mut self, io: &IoContainer, wire: &Wire, cid: u32) {
+        let [prp1, prp2] = wire.dptr;
+        let head = wire.head ^ u64::from(cid);
+        self.sq.push([head, io.raw.cdw2_3, 0, prp1, prp2, io.lba(), wire.tail, io.raw.cdw14_15]);
     }
 
     // ---- waiting ----
@@ -368,37 +489,59 @@ impl Queue {
 
     // ---- up ----
 
-    /// Looks for one completion.
+    /// Whether a completion may have come since the last turn.
+    #[inline(always)]
+    pub(crate) fn has_news(&self) -> bool {
+        self.cq.has_changed()
+    }
+
+    /// Looks for one completion. A node that went down whole still counts one command in flight.
     #[inline(always)]
     pub(crate) fn next(&mut self, tree: &mut Tree) -> Next {
         let high = self.cq.high();
-        let index = self.slots.index(high);
-        let slot = self.slots.get(index);
-        if high >> 16 != slot.expect {
-            if !CompletionRing::is_new(high) {
-                return Next::Nothing;
+        match self.slots.land(high) {
+            Some((node, slot)) => {
+                self.advance();
+                Next::Whole(node, slot as u32)
             }
-            self.exception(tree, high, index);
-            return Next::Other;
+            None if CompletionRing::is_new(high) => {
+                self.exception(tree, high);
+                Next::Other
+            }
+            None => {
+                self.cq.remember(high);
+                Next::Nothing
+            }
         }
-        let node = slot.node;
-        self.cq.advance();
-        self.slots.vacate(index);
-        tree[node].in_flight = 0;
-        Next::Whole(node, index)
+    }
+
+    /// Consumes a completion. An honest controller has no more of them for one turn than its queue has
+    /// entries, since what is submitted meanwhile is not rung before the end; another one gets nothing more
+    /// to complete, so that it does not keep us here.
+    #[inline(always)]
+    fn advance(&mut self) {
+        if self.cq.advance() {
+            cold_path();
+            self.laps += 1;
+            if self.laps == 2 {
+                self.gate |= HALTED;
+            }
+        }
     }
 
     /// A new entry, of anything but the success of a whole node.
     #[cold]
-    fn exception(&mut self, tree: &mut Tree, high: u64, index: usize) {
+    #[inline(never)]
+    fn exception(&mut self, tree: &mut Tree, high: u64) {
+        let index = self.slots.index(high);
         let completion: Completion = self.cq.entry(high);
-        self.cq.advance();
-        if !self.slots.answers(index, &completion) {
+        self.advance();
+        if self.slots.answers(index, &completion) {
+            let status = completion.status();
+            self.settle(tree, index, (!status.is_success()).then_some(Cause::Status(status)));
+        } else {
             self.counted.faults += 1;
-            return;
         }
-        let status = completion.status();
-        self.settle(tree, index, (!status.is_success()).then_some(Cause::Status(status)));
     }
 
     /// The command in a slot is over.
@@ -407,9 +550,13 @@ impl Queue {
         self.slots.free(index);
         let (first, blocks) = match slot.piece {
             Piece::Merged { count } => return self.settle_merged(tree, slot.node, count, cause),
-            Piece::Whole => (0, tree[slot.node].io.extent()),
-            Piece::Part { first, blocks } => (first, blocks),
+            Piece::Whole => {
+                tree[slot.node].wire.forget();
+                (0, tree[slot.node].io.extent())
+            }
+            Piece::Part { first, blocks } => (first, blocks.into()),
             Piece::Bounced { first, blocks, buffer } => {
+                let blocks = u64::from(blocks);
                 let shift = self.reachable(tree[slot.node].namespace).limits.block_shift;
                 self.bounce.finish(tree, slot.node, buffer, (blocks << shift) as usize, cause.is_none());
                 (first, blocks)
@@ -425,28 +572,29 @@ impl Queue {
 
     /// A slot that a finished node no longer needs.
     #[inline(always)]
-    pub(crate) fn release(&mut self, slot: usize) {
-        self.slots.free(slot);
+    pub(crate) fn release(&mut self, slot: u32) {
+        self.slots.free(slot as usize);
     }
 
     /// Dword 0 of the completion that [`next`](Queue::next) consumed last.
     pub(crate) fn dword0(&self) -> u32 {
-        self.cq.dword0(1)
+        self.cq.dword0()
     }
 
-    /// The end of a poll in which completions were found or not: what waits gets free slots, and the
-    /// doorbells are rung, each at most once.
+    /// The end of a turn: what waits gets free slots, and the doorbells are rung, each at most once. `idle`
+    /// are polls that found nothing, up to this one, if they are known.
     #[inline(always)]
-    pub(crate) fn finish_poll(&mut self, tree: &mut Tree, idle: bool) {
+    pub(crate) fn finish_turn(&mut self, tree: &mut Tree, idle: u32) {
         if self.gate != 0 {
+            self.gate &= !HALTED;
             self.issue_waiting(tree);
         }
-        if self.sq.is_rung() {
-            self.cq.make_room_when_idle(idle);
-        } else {
+        if !self.sq.is_rung() {
             // First room for what the new commands will complete with, then the commands.
-            self.cq.make_room(self.slots.taken() as u32);
+            self.cq.make_room();
             self.sq.ring();
+        } else if idle >= IDLE_POLLS {
+            self.cq.ring();
         }
     }
 
@@ -488,7 +636,7 @@ impl Queue {
     pub(crate) fn in_flight_of(&self, id: NodeId) -> impl Iterator<Item = std::ops::Range<u64>> {
         self.slots.in_flight().filter(move |slot| slot.node == id).filter_map(|slot| match slot.piece {
             Piece::Part { first, blocks } | Piece::Bounced { first, blocks, .. } => {
-                Some(first..first + blocks)
+                Some(first..first + u64::from(blocks))
             }
             Piece::Whole | Piece::Merged { .. } => None,
         })

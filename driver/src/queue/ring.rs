@@ -5,31 +5,29 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::memory::SharedArray;
+use crate::memory::{SharedArray, SharedRing};
 use crate::pci::Doorbell;
 use crate::spec::Completion;
 
 /// A submission queue (Base 2.0, section 3.3.1).
 #[derive(Debug)]
 pub(crate) struct SubmissionRing {
-    entries: SharedArray<8>,
-    mask: u32,
-    tail: u32,
+    /// At the tail.
+    ring: SharedRing<8>,
     /// The tail that the controller was told last.
     rung: u32,
     doorbell: Doorbell,
     /// How often the doorbell was rung.
     pub(crate) doorbells: u64,
-    /// How many commands were written.
-    pub(crate) commands: u64,
+    /// How often the tail came round.
+    laps: u64,
 }
 
 impl SubmissionRing {
     /// A ring over an array whose length is a power of two.
     pub(crate) fn new(entries: SharedArray<8>, doorbell: Doorbell) -> SubmissionRing {
         assert!(entries.len().is_power_of_two() && entries.len() <= 1 << 16);
-        let mask = entries.len() as u32 - 1;
-        SubmissionRing { entries, mask, tail: 0, rung: 0, doorbell, doorbells: 0, commands: 0 }
+        SubmissionRing { ring: SharedRing::new(entries), rung: 0, doorbell, doorbells: 0, laps: 0 }
     }
 
     /// Writes an entry. The controller sees it after the next [`ring`](SubmissionRing::ring). That
@@ -37,54 +35,62 @@ impl SubmissionRing {
     /// ring has entries.
     #[inline(always)]
     pub(crate) fn push(&mut self, words: [u64; 8]) {
-        let entry = &self.entries[(self.tail & self.mask) as usize];
-        for (cell, word) in entry.iter().zip(words) {
+        for (cell, word) in self.ring.entry().iter().zip(words) {
             cell.store(word, Ordering::Relaxed);
         }
-        self.tail = self.tail.wrapping_add(1);
+        if self.ring.advance() {
+            self.laps += 1;
+        }
+    }
+
+    /// How many commands the controller was told of.
+    pub(crate) fn commands(&self) -> u64 {
+        let (tail, len) = (self.ring.position(), self.ring.len());
+        let unknown = tail.wrapping_sub(self.rung) & (len - 1);
+        self.laps * u64::from(len) + u64::from(tail) - u64::from(unknown)
     }
 
     /// Whether the controller knows of all entries.
     #[inline(always)]
     pub(crate) fn is_rung(&self) -> bool {
-        self.tail == self.rung
+        self.ring.position() == self.rung
     }
 
     /// Tells the controller of all entries since the last time.
     #[inline(always)]
     pub(crate) fn ring(&mut self) {
-        self.commands += u64::from(self.tail.wrapping_sub(self.rung));
-        self.rung = self.tail;
+        let tail = self.ring.position();
+        self.rung = tail;
         self.doorbells += 1;
-        self.doorbell.ring(self.tail & self.mask);
+        self.doorbell.ring(tail);
     }
 
     pub(crate) fn iova(&self) -> u64 {
-        self.entries.iova()
+        self.ring.iova()
     }
 
     pub(crate) fn len(&self) -> u32 {
-        self.mask + 1
+        self.ring.len()
     }
 }
 
-/// Idle polls after which the controller is told what was consumed.
-const IDLE_POLLS: u32 = 16;
 /// The Phase Tag within the high word of a completion.
 const PHASE: u64 = 1 << 48;
 
 /// A completion queue (Base 2.0, section 3.3.1).
 #[derive(Debug)]
 pub(crate) struct CompletionRing {
-    entries: SharedArray<2>,
-    mask: u32,
-    head: u32,
-    /// The head that the controller was told last.
-    rung: u32,
+    /// At the head.
+    ring: SharedRing<2>,
     /// What the phase bit of a new entry is, in its place in the high word.
     phase: u64,
+    /// The high word at the head, when it was last found not to be new.
+    old: u64,
+    /// The head that the controller was told last.
+    rung: u32,
+    /// Entries that may be consumed before the controller is told.
+    most: u32,
     doorbell: Doorbell,
-    idle_polls: u32,
     /// How often the doorbell was rung.
     pub(crate) doorbells: u64,
 }
@@ -93,15 +99,13 @@ impl CompletionRing {
     /// A ring over an array of zeros whose length is a power of two.
     pub(crate) fn new(entries: SharedArray<2>, doorbell: Doorbell) -> CompletionRing {
         assert!(entries.len().is_power_of_two() && entries.len() <= 1 << 16);
-        let mask = entries.len() as u32 - 1;
         CompletionRing {
-            entries,
-            mask,
-            head: 0,
-            rung: 0,
+            ring: SharedRing::new(entries),
             phase: PHASE,
+            old: 0,
+            rung: 0,
+            most: 0,
             doorbell,
-            idle_polls: 0,
             doorbells: 0,
         }
     }
@@ -110,7 +114,7 @@ impl CompletionRing {
     /// new entry it is 0. Everything the controller wrote before it is visible if it is new.
     #[inline(always)]
     pub(crate) fn high(&self) -> u64 {
-        self.entries[(self.head & self.mask) as usize][1].load(Ordering::Acquire) ^ self.phase
+        self.ring.entry()[1].load(Ordering::Acquire) ^ self.phase
     }
 
     /// Whether [`high`](CompletionRing::high) returned the word of a new entry.
@@ -119,67 +123,71 @@ impl CompletionRing {
         high & PHASE == 0
     }
 
+    /// Keeps what [`high`](CompletionRing::high) returned of an entry that is not new.
+    #[inline(always)]
+    pub(crate) fn remember(&mut self, high: u64) {
+        // Worked out anew: kept since `high`, it would take a register from every completion.
+        self.old = std::hint::black_box(high) ^ self.phase;
+    }
+
+    /// Whether the entry at the head is another one than the one that was remembered. It may not be new.
+    #[inline(always)]
+    pub(crate) fn has_changed(&self) -> bool {
+        self.ring.entry()[1].load(Ordering::Relaxed) != self.old
+    }
+
     /// The entry behind a high word; its phase bit has no meaning.
     pub(crate) fn entry(&self, high: u64) -> Completion {
-        let low = self.entries[(self.head & self.mask) as usize][0].load(Ordering::Relaxed);
-        Completion::from_words(low, high)
+        Completion::from_words(self.ring.entry()[0].load(Ordering::Relaxed), high)
     }
 
-    /// Dword 0 of an entry consumed `ago` entries before the head. It is there until the doorbell
-    /// says that it may be overwritten.
-    pub(crate) fn dword0(&self, ago: u32) -> u32 {
-        let at = self.head.wrapping_sub(ago) & self.mask;
-        self.entries[at as usize][0].load(Ordering::Relaxed) as u32
+    /// Dword 0 of the entry before the head. It is there until the doorbell says that it may be
+    /// overwritten.
+    pub(crate) fn dword0(&self) -> u32 {
+        self.ring.previous()[0].load(Ordering::Relaxed) as u32
     }
 
-    /// Consumes the entry at the head.
+    /// Consumes the entry at the head; whether that was the last of the ring.
     #[inline(always)]
-    pub(crate) fn advance(&mut self) {
-        self.head = self.head.wrapping_add(1);
-        if self.head & self.mask == 0 {
+    pub(crate) fn advance(&mut self) -> bool {
+        let again = self.ring.advance();
+        if again {
             self.phase ^= PHASE;
         }
+        again
     }
 
-    /// Entries consumed of which the controller does not know yet.
-    #[inline(always)]
-    pub(crate) fn unacknowledged(&self) -> u32 {
-        self.head.wrapping_sub(self.rung)
+    /// Says how many commands can be outstanding: for so many completions [`make_room`] makes room.
+    ///
+    /// [`make_room`]: CompletionRing::make_room
+    pub(crate) fn keep_room(&mut self, outstanding: u32) {
+        self.most = (self.ring.len() - 1).saturating_sub(outstanding);
     }
 
     /// Makes room: before consumed and outstanding entries together could fill the ring.
     #[inline(always)]
-    pub(crate) fn make_room(&mut self, outstanding: u32) {
-        if self.unacknowledged() + outstanding >= self.mask {
-            self.ring();
-        }
-    }
-
-    /// After a few idle polls in a row: a broken controller may be waiting for room that it need not
-    /// wait for.
-    #[inline(always)]
-    pub(crate) fn make_room_when_idle(&mut self, idle: bool) {
-        self.idle_polls = if idle { self.idle_polls + 1 } else { 0 };
-        if self.idle_polls == IDLE_POLLS {
-            self.idle_polls = 0;
+    pub(crate) fn make_room(&mut self) {
+        let unacknowledged = self.ring.position().wrapping_sub(self.rung) & (self.ring.len() - 1);
+        if unacknowledged >= self.most {
             self.ring();
         }
     }
 
     /// Tells the controller of all entries consumed since the last time, if there are any.
     pub(crate) fn ring(&mut self) {
-        if self.head != self.rung {
-            self.rung = self.head;
+        let head = self.ring.position();
+        if head != self.rung {
+            self.rung = head;
             self.doorbells += 1;
-            self.doorbell.ring(self.head & self.mask);
+            self.doorbell.ring(head);
         }
     }
 
     pub(crate) fn iova(&self) -> u64 {
-        self.entries.iova()
+        self.ring.iova()
     }
 
     pub(crate) fn len(&self) -> u32 {
-        self.mask + 1
+        self.ring.len()
     }
 }

@@ -9,20 +9,32 @@ use crate::spec::Completion;
 /// Slots of a queue: below the 4096 that leave four bits of a CID to the generation.
 pub(super) const MAX: usize = 4096;
 
-/// No completion matches it: above the 48 bits that one is compared by.
-const VACANT: u64 = u64::MAX;
-/// Above them as well: what else a completion is compared by is below.
-const NOT_WHOLE: u64 = 1 << 63;
+/// No completion matches a slot with one of these: they are above the 48 bits that one is compared by.
+const VACANT: u32 = 1 << 30;
+const NOT_WHOLE: u32 = 1 << 31;
+/// FFFFh as a CID, at its place in a slot's low word.
+const NO_CID: u32 = 0xffff_0000;
 
 /// A command in flight: a node, or a piece of one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slot {
+    /// SQ identifier, and CID above it. A vacant slot keeps them, so that the next CID is another generation.
+    low: u32,
+    /// 0 if a command is in flight that carries all of its node.
+    high: u32,
+    pub(super) piece: Piece,
+    pub(super) node: NodeId,
+}
+
+const _: () = assert!(size_of::<Slot>() == 32);
+
+impl Slot {
     /// What a new completion's high word is, shifted right by 16, if the command succeeded and carried
     /// all of its node: SQ identifier, CID, phase as expected, status 0. One comparison checks all of it.
-    pub(super) expect: u64,
-    cid: u16,
-    pub(super) node: NodeId,
-    pub(super) piece: Piece,
+    #[inline(always)]
+    fn expect(&self) -> u64 {
+        u64::from(self.high) << 32 | u64::from(self.low)
+    }
 }
 
 /// What of a node a command carries. Offsets and lengths are in blocks.
@@ -31,9 +43,9 @@ pub(super) enum Piece {
     /// All of it.
     Whole,
     /// Blocks, from the one with the offset `first` on.
-    Part { first: u64, blocks: u64 },
+    Part { first: u64, blocks: u32 },
     /// The same, by way of a bounce buffer.
-    Bounced { first: u64, blocks: u64, buffer: u16 },
+    Bounced { first: u64, blocks: u32, buffer: u16 },
     /// All of it and of the nodes that follow it, `count` in all.
     Merged { count: u16 },
 }
@@ -41,9 +53,12 @@ pub(super) enum Piece {
 #[derive(Debug)]
 pub(super) struct Slots {
     slots: Box<[Slot]>,
+    /// Brings any CID into range.
+    mask: u32,
+    /// What a slot's low word differs by from one generation to the next.
+    generation: u32,
     free: Vec<u16>,
     depth: usize,
-    qid: u16,
 }
 
 impl Slots {
@@ -51,29 +66,45 @@ impl Slots {
     pub(super) fn new(qid: u16, depth: usize) -> Slots {
         assert!((1..=MAX).contains(&depth));
         let vacant = |index: usize| Slot {
-            expect: VACANT,
-            cid: index as u16,
+            low: (index as u32) << 16 | u32::from(qid),
+            high: VACANT,
             node: NodeId::NONE,
             piece: Piece::Whole,
         };
-        Slots {
-            // A power of two, so that a mask brings any CID into range.
-            slots: (0..depth.next_power_of_two()).map(vacant).collect(),
-            free: (0..depth as u16).rev().collect(),
-            depth,
-            qid,
-        }
+        let slots: Box<[Slot]> = (0..depth.next_power_of_two()).map(vacant).collect();
+        let (mask, generation) = (slots.len() as u32 - 1, (slots.len() as u32) << 16);
+        Slots { slots, mask, generation, free: (0..depth as u16).rev().collect(), depth }
     }
 
     /// The slot that a completion's high word names, if that is in flight or not.
     #[inline(always)]
     pub(super) fn index(&self, high: u64) -> usize {
-        (high >> 32) as usize & (self.slots.len() - 1)
+        ((high >> 32) as u32 & self.mask) as usize
     }
 
     #[inline(always)]
     pub(super) fn get(&self, index: usize) -> &Slot {
-        &self.slots[index]
+        let Some(slot) = self.slots.get(index) else { no_such_slot() };
+        slot
+    }
+
+    #[inline(always)]
+    fn get_mut(&mut self, index: usize) -> &mut Slot {
+        let Some(slot) = self.slots.get_mut(index) else { no_such_slot() };
+        slot
+    }
+
+    /// The node of the slot that a completion's high word names, if the command in it carried all of the
+    /// node and succeeded: then it is no longer in flight. The slot stays taken.
+    #[inline(always)]
+    pub(super) fn land(&mut self, high: u64) -> Option<(NodeId, usize)> {
+        let index = self.index(high);
+        let slot = self.get_mut(index);
+        if high >> 16 != slot.expect() {
+            return None;
+        }
+        slot.high = VACANT;
+        Some((slot.node, index))
     }
 
     /// Takes a free slot.
@@ -82,46 +113,58 @@ impl Slots {
         self.free.pop().map(usize::from)
     }
 
-    /// Puts a command into a slot that was taken, and returns its CID.
+    /// Puts a command into a slot that was taken, and returns its low word: the CID where dword 0 has it.
     #[inline(always)]
-    pub(super) fn occupy(&mut self, index: usize, node: NodeId, piece: Piece) -> u16 {
-        let qid = self.qid;
-        let generation = self.slots.len() as u32;
-        let slot = &mut self.slots[index];
-        // The next generation; the last one, whose CIDs include FFFFh, is left out.
-        let next = u32::from(slot.cid) + generation;
-        let cid = if next >= 0x1_0000 - generation { index as u16 } else { next as u16 };
-        let whole = if piece == Piece::Whole { 0 } else { NOT_WHOLE };
-        *slot = Slot { expect: whole | u64::from(cid) << 16 | u64::from(qid), cid, node, piece };
+    pub(super) fn occupy(&mut self, index: usize, node: NodeId, piece: Piece) -> u32 {
+        let slot = self.get_mut(index);
+        (slot.node, slot.piece) = (node, piece);
+        let cid = self.occupy_again(index);
+        if piece != Piece::Whole {
+            self.get_mut(index).high = NOT_WHOLE;
+        }
         cid
     }
 
-    /// The command is no longer in flight; the slot stays taken.
+    /// Puts all of the same node into a slot once more, and returns its low word.
     #[inline(always)]
-    pub(super) fn vacate(&mut self, index: usize) {
-        self.slots[index].expect = VACANT;
+    pub(super) fn occupy_again(&mut self, index: usize) -> u32 {
+        let generation = self.generation;
+        let slot = self.get_mut(index);
+        // The next generation, modulo 2^16; the SQ identifier below is not touched.
+        let mut low = slot.low.wrapping_add(generation);
+        if low >= NO_CID {
+            std::hint::cold_path();
+            low = low.wrapping_add(generation);
+        }
+        (slot.low, slot.high) = (low, 0);
+        low
     }
 
     /// Gives a taken slot back.
     #[inline(always)]
     pub(super) fn free(&mut self, index: usize) {
-        self.vacate(index);
+        self.get_mut(index).high = VACANT;
         self.free.push(index as u16);
     }
 
     /// Whether a completion, whatever its status, answers the command in the slot it names.
     pub(super) fn answers(&self, index: usize, completion: &Completion) -> bool {
-        let expect = u64::from(completion.cid) << 16 | u64::from(completion.sq_id);
-        self.slots[index].expect & !NOT_WHOLE == expect
+        let low = u32::from(completion.cid) << 16 | u32::from(completion.sq_id);
+        self.is_in_flight(index) && self.slots[index].low == low
     }
 
     pub(super) fn is_in_flight(&self, index: usize) -> bool {
-        self.slots[index].expect != VACANT
+        self.slots[index].high & VACANT == 0
+    }
+
+    /// The nodes that slots were last taken for.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.slots.iter().map(|slot| slot.node)
     }
 
     /// The slots of commands in flight.
     pub(super) fn in_flight(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.iter().filter(|slot| slot.expect != VACANT)
+        self.slots.iter().filter(|slot| slot.high & VACANT == 0)
     }
 
     /// Slots that are taken.
@@ -133,6 +176,13 @@ impl Slots {
     pub(super) fn depth(&self) -> usize {
         self.depth
     }
+}
+
+/// An index comes from a mask, or from a slot that was there.
+#[cold]
+#[inline(never)]
+fn no_such_slot() -> ! {
+    panic!("a slot that is not there")
 }
 
 #[cfg(test)]
@@ -148,7 +198,7 @@ mod tests {
             let mut seen = HashSet::new();
             let generations = 0x1_0000 / depth.next_power_of_two() - 1;
             for _ in 0..generations {
-                let cid = slots.occupy(last, NodeId::NONE, Piece::Whole);
+                let cid = (slots.occupy(last, NodeId::NONE, Piece::Whole) >> 16) as u16;
                 assert_ne!(cid, 0xffff);
                 assert_eq!(slots.index(u64::from(cid) << 32), last);
                 assert!(seen.insert(cid), "depth {depth}: CID {cid:04x} again after {}", seen.len());
@@ -156,14 +206,43 @@ mod tests {
         }
     }
 
+    /// The high word of a successful completion, of either phase.
+    fn high(cid: u16, sq_id: u16, new: bool) -> u64 {
+        let status_phase = u16::from(!new);
+        Completion { cid, sq_id, status_phase, ..Completion::default() }.to_words().1
+    }
+
+    #[test]
+    fn one_comparison_for_all_that_can_be_wrong() {
+        let mut slots = Slots::new(1, 4);
+        let mut occupy = |piece| {
+            let cid = (slots.occupy(2, NodeId::NONE, piece) >> 16) as u16;
+            let completion = Completion { cid, sq_id: 1, ..Completion::default() };
+            assert!(slots.is_in_flight(2) && slots.answers(2, &completion));
+            let failed = Completion { status_phase: 2, ..completion }.to_words().1;
+            for wrong in [high(cid, 1, false), high(cid, 2, true), high(cid ^ 4, 1, true), failed] {
+                assert_eq!(slots.land(wrong), None);
+            }
+            let landed = slots.land(high(cid, 1, true));
+            // Twice never.
+            assert_eq!(slots.land(high(cid, 1, true)), None);
+            if landed.is_some() {
+                assert!(!slots.is_in_flight(2) && !slots.answers(2, &completion));
+            }
+            landed
+        };
+        assert_eq!(occupy(Piece::Whole), Some((NodeId::NONE, 2)));
+        assert_eq!(occupy(Piece::Merged { count: 2 }), None);
+        assert_eq!(occupy(Piece::Whole), Some((NodeId::NONE, 2)));
+    }
+
     #[test]
     fn a_vacant_slot_matches_nothing() {
         let mut slots = Slots::new(1, 4);
-        let cid = slots.occupy(2, NodeId::NONE, Piece::Whole);
-        let completion = Completion { cid, sq_id: 1, ..Completion::default() };
-        assert!(slots.answers(2, &completion));
-        slots.vacate(2);
-        assert!(!slots.answers(2, &completion));
-        assert!((0..=u64::MAX >> 16).contains(&0) && slots.get(2).expect > u64::MAX >> 16);
+        for cid in 0..=u16::MAX {
+            assert_eq!(slots.land(high(cid, 1, true)), None);
+            let completion = Completion { cid, sq_id: 1, ..Completion::default() };
+            assert!(!slots.answers(usize::from(cid & 3), &completion));
+        }
     }
 }

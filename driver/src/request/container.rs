@@ -166,6 +166,7 @@ impl IoContainer {
     }
 
     /// What is asked for.
+    #[inline]
     pub fn operation(&self) -> Operation {
         self.operation
     }
@@ -211,6 +212,7 @@ impl IoContainer {
     }
 
     /// Whether Force Unit Access is asked for.
+    #[inline]
     pub fn is_fua(&self) -> bool {
         self.fua
     }
@@ -223,6 +225,12 @@ impl IoContainer {
     /// Whether none of its data may be copied on the way.
     pub fn is_no_bounce(&self) -> bool {
         self.no_bounce
+    }
+
+    /// Whether it is a read or write that may go anywhere.
+    #[inline(always)]
+    pub(crate) fn is_usual(&self) -> bool {
+        matches!(self.operation, Operation::Read | Operation::Write) && !self.atomic
     }
 
     /// Whether a command may carry it together with others.
@@ -249,6 +257,7 @@ impl IoContainer {
     }
 
     /// The memory, to change its shape or its contents.
+    #[inline]
     pub fn memory_mut(&mut self) -> &mut MemoryChain {
         &mut self.memory
     }
@@ -259,6 +268,7 @@ impl IoContainer {
     }
 
     /// Puts other memory in, and returns what was there.
+    #[inline(always)]
     pub fn replace_memory(&mut self, memory: MemoryChain) -> MemoryChain {
         std::mem::replace(&mut self.memory, memory)
     }
@@ -280,6 +290,7 @@ impl IoContainer {
         self.blocks.max(1)
     }
 
+    #[inline(always)]
     pub(crate) fn set_blocks(&mut self, blocks: u64) {
         self.blocks = blocks;
     }
@@ -289,7 +300,7 @@ impl IoContainer {
 #[derive(Debug)]
 pub struct InPlace<'a> {
     pub(crate) io: &'a mut IoContainer,
-    pub(crate) wire: Option<&'a mut Option<Wire>>,
+    pub(crate) wire: Option<&'a mut Wire>,
 }
 
 impl InPlace<'_> {
@@ -311,11 +322,11 @@ impl InPlace<'_> {
     pub fn set_operation(&mut self, operation: Operation) {
         let moves = |operation| matches!(operation, Operation::Read | Operation::Write);
         if let Some(wire) = self.wire.as_deref_mut() {
-            match (wire.as_mut(), operation.opcode()) {
-                (Some(wire), Some(opcode)) if moves(operation) && moves(self.io.operation) => {
-                    wire.head = wire.head & !0xff | u64::from(opcode);
+            match (self.io.operation.opcode(), operation.opcode()) {
+                (Some(before), Some(opcode)) if moves(operation) && moves(self.io.operation) => {
+                    wire.head ^= u64::from(before ^ opcode);
                 }
-                _ => *wire = None,
+                _ => wire.forget(),
             }
         }
         if self.io.operation != operation {

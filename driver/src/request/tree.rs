@@ -23,15 +23,34 @@ impl NodeId {
     }
 }
 
-/// The words of a submission queue entry that stay the same from one submission to the next.
+/// The words of a submission queue entry that stay the same from one submission to the next, as long as
+/// nothing of the container changes but the LBA.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wire {
+    /// A first block below it makes a command that is within all limits; 0 if nothing is prepared. Others
+    /// may as well: that takes a closer look.
+    pub(crate) bound: u64,
     /// Dwords 0 and 1: opcode, flags, NSID; the CID is added for each submission.
     pub(crate) head: u64,
     /// PRP entries or an SGL descriptor.
     pub(crate) dptr: [u64; 2],
     /// Dwords 12 and 13.
     pub(crate) tail: u64,
+}
+
+impl Wire {
+    /// Nothing is prepared.
+    pub(crate) const NONE: Wire = Wire { bound: 0, head: 0, dptr: [0; 2], tail: 0 };
+
+    #[inline(always)]
+    pub(crate) fn is_prepared(&self) -> bool {
+        self.bound > 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn forget(&mut self) {
+        self.bound = 0;
+    }
 }
 
 /// Words that layers keep in a request, at most, from top to bottom of a stack.
@@ -41,12 +60,13 @@ pub(crate) const NO_LAYER: u16 = u16::MAX;
 
 /// A container in the tree.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Node {
     pub(crate) io: IoContainer,
     /// The wire form of the container, where one command carries all of it and nothing but the LBA
-    /// changed since. It belongs to the node, not to the container: it names the node's slot, queue
-    /// and namespace.
-    pub(crate) wire: Option<Wire>,
+    /// changed since, as long as it has the slot of that command. It belongs to the node, not to the
+    /// container: it names the node's slot, queue and namespace.
+    pub(crate) wire: Wire,
     /// The event that its completion is, where it is one: then the container stays here until it is
     /// claimed.
     pub(crate) event: Option<Event>,
@@ -59,7 +79,7 @@ pub(crate) struct Node {
     /// Goes down in commands of its own: one that it shared failed.
     pub(crate) alone: bool,
     /// log2 of the bytes of a block where layers are between; else its queue knows.
-    pub(crate) block_shift: u32,
+    pub(crate) block_shift: u8,
     /// Somebody observes ranges of it.
     pub(crate) observed: bool,
     /// Whether a part of it succeeded is known no sooner than of all of it: a layer has the last word.
@@ -91,9 +111,10 @@ pub(crate) struct Node {
     parent: NodeId,
     /// Its first block, from the parent's first block on.
     offset: u64,
-    /// What layers keep with it.
-    pub(crate) frames: [u64; FRAMES],
 }
+
+/// A power of two, so that finding one takes no multiplication.
+const _: () = assert!(size_of::<Node>() == 256);
 
 /// How a node failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +196,7 @@ impl Node {
 
     /// Ready to be issued from its beginning, once more.
     pub(crate) fn rewind(&mut self) {
-        self.wire = None;
+        self.wire.forget();
         self.rewind_prepared();
     }
 
@@ -199,7 +220,7 @@ impl Node {
     fn vacant() -> Node {
         Node {
             io: IoContainer::default(),
-            wire: None,
+            wire: Wire::NONE,
             event: None,
             layer: NO_LAYER,
             queue: 0,
@@ -222,31 +243,102 @@ impl Node {
             owner: NodeId::NONE,
             parent: NodeId::NONE,
             offset: 0,
-            frames: [0; FRAMES],
         }
     }
 }
 
-/// What the poller has to do besides looking at completion queues: one word that says whether there is
-/// anything at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Attention(u8);
+/// What the poller has to do besides looking at completion queues; while that is nothing, most polls are
+/// quiet ones, which look at nothing else.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attention {
+    what: u8,
+    /// Quiet polls that are still to come before the next full one.
+    quiet: u32,
+    /// Polls so far, with the quiet ones that are still to come.
+    polls: u64,
+}
 
 impl Attention {
-    pub(crate) const NONE: Attention = Attention(0);
     /// Something that was begun with is not worked off.
-    pub(crate) const REST: Attention = Attention(1);
+    const REST: u8 = 1;
+    /// Something new came.
     const NEWS: u8 = 2;
+    /// Something waits for its time.
     const TIMER: u8 = 4;
+    /// A queue was touched out of its turn.
+    const TOUCHED: u8 = 8;
+    /// Quiet polls in a row, at most.
+    const QUIET: u32 = 1023;
+
+    const NONE: Attention = Attention { what: 0, quiet: 0, polls: 0 };
+
+    fn add(&mut self, what: u8) {
+        self.what |= what;
+        self.polls -= u64::from(self.quiet);
+        self.quiet = 0;
+    }
 
     /// Something new came.
     pub(crate) fn add_news(&mut self) {
-        self.0 |= Attention::NEWS;
+        self.add(Attention::NEWS);
+    }
+
+    /// A queue was touched out of its turn: it wants one soon.
+    #[inline]
+    pub(crate) fn add_touched(&mut self) {
+        self.add(Attention::TOUCHED);
+    }
+
+    /// What came is being worked off.
+    pub(crate) fn begin_rest(&mut self) {
+        self.what = self.what & Attention::TOUCHED | Attention::REST;
     }
 
     /// All that was begun with is worked off; whether something waits for its time.
     pub(crate) fn clear_rest(&mut self, timer: bool) {
-        self.0 = self.0 & Attention::NEWS | if timer { Attention::TIMER } else { 0 };
+        self.what &= !(Attention::REST | Attention::TIMER);
+        if timer {
+            self.add(Attention::TIMER);
+        }
+    }
+
+    /// Whether there is anything to work off.
+    #[inline(always)]
+    pub(crate) fn has_rest(&self) -> bool {
+        self.what & (Attention::REST | Attention::NEWS | Attention::TIMER) != 0
+    }
+
+    /// Counts a poll; whether it may be a quiet one.
+    #[inline(always)]
+    pub(crate) fn begin_quiet(&mut self) -> bool {
+        let (left, none) = self.quiet.overflowing_sub(1);
+        self.quiet = left;
+        !none
+    }
+
+    /// Whether only those queues want a turn that have completions.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.what == 0
+    }
+
+    /// Counts a poll that gives every queue its turn, as the one that could not be a quiet one.
+    pub(crate) fn begin_full(&mut self) {
+        self.quiet = 0;
+        self.what &= !Attention::TOUCHED;
+        self.polls += 1;
+    }
+
+    /// Unless there is anything to do, the polls to come are quiet.
+    pub(crate) fn end_full(&mut self) {
+        if self.what == 0 {
+            self.quiet = Attention::QUIET;
+            self.polls += u64::from(Attention::QUIET);
+        }
+    }
+
+    /// Polls so far.
+    pub(crate) fn polls(&self) -> u64 {
+        self.polls - u64::from(self.quiet)
     }
 }
 
@@ -256,6 +348,8 @@ pub(crate) struct Tree {
     /// Identifies the tree, and so its poller, among all of this process.
     id: NonZeroU32,
     nodes: Vec<Node>,
+    /// What layers keep with nodes; empty as long as there are no layers.
+    frames: Vec<[u64; FRAMES]>,
     vacant: Vec<NodeId>,
     /// Requests, without their children: in the tree, and at most.
     requests: u32,
@@ -280,6 +374,7 @@ impl Tree {
         let mut tree = Tree {
             id: id.expect("fewer than 2^32 pollers"),
             nodes: Vec::new(),
+            frames: Vec::new(),
             vacant: Vec::new(),
             requests: 0,
             capacity,
@@ -293,17 +388,26 @@ impl Tree {
         tree
     }
 
-    /// Makes room for so many children of every request: then none ever waits for a node.
-    pub(crate) fn reserve_children(&mut self, children: u32) {
-        if children > self.children {
-            self.grow((children - self.children).saturating_mul(self.capacity));
-            self.children = children;
-        }
+    /// Makes room for layers, with so many children of every request, and so many more nodes that are
+    /// orphans, or children of such: then none ever waits for a node.
+    pub(crate) fn reserve(&mut self, children: u32, orphans: u32) {
+        let more = children.saturating_sub(self.children);
+        self.children += more;
+        self.grow(more.saturating_mul(self.capacity).saturating_add(orphans));
+        self.frames.resize(self.nodes.len(), [0; FRAMES]);
     }
 
-    /// Makes room for so many more nodes that are orphans, or children of such.
-    pub(crate) fn reserve_orphans(&mut self, nodes: u32) {
-        self.grow(nodes);
+    /// The words that layers keep with a node.
+    #[inline(always)]
+    pub(crate) fn frames(&self, id: NodeId) -> &[u64; FRAMES] {
+        let Some(frames) = self.frames.get(id.0 as usize) else { no_such_node() };
+        frames
+    }
+
+    #[inline(always)]
+    pub(crate) fn frames_mut(&mut self, id: NodeId) -> &mut [u64; FRAMES] {
+        let Some(frames) = self.frames.get_mut(id.0 as usize) else { no_such_node() };
+        frames
     }
 
     fn grow(&mut self, by: u32) {
@@ -358,7 +462,7 @@ impl Tree {
         let (owner, start) = (node.owner, node.at);
         let child = self.adopt(parent, io, owner, start);
         self[child].exclusive = true;
-        self.advance(parent, blocks, self[parent].block_shift);
+        self.advance(parent, blocks, self[parent].block_shift.into());
         child
     }
 
@@ -386,9 +490,10 @@ impl Tree {
 
     fn adopt(&mut self, parent: NodeId, io: IoContainer, owner: NodeId, start: Position) -> NodeId {
         let id = self.vacant.pop().expect("room was reserved for the children of every request");
-        let Node { layer, frames, block_shift, cursor: offset, .. } = self[parent];
+        let Node { layer, block_shift, cursor: offset, .. } = self[parent];
+        self.frames[id.0 as usize] = self.frames[parent.0 as usize];
         let node = &mut self[id];
-        *node = Node { io, layer, frames, block_shift, parent, offset, owner, start, ..Node::vacant() };
+        *node = Node { io, layer, block_shift, parent, offset, owner, start, ..Node::vacant() };
         if owner.is_none() {
             node.owner = id;
         }
@@ -489,7 +594,7 @@ impl Tree {
         self.observe(id, from..u64::MAX, Progress::Open);
         self[id].rewind();
         if from > 0 {
-            self.advance(id, from, self[id].block_shift);
+            self.advance(id, from, self[id].block_shift.into());
         }
     }
 
@@ -522,6 +627,12 @@ impl Tree {
         (self[node.owner].io.memory(), node.start)
     }
 
+    /// The number of a node's stack of layers, or one that no stack has.
+    #[inline(always)]
+    pub(crate) fn layer(&self, id: NodeId) -> usize {
+        self.nodes.get(id.0 as usize).map_or(NO_LAYER, |node| node.layer).into()
+    }
+
     /// Children of a node that are in the tree. Looks at every node.
     pub(crate) fn children(&self, parent: NodeId) -> impl Iterator<Item = NodeId> {
         let nodes = self.nodes.iter().enumerate();
@@ -550,15 +661,24 @@ impl Tree {
 impl Index<NodeId> for Tree {
     type Output = Node;
 
-    #[inline]
+    #[inline(always)]
     fn index(&self, id: NodeId) -> &Node {
-        &self.nodes[id.0 as usize]
+        let Some(node) = self.nodes.get(id.0 as usize) else { no_such_node() };
+        node
     }
 }
 
 impl IndexMut<NodeId> for Tree {
-    #[inline]
+    #[inline(always)]
     fn index_mut(&mut self, id: NodeId) -> &mut Node {
-        &mut self.nodes[id.0 as usize]
+        let Some(node) = self.nodes.get_mut(id.0 as usize) else { no_such_node() };
+        node
     }
+}
+
+/// Nodes are never taken away, so this is `NodeId::NONE`.
+#[cold]
+#[inline(never)]
+fn no_such_node() -> ! {
+    panic!("a node that is not there")
 }
