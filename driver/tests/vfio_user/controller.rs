@@ -191,6 +191,8 @@ impl Nvme {
                 }
                 (0, 0) => self.sqs.remove(&(word(10) as u16)).map_or(0, |_| 0),
                 (0, 4) => self.cqs.remove(&(word(10) as u16)).map_or(0, |_| 0),
+                // An Asynchronous Event Request: it stays, as there is nothing to report.
+                (0, 0x0c) => continue,
                 (1, 2) => {
                     self.reads_left -= 1;
                     if self.reads_left == 0 {
