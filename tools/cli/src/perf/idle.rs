@@ -41,6 +41,14 @@ impl Idle {
     /// A poll found nothing.
     #[inline(always)]
     pub fn nothing_found(&mut self) {
+        if !matches!(self, Idle::Spin) {
+            self.wait();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait(&mut self) {
         match self {
             Idle::Spin => {}
             Idle::Yield => yield_now(),
