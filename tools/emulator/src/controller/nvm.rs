@@ -80,6 +80,16 @@ impl Nvm {
         self.write_through = !on;
     }
 
+    /// What is on the medium of a namespace, from a block on; false if there are no such blocks.
+    pub(crate) fn peek(&self, nsid: u32, lba: u64, bytes: &mut [u8]) -> bool {
+        let Some(store) = self.stores.get(nsid.wrapping_sub(1) as usize) else { return false };
+        let here = self.fits(lba, (bytes.len() as u64).div_ceil(1 << self.block_shift));
+        if here {
+            store.peek(lba << self.block_shift, bytes);
+        }
+        here
+    }
+
     /// The largest transfer in bytes.
     pub(crate) fn max_transfer(&self) -> u64 {
         self.max_transfer
