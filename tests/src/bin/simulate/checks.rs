@@ -361,7 +361,7 @@ fn read_all(controller: &Arc<Controller>, disk: Disk, block: usize) -> Result<Ve
 
 fn count_layers(layers: &[&Stack], buffers: &[usize], reached: &mut Reached) -> Result<(), String> {
     let mut buffers = buffers.iter();
-    for layer in layers {
+    for (place, layer) in layers.iter().enumerate() {
         match layer {
             Stack::Mirror(mirror) => {
                 let (free, all) = (mirror.free_buffers(), buffers.next().copied().unwrap_or(0));
@@ -392,7 +392,7 @@ fn count_layers(layers: &[&Stack], buffers: &[usize], reached: &mut Reached) -> 
                 let checks = verify.filter().checks();
                 reached.add(Point::Verified, checks.checked);
                 if checks.mismatches > 0 {
-                    return Err(format!("a false alarm: {checks:?}"));
+                    return Err(format!("a false alarm of layer {place} of the stack: {checks:?}"));
                 }
             }
             _ => {}

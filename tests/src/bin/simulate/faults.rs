@@ -48,6 +48,9 @@ const fn kind(name: &'static str, class: Class, draw: fn(&mut Draw<'_>) -> Drawn
     Kind { name, class, draw }
 }
 
+/// Faults of a plan that strike for certain, soon, and wherever there is traffic; there is a kind that always fits.
+const SURE: usize = 4;
+
 /// All there are.
 pub const KINDS: &[Kind] = &[
     kind("read error", Mild, |d| d.of(Operation::Read).fails(Status::UNRECOVERED_READ_ERROR)),
@@ -184,7 +187,9 @@ impl Draw<'_> {
     }
 
     fn act(&mut self, act: Act) -> Drawn {
-        let after = self.chance.within(20..150);
+        // What ends a controller ends it when other faults have had their time.
+        let from = if matches!(act, Act::Fail | Act::Unplug) { 90 } else { 20 };
+        let after = self.chance.within(from..190);
         Drawn { act: Some(act), after, ..self.drawn(Scope::default()) }
     }
 
@@ -234,9 +239,9 @@ impl Draw<'_> {
         Drawn { after, times, ..self.drawn(Scope::default()) }
     }
 
-    /// One command, at any time.
+    /// One command, when others have had their time.
     fn once(&mut self) -> Drawn {
-        let after = self.chance.below(self.commands);
+        let after = self.chance.within(self.commands / 4..self.commands);
         Drawn { after, times: Some(1), ..self.drawn(Scope::default()) }
     }
 }
@@ -368,7 +373,7 @@ impl Planned {
 /// Draws a plan for controllers with so many namespaces of so many blocks each.
 pub fn draw(chance: &mut Chance, controllers: &[(u32, u64)], commands: u64) -> Vec<Planned> {
     let mut plan = Vec::new();
-    let mut add = |chance: &mut Chance, class: Class, sure: bool| {
+    let add = |plan: &mut Vec<Planned>, chance: &mut Chance, class: Class, sure: bool| {
         let kinds: Vec<usize> = (0..KINDS.len()).filter(|kind| KINDS[*kind].class == class).collect();
         let controller = chance.count(0..controllers.len());
         let (namespaces, blocks) = controllers[controller];
@@ -376,21 +381,23 @@ pub fn draw(chance: &mut Chance, controllers: &[(u32, u64)], commands: u64) -> V
         let drawn = (KINDS[kind].draw)(&mut Draw { chance, blocks, namespaces, commands, sure });
         let here = |planned: &Planned| planned.controller == controller && planned.drawn.corrupts();
         // Of two that corrupt the same completion one would be lost, and come later by itself.
-        if !(drawn.corrupts() && plan.iter().any(here)) {
+        let fits = !(drawn.corrupts() && plan.iter().any(here));
+        if fits {
             plan.push(Planned { kind, controller, drawn, struck: 0 });
         }
+        fits
     };
-    for _ in 0..5 {
-        add(chance, Mild, true);
+    for _ in 0..SURE {
+        while !add(&mut plan, chance, Mild, true) {}
     }
     for _ in 0..chance.below(5) {
-        add(chance, Mild, false);
+        add(&mut plan, chance, Mild, false);
     }
     for _ in 0..chance.pick(&[0, 0, 0, 1, 1, 2]) {
-        add(chance, Severe, false);
+        add(&mut plan, chance, Severe, false);
     }
     for _ in 0..chance.pick(&[0, 0, 1]) {
-        add(chance, Edge, false);
+        add(&mut plan, chance, Edge, false);
     }
     plan
 }
