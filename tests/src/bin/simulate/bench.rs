@@ -53,8 +53,10 @@ pub struct Bench {
     pub writes: u32,
     /// Which turn it is.
     pub turn: u64,
-    /// Turns in a row in which nothing came back.
+    /// Turns in a row in which nothing came back, and no command was completed.
     pub quiet: u64,
+    /// Completions of all controllers so far.
+    pub completions: u64,
     /// Requests that were accepted.
     pub submitted: u64,
     /// When the last poll was, on the poller's clock.
@@ -66,14 +68,20 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Whether some controller stopped, by a planned fault.
+    /// Whether some controller stopped, by a planned fault; or, if it completes commands, that there is progress.
     pub fn notice_losses(&mut self) {
+        let mut completions = 0;
         for controller in 0..self.emulators.len() {
-            let faults = self.emulators[controller].counters().faults;
+            let counters = self.emulators[controller].counters();
+            completions += counters.completions;
+            let faults = counters.faults;
             if !self.lost[controller] && faults.fatal + faults.unplugged > 0 {
                 self.lose(controller);
                 self.reached.note(if faults.fatal > 0 { Point::FatalFound } else { Point::GoneFound });
             }
+        }
+        if std::mem::replace(&mut self.completions, completions) != completions {
+            self.quiet = 0;
         }
     }
 

@@ -61,7 +61,10 @@ impl Run {
                     return Err(format!("event {node} is {state:?} when all requests are over"));
                 }
                 if bench.nodes[node].moments.is_some_and(|moments| moments != [true; 2]) {
-                    return Err(format!("of event {node}, the moments {:?} were told", bench.nodes[node].moments));
+                    return Err(format!(
+                        "of event {node}, the moments {:?} were told",
+                        bench.nodes[node].moments
+                    ));
                 }
                 station.poller.release(event);
             }
@@ -195,7 +198,9 @@ impl Run {
         let fates = Fates { plan: &bench.plan, lost: &bench.lost, cured: true };
         let Volume { tree, model, .. } = &mut bench.volumes[volume];
         match result {
-            Ok(()) => model.check(lba, &bytes, bench.now).map_err(|why| format!("volume {volume} at the end: {why}")),
+            Ok(()) => model
+                .check(lba, &bytes, bench.now)
+                .map_err(|why| format!("volume {volume} at the end: {why}")),
             Err(_) if tree.may_fail(&fates, kiovec::Operation::Read, &(lba..lba + blocks)) => Ok(()),
             Err(failure) => Err(format!("volume {volume} cannot be read at the end: {failure}")),
         }
@@ -212,7 +217,8 @@ impl Run {
                 let emulator = &self.bench.emulators[controller];
                 emulator.hold(Commands::io());
                 for tag in 0..(most + 1).min(station.room) as u64 {
-                    let memory = self.bench.memories.own(self.bench.block).map_err(|error| error.to_string())?;
+                    let memory =
+                        self.bench.memories.own(self.bench.block).map_err(|error| error.to_string())?;
                     let io = IoContainer::read(tag % 2, memory).no_merge(true);
                     station.poller.submit(target, io).map_err(|rejected| rejected.reason.to_string())?;
                 }
@@ -223,7 +229,9 @@ impl Run {
                 let held = emulator.held().len();
                 emulator.release_all();
                 if held != most {
-                    return Err(format!("{held} slots of {most} are left in queue {queue} of poller {number}"));
+                    return Err(format!(
+                        "{held} slots of {most} are left in queue {queue} of poller {number}"
+                    ));
                 }
                 self.drain(number)?;
             }
@@ -236,7 +244,9 @@ impl Run {
         for number in 0..self.stations.len() {
             let station = &mut self.stations[number];
             let live = |queue: &&QueuePair| !self.bench.lost[queue.controller];
-            let Some(target) = station.queues.iter().find(live).and_then(|queue| queue.target) else { continue };
+            let Some(target) = station.queues.iter().find(live).and_then(|queue| queue.target) else {
+                continue;
+            };
             for _ in 0..station.room {
                 let submitted = station.poller.submit(target, IoContainer::flush());
                 submitted.map_err(|rejected| format!("room at the end: {}", rejected.reason))?;
@@ -336,7 +346,10 @@ impl Run {
                 if disk.controller == number {
                     let bytes = read_all(&controller, disk, bench.block)
                         .map_err(|why| format!("controller {number}, opened again: {why}"))?;
-                    volume.model.check(0, &bytes, bench.now).map_err(|why| format!("volume {name}, again: {why}"))?;
+                    volume
+                        .model
+                        .check(0, &bytes, bench.now)
+                        .map_err(|why| format!("volume {name}, again: {why}"))?;
                 }
             }
         }

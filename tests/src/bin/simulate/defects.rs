@@ -22,7 +22,11 @@ pub fn find(name: &str, jobs: usize) -> ExitCode {
     let chosen: Vec<Defect> = match name {
         "list" => {
             for defect in Defect::ALL {
-                println!("{}{}", defect.name(), if defect.is_hooked() { "" } else { " (not in the driver yet)" });
+                println!(
+                    "{}{}",
+                    defect.name(),
+                    if defect.is_hooked() { "" } else { " (not in the driver yet)" }
+                );
             }
             return ExitCode::SUCCESS;
         }
@@ -30,7 +34,9 @@ pub fn find(name: &str, jobs: usize) -> ExitCode {
         _ => Defect::ALL.iter().filter(named).copied().collect(),
     };
     if chosen.is_empty() || chosen.iter().any(|defect| !defect.is_hooked()) {
-        eprintln!("{name} is no defect of this driver; `--defect list` lists them, `--defect all` is all of them");
+        eprintln!(
+            "{name} is no defect of this driver; `--defect list` lists them, `--defect all` is all of them"
+        );
         return ExitCode::from(2);
     }
     let mut found = true;

@@ -132,7 +132,9 @@ impl Bench {
             What::Part { tag } => self.look_at_part(station, tag, number, state),
             What::Request { tag } => match state {
                 State::Settled(verdict, totals) => self.finish(station, number, tag, verdict, totals),
-                _ if station.poller.claim(event).is_some() => Err(format!("event {number} is claimed too early")),
+                _ if station.poller.claim(event).is_some() => {
+                    Err(format!("event {number} is claimed too early"))
+                }
                 _ => Ok(()),
             },
         }
@@ -267,10 +269,13 @@ impl Bench {
             self.nodes[number].patience -= 1;
             return Ok(());
         }
-        let Some(live) = self.lives.remove(&tag) else { return Err(format!("request {tag} is not under way")) };
+        let Some(live) = self.lives.remove(&tag) else {
+            return Err(format!("request {tag} is not under way"));
+        };
         let event = self.nodes[number].event.take();
         let claimed = event.and_then(|event| station.poller.claim(event));
-        let (io, result) = claimed.ok_or_else(|| format!("request {tag} is settled and cannot be claimed"))?;
+        let (io, result) =
+            claimed.ok_or_else(|| format!("request {tag} is settled and cannot be claimed"))?;
         if io.get_tag() != tag {
             return Err(format!("request {tag} came back as {}", io.get_tag()));
         }
@@ -307,7 +312,8 @@ impl Bench {
     fn take_moments(&mut self, station: &mut Station) -> Result<(), String> {
         while let Some((token, moment)) = station.poller.next_moment() {
             let number = token as usize;
-            let Some([resolved, settled]) = self.nodes.get_mut(number).and_then(|node| node.moments.as_mut()) else {
+            let Some([resolved, settled]) = self.nodes.get_mut(number).and_then(|node| node.moments.as_mut())
+            else {
                 return Err(format!("a moment of event {token}, which nobody asked for"));
             };
             let fits = match moment {

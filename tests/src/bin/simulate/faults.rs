@@ -81,7 +81,9 @@ pub const KINDS: &[Kind] = &[
     kind("wrong queue before the right one", Mild, |d| {
         d.counted().does(Effect::WRONG_SQ_ID).does(Effect::Double)
     }),
-    kind("wrong generation before the right one", Mild, |d| d.counted().does(GENERATION).does(Effect::Double)),
+    kind("wrong generation before the right one", Mild, |d| {
+        d.counted().does(GENERATION).does(Effect::Double)
+    }),
     kind("SQ head out of range", Mild, |d| d.any().does(SQ_HEAD)),
     kind("noise in the result", Mild, |d| d.any().does(RESULT)),
     kind("commands held back", Mild, |d| d.act(Act::Hold)),
@@ -274,9 +276,9 @@ impl Drawn {
         let names_blocks = !matches!(operation, Operation::Flush | Operation::Deallocate);
         only.is_none_or(|only| only == operation)
             && here.is_none_or(|here| here == nsid)
-            && lbas.as_ref().is_none_or(|lbas| {
-                names_blocks && blocks.start < lbas.end && lbas.start < blocks.end
-            })
+            && lbas
+                .as_ref()
+                .is_none_or(|lbas| names_blocks && blocks.start < lbas.end && lbas.start < blocks.end)
     }
 
     /// How often it can strike; `None` is any number of times.
@@ -400,6 +402,21 @@ pub fn draw(chance: &mut Chance, controllers: &[(u32, u64)], commands: u64) -> V
         add(&mut plan, chance, Edge, false);
     }
     plan
+}
+
+/// Commands of a controller that are held back once so many requests have been submitted.
+pub fn hold(controller: usize, after: u64) -> Planned {
+    let is_hold = |kind: &Kind| kind.name == "commands held back";
+    let drawn = Drawn {
+        scope: Scope::default(),
+        effects: Vec::new(),
+        act: Some(Act::Hold),
+        legal: Legal::Same,
+        after,
+        times: None,
+        one_in: 1,
+    };
+    Planned { kind: KINDS.iter().position(is_hold).unwrap_or(0), controller, drawn, struck: 0 }
 }
 
 /// The plan of one controller, for its emulator.

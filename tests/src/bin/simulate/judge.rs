@@ -122,7 +122,8 @@ impl Bench {
             }
             (Operation::Raw, _) if !ended => {
                 let Comparison { equal, other } = volume.model.compare(live.lba, &bytes, live.since);
-                let found = matches!(result, Err(Failure { cause: Cause::Status(Status::COMPARE_FAILURE), .. }));
+                let found =
+                    matches!(result, Err(Failure { cause: Cause::Status(Status::COMPARE_FAILURE), .. }));
                 match result {
                     Ok(()) if !equal => return Err("although what is there differs".into()),
                     Err(_) if found && !other => return Err("although there is no difference".into()),

@@ -148,7 +148,9 @@ impl Bench {
         let len = live.blocks as usize * self.block;
         let io = match live.operation {
             Operation::Read | Operation::Write => {
-                let (mut memory, parts) = self.memories.chain(&mut self.chance, len, self.block, &mut self.reached)
+                let (mut memory, parts) = self
+                    .memories
+                    .chain(&mut self.chance, len, self.block, &mut self.reached)
                     .map_err(|error| error.to_string())?;
                 live.parts = parts;
                 if live.operation == Operation::Read {

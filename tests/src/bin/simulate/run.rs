@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::bench::Bench;
 use crate::chance::Chance;
 use crate::events::What;
-use crate::faults::Act;
+use crate::faults::{self, Act};
 use crate::heap::Mark;
 use crate::reach::{Point, Reached};
 use crate::request::{Live, Observer, fill};
@@ -148,6 +148,7 @@ impl Run {
             writes: 0,
             turn: 0,
             quiet: 0,
+            completions: 0,
             submitted: 0,
             polled_at: 0,
             longest: 0,
@@ -208,8 +209,15 @@ impl Run {
             }
         }
         let struck = bench.plan.iter().filter(|planned| planned.struck > 0).count();
-        match struck < FAULTS && self.budget > 4 * REQUESTS {
-            true => Err(format!("only {struck} faults struck in {} requests: the plan is too tame", self.budget)),
+        if struck < FAULTS && self.budget > 2 * REQUESTS {
+            // What was drawn is too tame: commands held back can always be had.
+            let controller = bench.chance.count(0..bench.emulators.len());
+            bench.plan.push(faults::hold(controller, bench.submitted));
+        }
+        match struck < FAULTS && self.budget > 8 * REQUESTS {
+            true => {
+                Err(format!("only {struck} faults struck in {} requests: the plan is too tame", self.budget))
+            }
             false => Ok(struck >= FAULTS),
         }
     }
@@ -339,7 +347,11 @@ impl Run {
             let emulator = &bench.emulators[controller];
             match act {
                 Act::Hold => {
-                    emulator.hold(bench.chance.pick(&[Commands::io(), Commands::reads(), Commands::writes()]));
+                    emulator.hold(bench.chance.pick(&[
+                        Commands::io(),
+                        Commands::reads(),
+                        Commands::writes(),
+                    ]));
                     held[controller] = Some(bench.turn + bench.chance.within(5..100));
                 }
                 // One that was disabled since it is lost has nothing to fail in.
@@ -517,12 +529,14 @@ impl Run {
 impl Bench {
     /// Events of a poller that can be looked at.
     fn here(&self, station: usize) -> Vec<usize> {
-        let is_here = |node: &usize| self.nodes[*node].station == station && self.nodes[*node].event.is_some();
+        let is_here =
+            |node: &usize| self.nodes[*node].station == station && self.nodes[*node].event.is_some();
         self.active.iter().copied().filter(is_here).collect()
     }
 
     fn note_submission(&mut self, live: &Live, io: &IoContainer) {
-        let what = format!("{:?} {:?} of {} segments", live.operation, live.range(), io.memory().segments().len());
+        let what =
+            format!("{:?} {:?} of {} segments", live.operation, live.range(), io.memory().segments().len());
         let Live { tag, volume, station, .. } = *live;
         self.trace.note(self.turn, &Step::Submit { tag, volume, poller: station, way: 0, what });
         let mdts = io.memory().len() > 32 << 10;
@@ -544,7 +558,9 @@ impl Bench {
                 self.reached.note(Point::RefusedRange);
                 Ok(())
             }
-            Err(Rejected { reason: Refusal::Full, .. }) if station.poller.outstanding() >= station.room => Ok(()),
+            Err(Rejected { reason: Refusal::Full, .. }) if station.poller.outstanding() >= station.room => {
+                Ok(())
+            }
             other => Err(format!("a block beyond the end of {blocks}: {other:?}")),
         }
     }
@@ -646,7 +662,8 @@ impl Bench {
     }
 
     fn observe(&mut self, station: &mut Station, node: usize) -> Result<(), String> {
-        let (Some(event), What::Request { tag }) = (self.nodes[node].event, self.nodes[node].what.clone()) else {
+        let (Some(event), What::Request { tag }) = (self.nodes[node].event, self.nodes[node].what.clone())
+        else {
             return Ok(());
         };
         let Some(mut live) = self.lives.remove(&tag) else { return Ok(()) };

@@ -75,9 +75,9 @@ impl Fates<'_> {
             false => matches!(planned.drawn.legal, Legal::Fails(_) | Legal::Mixes(_)),
         };
         !self.cured
-            && self.here(disk).any(|planned| {
-                fails(planned) && planned.drawn.concerns(disk.nsid, operation, blocks)
-            })
+            && self
+                .here(disk)
+                .any(|planned| fails(planned) && planned.drawn.concerns(disk.nsid, operation, blocks))
     }
 
     /// How many attempts can fail in all; `None` is any number.
@@ -117,25 +117,23 @@ fn passes(status: Status) -> bool {
 
 impl Tree {
     /// A stack on some disks.
-    pub fn draw(chance: &mut Chance, disks: &[Disk], block: u64) -> Tree {
-        Tree::grow(chance, disks, block, MOST_LAYERS)
+    pub fn draw(chance: &mut Chance, disks: &[Disk]) -> Tree {
+        Tree::grow(chance, disks, MOST_LAYERS)
     }
 
-    fn grow(chance: &mut Chance, disks: &[Disk], block: u64, layers: usize) -> Tree {
+    fn grow(chance: &mut Chance, disks: &[Disk], layers: usize) -> Tree {
         // Legs abreast take one layer for each time they are split in two.
         let needed = disks.len().next_power_of_two().ilog2() as usize;
         if layers > needed && chance.below(4) < 3 {
-            let below = Tree::grow(chance, disks, block, layers - 1);
+            let below = Tree::grow(chance, disks, layers - 1);
             return Tree::filter(chance, below);
         }
-        let [first, .., _] = disks else { return Tree::Disk(disks[0]) };
-        let _ = first;
+        let [_, .., _] = disks else { return Tree::Disk(disks[0]) };
         let parts: Vec<&[Disk]> = match chance.one_in(2) {
             true => disks.chunks(1).collect(),
             false => disks.chunks(disks.len().div_ceil(2)).collect(),
         };
-        let legs: Vec<Tree> =
-            parts.into_iter().map(|disks| Tree::grow(chance, disks, block, layers - 1)).collect();
+        let legs: Vec<Tree> = parts.into_iter().map(|disks| Tree::grow(chance, disks, layers - 1)).collect();
         if chance.one_in(2) {
             let chunk = chance.within(1..40).min(smallest(&legs));
             return Tree::Stripe { chunk, legs };
@@ -169,7 +167,9 @@ impl Tree {
         match self {
             Tree::Disk(disk) => disk.blocks,
             Tree::Partition { blocks, .. } => *blocks,
-            Tree::Filter { below, .. } | Tree::Retry { below, .. } | Tree::Cache { below, .. } => below.blocks(),
+            Tree::Filter { below, .. } | Tree::Retry { below, .. } | Tree::Cache { below, .. } => {
+                below.blocks()
+            }
             Tree::Stripe { chunk, legs } => smallest(legs) / chunk * chunk * legs.len() as u64,
             Tree::Mirror { legs, .. } => smallest(legs),
         }
@@ -232,7 +232,9 @@ impl Tree {
                 below.may_fail(fates, operation, &(start + blocks.start..start + blocks.end))
             }
             // What cannot be read with its neighbours is read by itself.
-            Tree::Filter { below, .. } | Tree::Cache { below, .. } => below.may_fail(fates, operation, blocks),
+            Tree::Filter { below, .. } | Tree::Cache { below, .. } => {
+                below.may_fail(fates, operation, blocks)
+            }
             Tree::Retry { times, below, .. } => {
                 below.strikes(fates).is_none_or(|strikes| strikes > *times)
                     && below.may_fail(fates, operation, blocks)
@@ -281,7 +283,9 @@ impl Tree {
             Tree::Partition { start, below, .. } => {
                 below.must_fail(fates, operation, &(start + blocks.start..start + blocks.end))
             }
-            Tree::Filter { below, .. } | Tree::Retry { below, .. } => below.must_fail(fates, operation, blocks),
+            Tree::Filter { below, .. } | Tree::Retry { below, .. } => {
+                below.must_fail(fates, operation, blocks)
+            }
             // What is in it can be read when its controller is gone; what never could be read is not in it.
             Tree::Cache { below, .. } if operation == Operation::Read => {
                 let there = Fates { lost: &vec![false; fates.lost.len()], ..*fates };
@@ -308,7 +312,9 @@ impl Tree {
             | Tree::Filter { below, .. }
             | Tree::Retry { below, .. }
             | Tree::Cache { below, .. } => below.disks(),
-            Tree::Stripe { legs, .. } | Tree::Mirror { legs, .. } => legs.iter().flat_map(Tree::disks).collect(),
+            Tree::Stripe { legs, .. } | Tree::Mirror { legs, .. } => {
+                legs.iter().flat_map(Tree::disks).collect()
+            }
         }
     }
 

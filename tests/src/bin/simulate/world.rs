@@ -137,11 +137,7 @@ fn emulate(settings: &str) -> Result<Emulator, String> {
 
 impl World {
     /// Draws one. What cannot be put together is an error.
-    pub fn draw(
-        chance: &mut Chance,
-        trace: &mut Trace,
-        reached: &mut Reached,
-    ) -> Result<World, String> {
+    pub fn draw(chance: &mut Chance, trace: &mut Trace, reached: &mut Reached) -> Result<World, String> {
         let block = chance.pick(&[512, 4096]);
         let count = chance.weighted(&[(3, 1), (3, 2), (2, 3)]);
         let stacked = if chance.below(5) < 3 { chance.count(1..MOST_STACKED + 1) } else { 0 };
@@ -156,7 +152,8 @@ impl World {
             trace.note(0, &Step::World { what: device.settings.clone() });
         }
         let memories = Memories::new().map_err(|error| error.to_string())?;
-        let shapes: Vec<(u32, u64)> = devices.iter().map(|device| (device.namespaces, device.blocks)).collect();
+        let shapes: Vec<(u32, u64)> =
+            devices.iter().map(|device| (device.namespaces, device.blocks)).collect();
         let mut plan = faults::draw(chance, &shapes, 400 / count as u64);
         for planned in &mut plan {
             bring_up(planned, &devices[planned.controller], memories.space(), reached)?;
@@ -223,7 +220,8 @@ impl World {
         for controller in 0..self.controllers.len() {
             let Device { direct, blocks, .. } = self.devices[controller];
             for nsid in 1..=direct {
-                let namespace = self.controllers[controller].namespace(nsid).map_err(|error| error.to_string())?;
+                let namespace =
+                    self.controllers[controller].namespace(nsid).map_err(|error| error.to_string())?;
                 let mut ways = Vec::new();
                 for (number, station) in self.stations.iter_mut().enumerate() {
                     for queue in station.queues.iter_mut().filter(|queue| queue.controller == controller) {
@@ -261,7 +259,7 @@ impl World {
                 Disk { controller: number % count, nsid: direct + 1 + (number / count) as u32, blocks }
             })
             .collect();
-        let tree = Tree::draw(chance, &disks, block);
+        let tree = Tree::draw(chance, &disks);
         let text = tree.text(block);
         trace.note(0, &Step::World { what: text.clone() });
         let plan: Plan = text.parse().map_err(|error| format!("{text}: {error}"))?;
@@ -276,10 +274,12 @@ impl World {
                 controller.parse().ok().zip(nsid.parse().ok()).ok_or_else(missing)?;
             let here: Vec<QueueId> =
                 queues.iter().filter(|queue| queue.controller == controller).map(|queue| queue.id).collect();
-            let target = poller.add_namespace(chance.pick(&here), &controllers[controller].namespace(nsid)?)?;
+            let target =
+                poller.add_namespace(chance.pick(&here), &controllers[controller].namespace(nsid)?)?;
             Bottom::new(poller, target)
         });
-        let target = stack.and_then(|stack| poller.add_layer(stack)).map_err(|error| format!("{text}: {error}"))?;
+        let target =
+            stack.and_then(|stack| poller.add_layer(stack)).map_err(|error| format!("{text}: {error}"))?;
         let blocks = poller.geometry(target).map_or(0, |geometry| geometry.blocks);
         if blocks != tree.blocks() {
             return Err(format!("{text} has {blocks} blocks, and should have {}", tree.blocks()));
@@ -311,7 +311,8 @@ fn bring_up(
         _ => return Ok(()),
     };
     let emulator = emulate(&settings)?;
-    let fault = effect.map(|effect| Fault::new(Commands::admin(), effect).after(planned.drawn_after() % 4).once());
+    let fault =
+        effect.map(|effect| Fault::new(Commands::admin(), effect).after(planned.drawn_after() % 4).once());
     emulator.set_faults(fault.into_iter().fold(Faults::default(), Faults::with));
     let first = Controller::open(emulator.function(), space);
     let struck = effect.is_none() || emulator.injections().iter().any(|struck| *struck > 0);

@@ -80,14 +80,12 @@ impl Nvm {
         self.write_through = !on;
     }
 
-    /// What is on the medium of a namespace, from a block on; false if there are no such blocks.
+    /// What is on the medium of a namespace, from a block on; zeros beyond its end. False if there is no such
+    /// namespace.
     pub(crate) fn peek(&self, nsid: u32, lba: u64, bytes: &mut [u8]) -> bool {
         let Some(store) = self.stores.get(nsid.wrapping_sub(1) as usize) else { return false };
-        let here = self.fits(lba, (bytes.len() as u64).div_ceil(1 << self.block_shift));
-        if here {
-            store.peek(lba << self.block_shift, bytes);
-        }
-        here
+        store.peek(lba.saturating_mul(1 << self.block_shift), bytes);
+        true
     }
 
     /// The largest transfer in bytes.
