@@ -1871,7 +1871,7 @@ fn a_read_that_goes_on_in_another_leg_is_no_false_alarm() {
             memory.fill(byte);
             IoContainer::write(lba, memory)
         };
-        let mut turn = |poller: &mut Poller<Stack>| {
+        let turn = |poller: &mut Poller<Stack>| {
             poller.poll(|done| done.result().unwrap());
             for emulator in &emulators {
                 emulator.step();
