@@ -37,6 +37,8 @@ const POLLS: usize = 512;
 const MOST_QUIET: u64 = 400;
 /// Turns of a seed, at most.
 const MOST_TURNS: u64 = 200_000;
+/// Events at a time, beyond which no sets are made of them.
+const MOST_EVENTS: usize = 64;
 /// Bytes of heap of a seed, at most, the media of its controllers included.
 const MOST_HEAP: i64 = 64 << 20;
 /// What may be left of it: what the thread keeps for itself.
@@ -325,7 +327,7 @@ impl Run {
         }
         match self.bench.chance.below(24) {
             0 => self.plug(number),
-            1 | 2 => self.gather(number)?,
+            1 | 2 if self.bench.active.len() < MOST_EVENTS => self.gather(number)?,
             3 => self.cancel(number),
             4 => self.limit(number),
             5 => self.release(number),

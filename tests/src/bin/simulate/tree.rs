@@ -158,7 +158,20 @@ impl Tree {
             1 => Tree::Filter { name: "trace", below },
             2 => Tree::Filter { name: "verify", below },
             3 => Tree::Cache { lines: chance.within(1..100), shift: chance.below(5), below },
+            // One in another multiplies what each does, and a block that never can be read takes for ever.
+            _ if below.retries() => Tree::Filter { name: "trace", below },
             _ => Tree::Retry { times: chance.below(9), delay: chance.below(2), below },
+        }
+    }
+
+    fn retries(&self) -> bool {
+        match self {
+            Tree::Disk(_) => false,
+            Tree::Retry { .. } => true,
+            Tree::Partition { below, .. } | Tree::Filter { below, .. } | Tree::Cache { below, .. } => {
+                below.retries()
+            }
+            Tree::Stripe { legs, .. } | Tree::Mirror { legs, .. } => legs.iter().any(Tree::retries),
         }
     }
 
