@@ -56,6 +56,10 @@ compile_error!("NVMe structures are little-endian; so is this crate, for now");
 mod containers {}
 
 pub mod controller;
+#[cfg(not(feature = "defects"))]
+mod defects;
+#[cfg(feature = "defects")]
+pub mod defects;
 mod error;
 pub mod layer;
 #[allow(unsafe_code)]

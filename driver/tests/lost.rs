@@ -483,3 +483,27 @@ fn what_succeeded_has_its_memory() {
     assert!(verdict.success);
     assert_eq!(totals.bytes, 2 * BLOCK as u64, "of a request that succeeded");
 }
+
+/// One that failed is disabled when that is found, before it is dropped: it must not be shut down then, or the
+/// next one who enables it waits for its first completion in vain.
+#[test]
+fn a_controller_that_failed_can_be_opened_again() {
+    let space = DmaSpace::new().unwrap();
+    let emulator = Emulator::stepped(Config::parse(SETTINGS).unwrap()).unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller = Poller::new(1);
+    let queue = poller.add_queue(&controller, QueueOptions::default()).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    poller.submit(disk, IoContainer::read(0, space.allocate(BLOCK).unwrap())).unwrap();
+    poller.poll(|_| panic!("nothing was carried out yet"));
+    emulator.fail();
+    let mut lost = false;
+    while !lost {
+        poller.poll(|done| {
+            assert_eq!(done.result().unwrap_err().cause, Cause::ControllerLost);
+            lost = true;
+        });
+    }
+    drop((poller, controller));
+    Controller::open(emulator.function(), &space).unwrap().namespace(1).unwrap();
+}

@@ -99,9 +99,14 @@ impl Registers {
         check(&*self.function)
     }
 
-    /// Orderly shutdown (Base 2.0, section 3.6.1), in the time that RTD3E (µs, 0 for unknown) asks for.
+    /// Orderly shutdown (Base 2.0, section 3.6.1), in the time that RTD3E (µs, 0 for unknown) asks for. A
+    /// controller that is disabled already is left alone: shut down in that state, it would carry out no
+    /// command when it is enabled, as only EN 1 → 0 ends a shutdown.
     pub(super) fn shut_down(&self, rtd3e_micros: u32) -> Result<()> {
         let cc = self.configuration()?;
+        if !cc.en() {
+            return Ok(());
+        }
         self.function.write32(reg::CC, cc.with_shn(reg::SHN_NORMAL).into_bits())?;
         let millis = match u64::from(rtd3e_micros).div_ceil(1000) {
             0 => SHUTDOWN_MILLIS,

@@ -77,6 +77,19 @@ struct Entry {
     known: bool,
 }
 
+/// What is kept of a read: its first block that is read this time, and since when it is under way. Of the clock,
+/// so many bits that no read is under way until they repeat.
+#[bitfield(u64)]
+struct Reading {
+    #[bits(28)]
+    first: u64,
+    #[bits(36)]
+    since: u64,
+}
+
+const _: () = assert!(Verifier::MAX_BLOCKS <= 1 << Reading::FIRST_BITS);
+
+const SINCE: u64 = (1 << Reading::SINCE_BITS) - 1;
 const CLOCK: u64 = (1 << Entry::CHANGED_BITS) - 1;
 const UNCOUNTED: u32 = (1 << Entry::WRITERS_BITS) - 1;
 
@@ -100,9 +113,9 @@ impl Entry {
     }
 
     /// Whether its contents are known, and have been for as long as a read was under way.
-    fn is_known_since(self, then: u64, now: u64) -> bool {
+    fn is_known_for(self, elapsed: u64, now: u64) -> bool {
         let age = now.wrapping_sub(self.changed().into()) & CLOCK;
-        self.is_known() && age >= now.saturating_sub(then)
+        self.is_known() && age >= elapsed
     }
 }
 
@@ -171,27 +184,38 @@ impl Verifier {
         }
     }
 
-    /// Compares what was read. A read that was under way since a certain time.
-    fn check(&mut self, cx: &mut Cx<'_>, io: &Handle, since: u64) {
-        let (blocks, now) = (0..succeeded(cx, io), self.now);
+    /// A read goes down. What lies before its failure was compared when it came up, here or in another layer: a
+    /// mirror may have had it read by another leg, whose clock says nothing here.
+    fn begin_read(&mut self, cx: &mut Cx<'_>, io: &Handle, frame: usize) {
+        let first = cx.io(io).extent() - cx.unissued(io);
+        let since = self.now & SINCE;
+        cx.set_frame(io, frame, Reading::new().with_first(first).with_since(since).into());
+    }
+
+    /// Compares what was read this time.
+    fn check(&mut self, cx: &mut Cx<'_>, io: &Handle, frame: usize) {
+        let (reading, now) = (Reading::from(cx.frame(io, frame)), self.now);
+        let elapsed = now.wrapping_sub(reading.since()) & SINCE;
+        let first = reading.first();
+        let blocks = first..succeeded(cx, io).max(first);
         let Some(entries) = entries(&mut self.table, cx.io(io).lba(), &blocks) else { return };
-        let known = |word: &&u64| Entry::from(**word).is_known_since(since, now);
+        let known = |word: &&u64| Entry::from(**word).is_known_for(elapsed, now);
         let count = entries.iter().filter(known).count() as u64;
         self.checks.checked += count;
-        self.checks.unchecked += blocks.end - count;
+        self.checks.unchecked += blocks.end - blocks.start - count;
         if count == 0 {
             return;
         }
-        let (mut first, mut at) = (None, 0);
+        let (mut wrong, mut at) = (None, 0);
         checksums(cx, io, blocks, self.block_shift, &mut *self.buffer, |checksum| {
             let entry = Entry::from(entries[at]);
-            if entry.is_known_since(since, now) && entry.checksum() != checksum {
-                first.get_or_insert(at as u64);
+            if entry.is_known_for(elapsed, now) && entry.checksum() != checksum {
+                wrong.get_or_insert(first + at as u64);
                 self.checks.mismatches += 1;
             }
             at += 1;
         });
-        if let Some(at) = first {
+        if let Some(at) = wrong {
             cx.fail(io, at, Cause::Corrupt);
         }
     }
@@ -242,9 +266,8 @@ impl Filter for Verifier {
         cx.judge(io);
         match cx.io(io).operation() {
             Operation::Write | Operation::WriteZeroes | Operation::Deallocate => self.begin(cx, io, frame),
-            // Of one that failed before, the first part was read long ago: the time of that stands.
-            Operation::Read if cx.unissued(io) == cx.io(io).blocks() => cx.set_frame(io, frame, self.now),
-            Operation::Read | Operation::Flush | Operation::Raw => {}
+            Operation::Read => self.begin_read(cx, io, frame),
+            Operation::Flush | Operation::Raw => {}
         }
     }
 
@@ -252,7 +275,7 @@ impl Filter for Verifier {
     fn up(&mut self, cx: &mut Cx<'_>, io: &Handle, frame: usize) {
         match cx.io(io).operation() {
             Operation::Write | Operation::WriteZeroes | Operation::Deallocate => self.end(cx, io, frame),
-            Operation::Read => self.check(cx, io, cx.frame(io, frame)),
+            Operation::Read => self.check(cx, io, frame),
             Operation::Flush | Operation::Raw => {}
         }
     }
@@ -294,18 +317,18 @@ mod tests {
 
     #[test]
     fn a_read_is_checked_against_what_was_known_before_it() {
+        let known_since =
+            |entry: Entry, then: u64, now: u64| entry.is_known_for(now.saturating_sub(then), now);
         let period = CLOCK + 1;
         for at in [1, 5, CLOCK, period, period + 5, 7 * period + 3] {
             let entry = Entry::new().begin(Some(1)).end(true, at);
-            assert!(entry.is_known_since(at, at) && entry.is_known_since(at, at + 100));
-            assert!(entry.is_known_since(at + 50, at + 100));
-            assert!(!entry.is_known_since(at - 1, at) && !entry.is_known_since(at - 1, at + 100));
+            assert!(known_since(entry, at, at) && known_since(entry, at, at + 100));
+            assert!(known_since(entry, at + 50, at + 100));
+            assert!(!known_since(entry, at - 1, at) && !known_since(entry, at - 1, at + 100));
             // Its age looks like less when the clock has gone round; that costs a check, at worst.
-            assert!(
-                !entry.is_known_since(at - 1, at + period) && !entry.is_known_since(at - 1, at - 1 + period)
-            );
-            assert!(!entry.is_known_since(at + 1, at + period), "not checked, though it could be");
-            assert!(entry.is_known_since(at + period, at + period));
+            assert!(!known_since(entry, at - 1, at + period) && !known_since(entry, at - 1, at - 1 + period));
+            assert!(!known_since(entry, at + 1, at + period), "not checked, though it could be");
+            assert!(known_since(entry, at + period, at + period));
         }
     }
 }

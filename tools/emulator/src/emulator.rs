@@ -258,6 +258,13 @@ impl Emulator {
         self.shared.controller().raise(event);
     }
 
+    /// What is on the medium of a namespace, from block `lba` on, without asking the controller: no
+    /// command, no fault, and also when it has failed or is unplugged. Zeros beyond its end, and where blocks
+    /// are stored in a file. False if there is no such namespace.
+    pub fn read_medium(&self, nsid: u32, lba: u64, bytes: &mut [u8]) -> bool {
+        self.shared.controller().read_medium(nsid, lba, bytes)
+    }
+
     /// The controller has a fatal error: it reports CSTS.CFS, and does nothing until it is reset.
     pub fn fail(&self) {
         self.shared.controller().fail();

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use crate::defects::Defect;
 use crate::layer::Waiting;
 use crate::request::IoContainer;
 
@@ -127,6 +128,9 @@ impl Lines {
     /// comes in. Returns how many were thrown out.
     pub(super) fn begin_write(&mut self, numbers: Range<u64>) -> u64 {
         self.count_write(&numbers, |count| *count += 1);
+        if crate::defects::is(Defect::KeepStaleLine) {
+            return 0;
+        }
         let mut thrown_out = 0;
         // Whichever is less work: a look into the set of each, or at all lines there are.
         if numbers.end - numbers.start <= self.set_mask {

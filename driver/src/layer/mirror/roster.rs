@@ -2,6 +2,7 @@
 //!
 //! Knows what failed for which cause; must not know requests.
 
+use crate::defects::Defect;
 use crate::request::Cause;
 
 /// Legs of a mirror, at most: a mask of them is one byte.
@@ -104,6 +105,9 @@ impl Roster {
     /// Legs have not got what others have: they go.
     #[cold]
     pub(super) fn eject_stale(&mut self, legs: u8) {
+        if crate::defects::is(Defect::KeepStaleLeg) {
+            return;
+        }
         for leg in (0..MAX_LEGS).filter(|leg| legs & bit(*leg) != 0) {
             if let Some(cause) = self.failed_write[leg] {
                 self.eject(leg, cause);

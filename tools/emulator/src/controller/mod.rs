@@ -178,6 +178,11 @@ impl Controller {
         self.nvm.take_stores()
     }
 
+    /// What is on the medium, whatever state the controller is in.
+    pub(crate) fn read_medium(&self, nsid: u32, lba: u64, bytes: &mut [u8]) -> bool {
+        self.nvm.peek(nsid, lba, bytes)
+    }
+
     /// The device is pulled: registers read as all ones from now on, and nothing happens any more.
     pub(crate) fn remove(&mut self) {
         self.gone = true;

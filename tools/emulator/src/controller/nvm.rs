@@ -80,6 +80,14 @@ impl Nvm {
         self.write_through = !on;
     }
 
+    /// What is on the medium of a namespace, from a block on; zeros beyond its end. False if there is no such
+    /// namespace.
+    pub(crate) fn peek(&self, nsid: u32, lba: u64, bytes: &mut [u8]) -> bool {
+        let Some(store) = self.stores.get(nsid.wrapping_sub(1) as usize) else { return false };
+        store.peek(lba.saturating_mul(1 << self.block_shift), bytes);
+        true
+    }
+
     /// The largest transfer in bytes.
     pub(crate) fn max_transfer(&self) -> u64 {
         self.max_transfer

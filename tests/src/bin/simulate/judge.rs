@@ -1,0 +1,162 @@
+//! What tells right from wrong when a request comes back.
+//!
+//! Knows the model and what faults make legal; must not know when a request comes back, or how.
+
+use kiovec::spec::Status;
+use kiovec::{Cause, Failure, IoContainer, Operation};
+
+use crate::bench::Bench;
+use crate::model::Comparison;
+use crate::reach::Point;
+use crate::request::Live;
+use crate::tree::Fates;
+
+impl Bench {
+    /// A request has come back: whether it could, with this result and these bytes. `ended` is set if somebody ended
+    /// it.
+    pub fn judge(
+        &mut self,
+        live: &Live,
+        io: &IoContainer,
+        result: Result<(), Failure>,
+        ended: Option<Cause>,
+    ) -> Result<(), String> {
+        self.now += 1;
+        if matches!(result, Err(Failure { cause: Cause::ControllerLost, .. })) {
+            self.notice_losses();
+        }
+        let what = format!(
+            "request {}, {:?} of {:?} of volume {}, has {}",
+            live.tag,
+            live.operation,
+            live.range(),
+            live.volume,
+            result.map_or_else(|failure| failure.to_string(), |()| "succeeded".into())
+        );
+        let wrong = |why: &str| Err(format!("{what}: {why}"));
+        if (io.lba(), io.operation()) != (live.lba, live.operation) {
+            return wrong("it came back as another one");
+        }
+        let moves = matches!(live.operation, Operation::Read | Operation::Write);
+        if moves && (io.blocks(), io.memory().len()) != (live.blocks, live.blocks as usize * self.block) {
+            return wrong("it came back with other memory");
+        }
+        let kept = self.turn - live.turn;
+        self.longest = self.longest.max(kept);
+        self.check_cause(live, result, ended).or_else(|why| wrong(&why))?;
+        let done = match done(live, result) {
+            Some(done) => done,
+            None => return wrong("it failed at a block that is not its own"),
+        };
+        self.note_result(live, result, done);
+        self.check_data(live, io, result, ended.is_some(), done).or_else(|why| wrong(&why))
+    }
+
+    /// Whether it may have succeeded, or failed for this reason.
+    fn check_cause(
+        &self,
+        live: &Live,
+        result: Result<(), Failure>,
+        ended: Option<Cause>,
+    ) -> Result<(), String> {
+        let fates = Fates { plan: &self.plan, lost: &self.lost, cured: self.cured };
+        let tree = &self.volumes[live.volume].tree;
+        let may_fail = || tree.may_fail(&fates, live.operation, &live.range());
+        let lost = || tree.disks().iter().any(|disk| self.lost[disk.controller]);
+        let own: &[Status] = if live.operation == Operation::Raw { &[Status::COMPARE_FAILURE] } else { &[] };
+        match (result.map_err(|failure| failure.cause), ended) {
+            (Ok(()), Some(ended)) => Err(format!("although it was {ended}")),
+            (Ok(()), None) if live.must_fail => Err("and must fail".into()),
+            (Ok(()), None) => Ok(()),
+            (Err(cause), Some(ended)) if cause == ended => Ok(()),
+            (Err(cause), Some(ended)) => Err(format!("{cause}, although it was {ended}")),
+            (Err(Cause::Refused), None) if live.fussy => Ok(()),
+            (Err(Cause::Status(Status::COMPARE_FAILURE)), None) if live.operation == Operation::Raw => Ok(()),
+            (Err(Cause::Status(status)), None) if may_fail() => match fates.may_say(status, own) {
+                true => Ok(()),
+                false => Err("nobody said so".into()),
+            },
+            (Err(Cause::ControllerLost), None) if may_fail() && lost() => Ok(()),
+            (Err(_), None) => Err("it cannot fail so".into()),
+        }
+    }
+
+    fn note_result(&mut self, live: &Live, result: Result<(), Failure>, done: u64) {
+        let reached = &mut self.reached;
+        match result.map_err(|failure| failure.cause) {
+            Ok(()) => reached.note_if(live.operation == Operation::Flush, Point::Flush),
+            Err(Cause::Status(_)) => {
+                reached.note(Point::Failed);
+                reached.note_if(done > 0 && done < live.blocks, Point::FailedLater);
+            }
+            Err(Cause::ControllerLost) => reached.note(Point::Lost),
+            Err(Cause::Refused) => reached.note(Point::RefusedBelow),
+            Err(_) => {}
+        }
+        if result.is_ok() {
+            reached.note_if(live.operation == Operation::WriteZeroes, Point::WriteZeroes);
+            reached.note_if(live.operation == Operation::Deallocate, Point::Deallocate);
+        }
+    }
+
+    /// What is on the blocks now, or was read from them.
+    fn check_data(
+        &mut self,
+        live: &Live,
+        io: &IoContainer,
+        result: Result<(), Failure>,
+        ended: bool,
+        done: u64,
+    ) -> Result<(), String> {
+        let oldest = self.lives.values().map(|live| live.since).min().unwrap_or(self.now).min(live.since);
+        let (now, block) = (self.now, self.block);
+        let volume = &mut self.volumes[live.volume];
+        let bytes = io.memory().to_vec();
+        match (live.operation, live.write) {
+            (Operation::Read, _) => {
+                let read = &bytes[..done as usize * block];
+                volume.model.check(live.lba, read, live.since)?;
+                if !volume.tree.has_mirror() {
+                    volume.model.seen(live.lba, read, live.since, now);
+                }
+            }
+            (Operation::Raw, _) if !ended => {
+                let Comparison { equal, other } = volume.model.compare(live.lba, &bytes, live.since);
+                let found =
+                    matches!(result, Err(Failure { cause: Cause::Status(Status::COMPARE_FAILURE), .. }));
+                match result {
+                    Ok(()) if !equal => return Err("although what is there differs".into()),
+                    Err(_) if found && !other => return Err("although there is no difference".into()),
+                    _ => {}
+                }
+                self.reached.note_if(result.is_ok(), Point::CompareEqual);
+                self.reached.note_if(found, Point::CompareOther);
+            }
+            (_, Some(write)) => {
+                volume.model.acknowledged(live.lba..live.lba + done, write, now, oldest);
+                volume.model.over(live.range(), write, now);
+                for known in &live.known {
+                    volume.model.acknowledged(known.clone(), write, now, oldest);
+                }
+                let same = |(lba, bytes): (u64, &[u8])| write.contents(lba, block) == bytes;
+                if live.operation == Operation::Write && !(live.lba..).zip(bytes.chunks(block)).all(same) {
+                    return Err("it changed what was to be written".into());
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// How many blocks are done for certain: those before the first failure. `None` if that is at another block.
+fn done(live: &Live, result: Result<(), Failure>) -> Option<u64> {
+    match result {
+        Ok(()) => Some(live.blocks),
+        Err(_) if live.blocks == 0 || live.operation == Operation::Raw => Some(0),
+        Err(Failure { lba, cause: Cause::Status(_) | Cause::ControllerLost }) => {
+            live.range().contains(&lba).then(|| lba - live.lba)
+        }
+        Err(_) => Some(0),
+    }
+}
