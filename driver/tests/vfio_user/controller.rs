@@ -179,8 +179,6 @@ impl Nvme {
                     0
                 }
                 (0, 9) => 0,
-                // Asynchronous Event Request: there are no events.
-                (0, 12) => continue,
                 (0, opcode @ (1 | 5)) => {
                     let (qid, entries) = (word(10) as u16, (word(10) >> 16) + 1);
                     let ring = Ring { iova: long(6), entries, at: 0 };
