@@ -868,3 +868,30 @@ fn an_observed_part_of_a_guests_memory_is_no_panic() {
     let bytes = catch_unwind(AssertUnwindSafe(|| bench.poller.observed(part).map(|slices| slices.count())));
     assert!(bytes.is_ok(), "the caller cannot know that this panics");
 }
+
+#[test]
+fn what_is_never_prepared_goes_round_through_layers() {
+    let emulator = Emulator::stepped(Config::parse("size=64M,block=4096,media=ram").unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller = Poller::with_layers(8);
+    let queue = poller.add_queue(&controller, QueueOptions::default().depth(4)).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    let disk = Disk::new(&poller, disk).unwrap();
+    let traced = poller.add_layer(Trace::new(disk)).unwrap();
+    poller.submit(traced, IoContainer::flush()).unwrap();
+    poller.submit(traced, IoContainer::deallocate(8, 8)).unwrap();
+    poller.submit(traced, IoContainer::write(0, space.allocate(BLOCK).unwrap()).atomic(true)).unwrap();
+    let mut left = 9;
+    for _ in 0..100 {
+        poller.poll(|done| {
+            done.result().unwrap();
+            if left > 0 {
+                left -= 1;
+                done.resubmit().unwrap();
+            }
+        });
+        emulator.step();
+    }
+    assert_eq!((left, poller.outstanding(), poller.stats(queue).commands), (0, 0, 12));
+}
