@@ -85,9 +85,13 @@ impl Bench {
         let mut work = vec![number];
         while let Some(number) = work.pop() {
             let node = &mut self.nodes[number];
-            match reason {
-                Reason::Expired => node.limited = true,
-                _ => node.cancelled = true,
+            let mark = match reason {
+                Reason::Expired => &mut node.limited,
+                _ => &mut node.cancelled,
+            };
+            // One that is marked has marked what is below it: members never change, and there are many ways to each.
+            if std::mem::replace(mark, true) {
+                continue;
             }
             if let What::Set { of, .. } = &node.what {
                 work.extend(of);
@@ -198,8 +202,8 @@ impl Bench {
         }
         if let (true, Some(totals)) = (known && settled, node.totals) {
             let all = || members().filter_map(|member| member.totals);
-            let bytes: u64 = all().map(|totals| totals.bytes).sum();
-            let failed: u32 = all().map(|totals| totals.failed).sum();
+            let bytes = all().fold(0, |sum: u64, totals| sum.saturating_add(totals.bytes));
+            let failed = all().fold(0, |sum: u32, totals| sum.saturating_add(totals.failed));
             let first = all().filter_map(|totals| totals.first).map(|first| first.lba).min();
             if (totals.bytes, totals.failed, totals.first.map(|first| first.lba)) != (bytes, failed, first) {
                 return told(format!("has {totals:?}; it should be {bytes} bytes, {failed} failures"));
