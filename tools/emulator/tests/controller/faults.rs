@@ -553,8 +553,9 @@ fn the_driver_counts_strays_and_delivers_none() {
         let event = bench.read(0, 32);
         assert!(bench.succeeds(event));
         assert_eq!(bench.poller.claim(event).unwrap().1, Ok(()));
-        // Repetitions may come after the request is done, and may have to wait for room.
-        for _ in 0..100 {
+        // Repetitions may come after the request is done, and may have to wait for room: the driver tells how
+        // far it is when it must, and every 1024 polls.
+        for _ in 0..2 * 1024 {
             bench.emulator.step();
             bench.poller.poll(|_| panic!("everything here is an event"));
         }
