@@ -4,8 +4,10 @@
 //! It is one page of NVMe and no more: the emulator behind a socket is tested elsewhere.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::pci::Function;
@@ -368,6 +370,45 @@ fn a_controller_that_dies_is_reported_and_its_memory_kept() {
         let again = Controller::open(Arc::new(server.open(LONG).unwrap()), &space).unwrap();
         assert_eq!(again.namespace(1).unwrap().blocks(), 1000);
         drop(again);
+        server.end();
+    }
+}
+
+/// It stops in the middle of I/O and keeps the connection: all of it comes back at the deadline.
+#[test]
+fn a_controller_that_stalls_is_reported() {
+    for way in [Way::Mapped, Way::Messages] {
+        let server = Server::start(move |peer| {
+            let mut stream = peer.stream.try_clone().unwrap();
+            Nvme::new(peer, way, 5).run();
+            // Whatever comes, until the client gives up.
+            stream.set_read_timeout(Some(LONG)).unwrap();
+            stream.read_to_end(&mut Vec::new()).unwrap();
+        });
+        let space = DmaSpace::new().unwrap();
+        let function = server.open(Duration::from_secs(1)).unwrap();
+        let controller = Controller::open(Arc::new(function), &space).unwrap();
+        let mut poller = Poller::new(16);
+        let queue = poller.add_queue(&controller, QueueOptions::default().depth(4).merge(false)).unwrap();
+        let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+        for lba in 0..12 {
+            poller.submit(disk, IoContainer::read(lba, space.allocate(4096).unwrap())).unwrap();
+        }
+        let (mut good, mut lost) = (0, 0);
+        let began = std::time::Instant::now();
+        while good + lost < 12 {
+            assert!(began.elapsed() < LONG, "{way:?}: {good} good, {lost} lost");
+            poller.poll(|done| match done.result().map_err(|failure| failure.cause) {
+                Ok(()) => good += 1,
+                Err(cause) => {
+                    assert_eq!(cause, Cause::ControllerLost);
+                    lost += 1;
+                }
+            });
+        }
+        assert!(good <= 4, "{good} good");
+        let error = controller.check().unwrap_err().to_string();
+        assert!(error.contains("no answer to REGION_READ in 1000 ms"), "{error}");
         server.end();
     }
 }
