@@ -190,7 +190,11 @@ impl Node {
     /// Takes memory that goes back to nobody out, before anybody looks at a finished request.
     pub(crate) fn bury(&mut self) {
         if std::mem::take(&mut self.forfeited) {
-            std::mem::forget(self.io.replace_memory(MemoryChain::new()));
+            let memory = self.io.replace_memory(MemoryChain::new());
+            // What is retired is never used again, and the space is to know that nobody has it.
+            if !memory.iter().all(|segment| segment.is_retired()) {
+                std::mem::forget(memory);
+            }
         }
     }
 
