@@ -279,6 +279,25 @@ fn a_read_that_lost_its_memory_says_so() {
     assert_ne!(result.err().map(|failure| failure.cause), Some(Cause::Refused));
 }
 
+/// Nobody reads into the memory that went with one leg, and that is no fault of the others.
+#[test]
+fn no_other_leg_is_blamed_for_memory_that_is_lost() {
+    let mut bench = bench(SETTINGS, 3, 8, |_, disks| Mirror::new(disks).unwrap());
+    bench.legs[0].emulator.hold(Commands::reads());
+    for lba in 0..6 {
+        let io = bench.read(lba, 1);
+        bench.poller.submit(bench.target, io).unwrap();
+    }
+    bench.turn();
+    bench.lose(0);
+    bench.turn();
+    let mirror = bench.poller.layer(bench.target).unwrap();
+    let legs = [0, 1, 2].map(|leg| mirror.leg_counts(leg).unwrap());
+    assert_eq!(legs.map(|leg| leg.ejected), [Some(Cause::ControllerLost), None, None]);
+    assert_eq!(legs.map(|leg| leg.failed_reads), [2, 0, 0]);
+    assert_eq!(mirror.counts().failovers, 0);
+}
+
 // ---- observers ----
 
 /// A read of one line of a cache, observed.

@@ -107,6 +107,11 @@ impl Segment {
         unsafe { VolatileSlice::new(self.pointer().as_ptr().add(range.start), range.len()) }
     }
 
+    /// Whether the memory is never given to anybody again, whoever drops it.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.source.region().is_retired()
+    }
+
     #[inline]
     pub(crate) fn space(&self) -> u64 {
         self.source.space()

@@ -54,6 +54,10 @@ impl Source {
         self.space
     }
 
+    pub(super) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
     pub(super) fn access(&self) -> Access {
         self.region.access()
     }

@@ -171,6 +171,7 @@ impl DmaSpace {
     /// returned guard is dropped.
     pub fn attach(&self, domain: Arc<dyn Domain>) -> Result<Attachment> {
         let mut state = self.state();
+        self.forget_unused(&mut state);
         let ranges = domain.iova_ranges();
         self.check_table(&domain, &ranges)?;
         for region in &state.regions {
@@ -251,16 +252,22 @@ impl DmaSpace {
         mapped
     }
 
-    /// Takes a region out of the space whose last segment is gone.
-    fn remove(&self, region: &Arc<Region>) {
-        let mut state = self.state();
-        // What is retired stays mapped, and its place taken.
-        if region.is_retired() {
-            return;
-        }
+    /// Takes out what is retired and nobody has any more, so that no further domain gets it: a space would
+    /// have more to map each time that a controller is lost, and domains take so many mappings only.
+    fn forget_unused(&self, state: &mut State) {
+        // A source that only the pool has is nobody's, and nobody gets anything of a retired one.
+        let unused =
+            |source: &mut Arc<Source>| source.region().is_retired() && Arc::strong_count(source) == 1;
+        let unused: Vec<_> = state.pool.extract_if(.., unused).collect();
+        unused.iter().for_each(|source| self.remove(state, source.region()));
+    }
+
+    /// Takes a region out of the space whose last segment is gone. One that is retired stays in this
+    /// process, and keeps its place.
+    fn remove(&self, state: &mut State, region: &Arc<Region>) {
         state.regions.retain(|other| !Arc::ptr_eq(other, region));
         state.domains.iter().for_each(|attached| self.unmap_region(&attached.domain, region));
-        self.reclaim(&mut state, region);
+        self.reclaim(state, region);
     }
 
     /// Frees the place of a region that is mapped nowhere. What could not be unmapped keeps it, so
@@ -374,7 +381,7 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.space.remove(&self.region);
+        self.space.remove(&mut self.space.state(), &self.region);
     }
 }
 

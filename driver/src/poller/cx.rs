@@ -105,8 +105,15 @@ impl Cx<'_> {
         self.node_mut(io).judged = true;
     }
 
-    /// Ready to be submitted once more, from its first failure on: what lies before is done. One that was
-    /// cancelled, or whose deadline passed, stays as it is.
+    /// Whether it could be submitted once more after it failed: not if it was cancelled, or its deadline
+    /// passed, nor if it reads into memory that a lost controller may still write.
+    pub fn can_resume(&self, io: &Handle) -> bool {
+        self.node(io);
+        self.core.tree.can_resume(io.node)
+    }
+
+    /// Ready to be submitted once more, from its first failure on: what lies before is done. One that
+    /// [cannot](Cx::can_resume) stays as it is, and fails as it did wherever it is submitted.
     pub fn resume(&mut self, io: &mut Handle) {
         self.node(io);
         self.release_slot(io);

@@ -190,7 +190,11 @@ impl Node {
     /// Takes memory that goes back to nobody out, before anybody looks at a finished request.
     pub(crate) fn bury(&mut self) {
         if std::mem::take(&mut self.forfeited) {
-            std::mem::forget(self.io.replace_memory(MemoryChain::new()));
+            let memory = self.io.replace_memory(MemoryChain::new());
+            // What is retired is never used again, and the space is to know that nobody has it.
+            if !memory.iter().all(|segment| segment.is_retired()) {
+                std::mem::forget(memory);
+            }
         }
     }
 
@@ -581,15 +585,21 @@ impl Tree {
         }
     }
 
-    /// Goes on from a node's first failure: what lies before it is done. Not with one whose owner ended it.
-    pub(crate) fn resume(&mut self, id: NodeId) {
+    /// Whether a node that failed can go on: not one whose owner ended it, and nobody reads into memory that
+    /// another device may still write.
+    pub(crate) fn can_resume(&self, id: NodeId) -> bool {
         let failed = self[id].failed;
         let ended = failed.is_some_and(|failed| matches!(failed.cause, Cause::Cancelled | Cause::Expired));
-        // Nobody reads into memory that another device may still write.
-        if ended || (self.is_forfeited(id) && self[id].io.operation() == Operation::Read) {
+        let buried = self.is_forfeited(id) && self[id].io.operation() == Operation::Read;
+        !ended && !buried
+    }
+
+    /// Goes on from a node's first failure, if it [can](Tree::can_resume): what lies before it is done.
+    pub(crate) fn resume(&mut self, id: NodeId) {
+        if !self.can_resume(id) {
             return;
         }
-        let from = failed.map_or(0, |failed| failed.at);
+        let from = self[id].failed.map_or(0, |failed| failed.at);
         // What comes after may have been done already, and is now done once more.
         self.observe(id, from..u64::MAX, Progress::Open);
         self[id].rewind();

@@ -4,8 +4,10 @@
 //! It is one page of NVMe and no more: the emulator behind a socket is tested elsewhere.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::pci::Function;
@@ -42,6 +44,8 @@ struct Nvme {
     /// Reads until the server ends without a word.
     reads_left: u32,
     read: u32,
+    /// DMA_MAPs.
+    maps: u32,
 }
 
 impl Nvme {
@@ -63,11 +67,12 @@ impl Nvme {
             cqs: BTreeMap::new(),
             reads_left,
             read: 0,
+            maps: 0,
         }
     }
 
-    /// Serves until the client is gone; returns how many blocks were read.
-    fn run(mut self) -> u32 {
+    /// Serves until the client is gone; returns how many blocks were read, and how much was mapped.
+    fn run(mut self) -> (u32, u32) {
         while self.reads_left > 0 {
             if self.way == Way::Mapped {
                 self.look_at_doorbells();
@@ -78,7 +83,7 @@ impl Nvme {
                 None => break,
             }
         }
-        self.read
+        (self.read, self.maps)
     }
 
     fn look_at_doorbells(&mut self) {
@@ -99,6 +104,7 @@ impl Nvme {
         let payload = match request.header.command {
             1 => vec![0, 0, 1, 0],
             2 => {
+                self.maps += 1;
                 let file = request.fds[0].try_clone().unwrap();
                 self.files.push((long(16), long(24), long(8), file));
                 vec![]
@@ -289,7 +295,7 @@ fn identify(cns: u8) -> Vec<u8> {
     data
 }
 
-fn start(way: Way, reads: u32) -> (Server<u32>, Arc<Controller>, DmaSpace) {
+fn start(way: Way, reads: u32) -> (Server<(u32, u32)>, Arc<Controller>, DmaSpace) {
     let server = Server::start(move |peer| Nvme::new(peer, way, reads).run());
     let function = server.open(LONG).unwrap();
     let path = function.doorbell_path();
@@ -326,7 +332,7 @@ fn a_controller_is_driven_both_ways() {
         lbas.sort();
         assert_eq!(lbas, (0..12).collect::<Vec<_>>());
         drop((poller, controller));
-        assert_eq!(server.end(), 12);
+        assert_eq!(server.end().0, 12);
     }
 }
 
@@ -368,6 +374,46 @@ fn a_controller_that_dies_is_reported_and_its_memory_kept() {
         let again = Controller::open(Arc::new(server.open(LONG).unwrap()), &space).unwrap();
         assert_eq!(again.namespace(1).unwrap().blocks(), 1000);
         drop(again);
+        // Rings and data, with their parts of the table: nothing of what the first one had.
+        assert_eq!(server.end().1, 4, "{way:?}");
+    }
+}
+
+/// It stops in the middle of I/O and keeps the connection: all of it comes back at the deadline.
+#[test]
+fn a_controller_that_stalls_is_reported() {
+    for way in [Way::Mapped, Way::Messages] {
+        let server = Server::start(move |peer| {
+            let mut stream = peer.stream.try_clone().unwrap();
+            Nvme::new(peer, way, 5).run();
+            // Whatever comes, until the client gives up.
+            stream.set_read_timeout(Some(LONG)).unwrap();
+            stream.read_to_end(&mut Vec::new()).unwrap();
+        });
+        let space = DmaSpace::new().unwrap();
+        let function = server.open(Duration::from_secs(1)).unwrap();
+        let controller = Controller::open(Arc::new(function), &space).unwrap();
+        let mut poller = Poller::new(16);
+        let queue = poller.add_queue(&controller, QueueOptions::default().depth(4).merge(false)).unwrap();
+        let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+        for lba in 0..12 {
+            poller.submit(disk, IoContainer::read(lba, space.allocate(4096).unwrap())).unwrap();
+        }
+        let (mut good, mut lost) = (0, 0);
+        let began = std::time::Instant::now();
+        while good + lost < 12 {
+            assert!(began.elapsed() < LONG, "{way:?}: {good} good, {lost} lost");
+            poller.poll(|done| match done.result().map_err(|failure| failure.cause) {
+                Ok(()) => good += 1,
+                Err(cause) => {
+                    assert_eq!(cause, Cause::ControllerLost);
+                    lost += 1;
+                }
+            });
+        }
+        assert!(good <= 4, "{good} good");
+        let error = controller.check().unwrap_err().to_string();
+        assert!(error.contains("no answer to REGION_READ in 1000 ms"), "{error}");
         server.end();
     }
 }

@@ -382,6 +382,33 @@ fn memory_of_a_lost_server_stays_reserved() {
     assert!(iovas.contains(&free), "{free:#x} is free: {iovas:x?}");
 }
 
+/// A server that is started again and again gets no more to map each time: memory that its predecessors had,
+/// and that nobody has any more, is not its own.
+#[test]
+fn what_is_retired_is_not_mapped_again() {
+    let space = DmaSpace::new().unwrap();
+    let kept = space.allocate(4096).unwrap();
+    for round in 0..5 {
+        let server = Server::start(|mut peer| {
+            let mut memory = Memory::new();
+            while let Some(request) = peer.next().filter(|request| request.header.command != 13) {
+                let answer = memory.answer(&request).unwrap();
+                peer.send(&answer.bytes, &answer.files);
+            }
+            memory.maps.len()
+        });
+        let function = server.open(LONG).unwrap();
+        let attachment = space.attach(function.domain()).unwrap();
+        let memory = space.allocate(1 << 20).unwrap();
+        function.reset().unwrap_err();
+        drop((memory, attachment, function));
+        // A region and its part of the table, for what is new and, from the second round on, for what is kept.
+        assert_eq!((round, server.end()), (round, if round == 0 { 2 } else { 4 }));
+        assert_eq!(space.retired(), (round + 1) << 21);
+    }
+    drop(kept);
+}
+
 /// The fuzz target, with whatever bytes come.
 #[path = "../../../tests/fuzz/src/vfio_user_client.rs"]
 mod target;

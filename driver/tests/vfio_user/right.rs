@@ -201,8 +201,8 @@ fn a_guests_memory_is_mapped_from_its_file() {
 fn what_a_server_can_do_is_honoured() {
     for (json, says) in [
         ("\"max_dma_maps\":0", "the server takes 0 mappings"),
-        ("\"max_dma_maps\":1", "the server takes 1 mappings"),
-        ("\"pgsizes\":2097152", "whole pages of 0x200000 bytes"),
+        ("\"max_dma_maps\":1", "the server takes 1 mappings, two for each region of memory; use less memory"),
+        ("\"pgsizes\":2097152", "whole pages of 0x200000 bytes, and some memory of the driver's has 4 KiB"),
     ] {
         let server = Server::start(move |peer| with_capabilities(peer, json));
         let space = DmaSpace::new().unwrap();
@@ -374,7 +374,25 @@ fn a_path_that_leads_nowhere_says_what_to_do() {
         "{}",
         says(&dead)
     );
-    let long = dir.path().join("x".repeat(200));
-    assert!(!says(&long).is_empty());
+    assert!(says(&file.join("x")).contains("correct the path"), "{}", says(&file.join("x")));
+    assert!(says(&dir.path().join("x".repeat(300))).contains("symbolic link"));
     assert!("vfio-user:/x".parse::<Address>().is_err());
+}
+
+/// 108 bytes are the most that an address has room for; a link to a longer path is as good as the path.
+#[test]
+fn a_path_may_be_as_long_as_an_address_and_no_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let fits = dir.path().join("x".repeat(107 - dir.path().as_os_str().len()));
+    let server = Server::start(|peer| Memory::new().serve(peer));
+    std::os::unix::fs::symlink(server.path(), &fits).unwrap();
+    assert_eq!(fits.as_os_str().len(), 108);
+    drop(VfioUser::open(&fits).unwrap());
+    server.end();
+    let listener = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
+    let long = dir.path().join("x".repeat(108 - dir.path().as_os_str().len()));
+    std::fs::rename(dir.path().join("s"), &long).unwrap();
+    let error = VfioUser::open(&long).unwrap_err().to_string();
+    assert!(error.contains("longer than a socket's path can be, 108 bytes; make a symbolic link"), "{error}");
+    drop(listener);
 }

@@ -64,12 +64,15 @@ impl FromStr for Leaf {
 }
 
 /// The path of a socket. Commas and parentheses have a meaning in stacks, and so none in a path,
-/// wherever it stands; a colon has none.
+/// wherever it stands; a colon has none. What moves the cursor would break messages, which are one line.
 fn socket(path: &str) -> std::result::Result<PathBuf, String> {
     match path {
         "" => Err("vfio-user: the path of a socket is missing, as in vfio-user:/path/to/socket".into()),
         _ if path.contains([',', '(', ')']) => Err(format!(
             "{path}: a socket's path has no comma and no parenthesis here; make a symbolic link to it"
+        )),
+        _ if path.contains(char::is_control) => Err(format!(
+            "{path:?}: a socket's path has no control character here; make a symbolic link to it"
         )),
         _ => Ok(PathBuf::from(path)),
     }

@@ -231,7 +231,7 @@ impl<B: Layer> Mirror<B> {
         let failure = cx.failure(io)?;
         let word = self.word(cx, io);
         let read = cx.io(io).operation() == Operation::Read;
-        if !read || !self.roster.read_failed(word.leg().into(), failure.cause) {
+        if !read || !self.roster.read_failed(word.leg().into(), failure.cause) || !cx.can_resume(io) {
             return None;
         }
         let tried = word.tried() | bit(word.leg().into());

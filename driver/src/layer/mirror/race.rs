@@ -207,10 +207,6 @@ impl<B: Layer> Mirror<B> {
                 return self.leave(cx, holder);
             };
             cx.resume(&mut holder);
-            if cx.unissued(&holder) == 0 {
-                // A lost controller may still write the buffer: nobody else reads into it.
-                return self.leave(cx, holder);
-            }
             child = self.run_lane(cx, holder, leg)?;
         }
     }
@@ -222,7 +218,7 @@ impl<B: Layer> Mirror<B> {
         let another = self.roster.read_failed(word.leg().into(), failure.cause);
         let orphan = cx.parent(holder).is_none();
         // A request that failed meanwhile was cancelled.
-        if !another || orphan || cx.parent_unissued(holder) == 0 {
+        if !another || orphan || cx.parent_unissued(holder) == 0 || !cx.can_resume(holder) {
             return None;
         }
         let race = self.races.race(word.race());

@@ -19,6 +19,8 @@ use crate::{Error, Result};
 
 /// What a directory's socket is called.
 const SOCKET_IN_DIRECTORY: &str = "cntrl";
+/// Bytes of a socket's path: all of `sun_path`, as Linux needs no NUL.
+const LONGEST_PATH: usize = 108;
 /// The largest register access.
 const REGISTER: u64 = 8;
 
@@ -48,7 +50,7 @@ fn check(path: &PathBuf) -> std::result::Result<(), String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
             "there is no socket {shown}; start the server first, with this socket, or correct the path"
         )),
-        Err(error) => Err(format!("{shown}: {error}")),
+        Err(error) => Err(refusal(path, &error)),
     }
 }
 
@@ -76,7 +78,12 @@ fn refusal(path: &Path, error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => {
             format!("no permission to connect to {shown}; run as the server's user, or change its mode")
         }
-        _ => format!("{shown}: {error}"),
+        io::ErrorKind::InvalidFilename => {
+            format!(
+                "{shown} is longer than a socket's path can be, {LONGEST_PATH} bytes; make a symbolic link to it"
+            )
+        }
+        _ => format!("{shown}: {error}; correct the path"),
     }
 }
 
@@ -94,8 +101,8 @@ pub(super) fn negotiate(connection: &Connection) -> Result<Capabilities> {
         Error::Disconnected { reason, .. } => Error::NoServer {
             device: device(),
             reason: format!(
-                "{reason}; what listens there is no vfio-user server, or is serving another client: end that one, or \
-                 correct the path"
+                "{reason}; what listens there is no vfio-user server, or is stopped, or is serving another client: \
+                 end that one, or correct the path"
             ),
         },
         error => error,
@@ -134,4 +141,24 @@ fn agree(version: Version, theirs: &Capabilities) -> std::result::Result<(), Str
         return Err("it maps no pages of any size".into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Root, who runs tests as well, is refused nothing.
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        for (error, says) in [
+            (libc::EACCES, "no permission to connect to /x; run as the server's user"),
+            (libc::EAGAIN, "end that one"),
+            (libc::ECONNREFUSED, "start it again"),
+            (libc::ENAMETOOLONG, "make a symbolic link"),
+            (libc::ENOTDIR, "correct the path"),
+        ] {
+            let refusal = refusal(Path::new("/x"), &io::Error::from_raw_os_error(error));
+            assert!(refusal.contains(says) && refusal.contains("/x"), "{refusal}");
+        }
+    }
 }

@@ -61,7 +61,8 @@ impl Domain for PeerDomain {
         };
         let page = self.page_size();
         if !(mapping.iova() | mapping.len() | offset).is_multiple_of(page) {
-            return Err(self.cannot(mapping, format_args!("the server maps whole pages of {page:#x} bytes")));
+            return Err(self.cannot(mapping, format_args!("the server maps whole pages of {page:#x} bytes, and some memory of the driver's has 4 KiB; \
+                 start it with smaller pages")));
         }
         let channel = &mut *self.connection.channel();
         if self.connection.is_lost() {
@@ -69,7 +70,12 @@ impl Domain for PeerDomain {
         }
         if channel.mappings.len() as u64 >= self.capabilities.dma_maps() {
             let most = self.capabilities.dma_maps();
-            return Err(self.cannot(mapping, format_args!("the server takes {most} mappings")));
+            return Err(self.cannot(
+                mapping,
+                format_args!(
+                    "the server takes {most} mappings, two for each region of memory; use less memory"
+                ),
+            ));
         }
         // Before it is sent: the server may ask for the memory by message before it replies.
         if !channel.mappings.insert(mapping) {

@@ -52,6 +52,7 @@ fn a_wrong_part_is_named() {
         ("vfio-user:/a,b", &["/a,b: ", "no comma", "symbolic link"]),
         ("mirror(vfio-user:/a,b=c,vfio-user:/b)", &["/a,b=c: ", "no comma"]),
         ("vfio-user:/a(b)", &["parentheses"]),
+        ("vfio-user:/a\nb", &["\"/a\\nb\"", "no control character", "symbolic link"]),
         ("mirror(vfio-user:/a,vfio-user:/a)", &["vfio-user:/a is there twice"]),
         ("mirror(emulated,)", &["a device is missing", "stripe("]),
         ("mirror(emulated", &["parentheses do not match", "mirror(emulated"]),
