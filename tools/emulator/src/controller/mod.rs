@@ -220,7 +220,7 @@ impl Controller {
         self.cc = Cc::new();
         self.csts = Csts::new();
         self.aqa = Aqa::new();
-        (self.asq, self.acq, self.masked_interrupts) = (0, 0, 0);
+        (self.asq, self.acq) = (0, 0);
     }
 
     /// Controller Level Reset (Base 2.0, section 3.7.2). AQA, ASQ and ACQ stay.
@@ -236,6 +236,7 @@ impl Controller {
         self.events = Events::default();
         self.changed.clear();
         self.doorbells.clear();
+        self.masked_interrupts = 0;
         self.state = if self.csts.rdy() { State::Disabling } else { State::Disabled };
         self.csts = Csts::new().with_rdy(self.csts.rdy());
         self.counters.resets += 1;
