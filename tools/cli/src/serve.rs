@@ -1,6 +1,5 @@
 //! `kiovec serve`: an emulated controller behind a vfio-user socket.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -68,19 +67,14 @@ pub fn run(options: Options) -> Result<()> {
     let mut clients = 0u64;
     while let Some(client) = server.accept()? {
         clients += 1;
-        note(format_args!("client {clients}{} has connected", process(&client)));
+        output::note(format_args!("client {clients}{} has connected", process(&client)));
         let end = client.serve()?;
-        note(format_args!("client {clients} has left: {end}"));
+        output::note(format_args!("client {clients} has left: {end}"));
         if options.once {
             break;
         }
     }
     summarize(&server.counters(), clients, format)
-}
-
-/// One line on standard error, if anybody reads it.
-fn note(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "kiovec: {line}");
 }
 
 /// Whether this process was started with a signal ignored.

@@ -171,6 +171,17 @@ fn it_goes_on_when_nobody_reads_what_it_says() {
 }
 
 #[test]
+fn an_error_that_nobody_reads_has_its_exit_code() {
+    for (line, code) in [("serve 0000:01:00.0 --socket /tmp/never", 1), ("serve", 2)] {
+        let (theirs, ours) = std::io::pipe().unwrap();
+        drop(theirs);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiovec"));
+        let status = command.args(line.split(' ')).stderr(ours).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{line}");
+    }
+}
+
+#[test]
 fn a_terminal_that_is_closed_ends_it() {
     let mut serve = Serve::new("emulated:size=16M", "");
     serve.out();
