@@ -35,7 +35,10 @@ impl Listener {
         let os = |what| {
             move |errno: Errno| ServeError::Socket { what, path: path.to_owned(), source: errno.into() }
         };
-        let address = SocketAddrUnix::new(path).map_err(os("name"))?;
+        let address = SocketAddrUnix::new(path).map_err(|errno| match errno {
+            Errno::NAMETOOLONG => ServeError::TooLong(path.to_owned()),
+            errno => os("name")(errno),
+        })?;
         let _lock = lock_directory(path);
         remove_dead(path, &address)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

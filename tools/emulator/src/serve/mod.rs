@@ -44,6 +44,9 @@ pub enum ServeError {
     /// There is a file of another kind.
     #[error("{} is there and is no socket; choose another path", .0.display())]
     NotASocket(PathBuf),
+    /// No socket can have this name.
+    #[error("{} is too long for a socket, whose path has at most 107 bytes; choose a shorter one", .0.display())]
+    TooLong(PathBuf),
     /// The socket cannot be made or used.
     #[error("cannot {what} the socket {}: {source}", path.display())]
     Socket {

@@ -193,3 +193,31 @@ fn a_client_that_truncates_its_rings_is_sent_away() {
     assert_eq!(next.read_block(9), [0x99; 4096]);
     assert!(next.get(0, LEN as usize).len() == LEN as usize);
 }
+
+/// The doorbells' file is memory like any other: completions that are posted there ring, and what rings is
+/// fetched as commands.
+#[test]
+fn queues_on_the_doorbells_harm_nobody_else() {
+    let rig = Rig::new("size=16M,media=ram,queues=4");
+    let mut host = Host::with_queue(&rig);
+    host.write_block(9, 0x99);
+    let doorbells = host.doorbells.try_clone().unwrap();
+    host.peer.map(&map_of(0x10000, 0x2000), Some(&doorbells)).unwrap();
+    let cq = Command::create_io_cq(2, 64, 0x11000);
+    assert_eq!(host.run(0, cq).status(), Status::SUCCESS);
+    assert_eq!(host.run(0, Command::create_io_sq(2, 64, 0x11000, 2)).status(), Status::SUCCESS);
+    // Neither beyond the mapping, nor beyond all addresses.
+    for iova in [0x11000 + 0x1000, u64::MAX - 0xfff, 0x10000 + 0x1f000] {
+        assert_ne!(host.run(0, Command::create_io_cq(3, 64, iova)).status(), Status::SUCCESS, "{iova:#x}");
+    }
+    let mut value = 1u32;
+    for round in 0..10_000u64 {
+        value = value.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let at = 0x1000 + 64 * (4 + round % 4) + 4 * (round % 16);
+        rustix::io::pwrite(&doorbells, &(value >> (value & 31)).to_le_bytes(), at).unwrap();
+    }
+    host.peer.unmap(&unmap_of(0x10000, 0x2000)).unwrap();
+    drop(host);
+    assert_eq!(rig.end(), "it has closed the connection");
+    assert_eq!(Host::with_queue(&rig).read_block(9), [0x99; 4096]);
+}
