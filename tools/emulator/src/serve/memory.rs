@@ -20,6 +20,9 @@ use crate::mapped_file::{MappedFile, SigbusHandler};
 
 /// Mappings that a client can have at a time.
 pub(super) const MAX_MAPPINGS: usize = 4096;
+/// Bytes of files that a client can have mapped at a time: far less than this process has addresses, of
+/// which it needs some for itself.
+const MAX_BYTES: u64 = 1 << 44;
 /// Flags of DMA_UNMAP: with the dirty pages, and all mappings.
 const UNMAP_DIRTY_BITMAP: u32 = 1 << 0;
 const UNMAP_ALL: u32 = 1 << 1;
@@ -68,7 +71,8 @@ impl ClientMemory {
         &self.lost
     }
 
-    /// DMA_MAP. EINVAL for what is wrong in itself, EEXIST for what overlaps, ENOSPC for too many.
+    /// DMA_MAP. EINVAL for what is wrong in itself, EEXIST for what overlaps, ENOSPC for too many or
+    /// too much.
     pub(super) fn map(
         &mut self,
         controller: &mut Controller,
@@ -111,6 +115,10 @@ impl ClientMemory {
     ) -> Result<(), Errno> {
         if !map.offset.is_multiple_of(4096) {
             return Err(Errno::INVAL);
+        }
+        let mapped: u64 = self.regions.iter().map(|region| region.len()).sum();
+        if map.size > MAX_BYTES - mapped {
+            return Err(Errno::NOSPC);
         }
         let file = MappedFile::new(file.as_fd(), map.offset, map.size, access, &self.lost, self.sigbus)?;
         let file = Arc::new(file);

@@ -194,6 +194,28 @@ fn a_client_that_truncates_its_rings_is_sent_away() {
     assert!(next.get(0, LEN as usize).len() == LEN as usize);
 }
 
+/// Files may be as large as their owner says, with nothing in them; addresses are what they take.
+#[test]
+fn a_client_cannot_take_all_addresses() {
+    let rig = Rig::new("size=16M,media=ram");
+    let mut host = Host::with_queue(&rig);
+    let file = memory(1 << 46);
+    let mut address = 1 << 48;
+    for size in (12..=46).rev().map(|shift| 1 << shift) {
+        let refused = loop {
+            match host.peer.map(&map_of(address, size), Some(&file)) {
+                Ok(()) => address += size,
+                Err(errno) => break errno,
+            }
+        };
+        assert_eq!(refused, ENOSPC, "{size:#x}");
+    }
+    // What the server needs for itself is there: memory, and a thread for the next client.
+    host.write_block(1000, 0x10);
+    drop(host);
+    assert_eq!(Host::with_queue(&rig).read_block(1000), [0x10; 4096]);
+}
+
 /// The doorbells' file is memory like any other: completions that are posted there ring, and what rings is
 /// fetched as commands.
 #[test]
