@@ -30,7 +30,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let functions = nvme_functions(&Sysfs::new(&options.root))?;
     if functions.is_empty() {
-        eprintln!("kiovec: {NONE}");
+        output::note(format_args!("{NONE}"));
     }
     match output::format(options.output_format, options.json) {
         Format::Json => output::print_json(&json!({ "functions": functions })),

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kiovec: {error}");
+            output::note(format_args!("{error}"));
             error.exit_code()
         }
     }
@@ -61,7 +61,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     // Help that was not asked for begins with no such word.
     match text.strip_prefix("error: ").filter(|_| error.use_stderr()) {
-        Some(text) => eprintln!("kiovec: {}", one_line(text)),
+        Some(text) => output::note(format_args!("{}", one_line(text))),
         None => {
             let _ = error.print();
         }

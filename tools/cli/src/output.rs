@@ -1,5 +1,6 @@
 //! What goes to standard output: text for people, or JSON.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use clap::ValueEnum;
@@ -28,6 +29,11 @@ pub fn print(text: &str) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(Error::os("standard output")),
     }
+}
+
+/// One line on standard error, if anybody reads it.
+pub fn note(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "kiovec: {line}");
 }
 
 pub fn print_json(value: &Value) -> Result<()> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use kiovec_emulator::{Connection, Counters, Media, Server, SigbusHandler};
 use serde_json::json;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::device::{Device, Leaf};
 use crate::output::{self, Format};
@@ -56,7 +56,9 @@ pub fn run(options: Options) -> Result<()> {
     let size = config.size;
     let sigbus = SigbusHandler::install().map_err(Error::os("installing a signal handler"))?;
     let mut server = Server::bind(config, &options.socket, sigbus)?;
-    for signal in [SIGINT, SIGTERM] {
+    // Who started it with nohup wants it to outlive the terminal.
+    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    for signal in [SIGINT, SIGTERM].into_iter().chain(hangup) {
         signal_hook::low_level::pipe::register(signal, server.stopper()?.into_stream())
             .map_err(Error::os("installing a signal handler"))?;
     }
@@ -65,14 +67,22 @@ pub fn run(options: Options) -> Result<()> {
     let mut clients = 0u64;
     while let Some(client) = server.accept()? {
         clients += 1;
-        eprintln!("kiovec: client {clients}{} has connected", process(&client));
+        output::note(format_args!("client {clients}{} has connected", process(&client)));
         let end = client.serve()?;
-        eprintln!("kiovec: client {clients} has left: {end}");
+        output::note(format_args!("client {clients} has left: {end}"));
         if options.once {
             break;
         }
     }
     summarize(&server.counters(), clients, format)
+}
+
+/// Whether this process was started with a signal ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask >> (signal - 1) & 1 != 0)
 }
 
 fn unsuitable(device: &Device) -> Error {

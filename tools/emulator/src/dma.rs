@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use kiovec::memory::{Access, Mapping};
 
@@ -81,6 +81,14 @@ fn next_epoch() -> u64 {
     EPOCHS.fetch_add(1, Ordering::Relaxed)
 }
 
+/// How many mappings had been lost before a copy that begins now.
+#[inline]
+fn losses_before() -> u64 {
+    let losses = MappedFile::losses();
+    compiler_fence(Ordering::SeqCst);
+    losses
+}
+
 impl Dma {
     pub(crate) fn new() -> Dma {
         Dma { entries: Vec::new(), recent: Cell::new(0), epoch: next_epoch() }
@@ -122,6 +130,8 @@ impl Dma {
     /// time; what was copied then is zeros.
     #[inline]
     fn still_there(&self, losses: u64) -> Result<(), Fault> {
+        // Counted by a signal handler in this thread, in the middle of the copy: not to be read before it.
+        compiler_fence(Ordering::SeqCst);
         if MappedFile::losses() == losses { Ok(()) } else { self.check_files() }
     }
 
@@ -167,7 +177,7 @@ impl Dma {
 
     /// Copies from the host.
     pub(crate) fn read(&self, iova: u64, to: &mut [u8]) -> Result<(), Fault> {
-        let losses = MappedFile::losses();
+        let losses = losses_before();
         self.pieces(iova, to.len() as u64, Want::Read, |memory, at, len| {
             let to = &mut to[at..at + len];
             // SAFETY: `pieces` found `len` mapped bytes at `memory`; `to` is memory of our own. The
@@ -179,7 +189,7 @@ impl Dma {
 
     /// Copies to the host.
     pub(crate) fn write(&self, iova: u64, from: &[u8]) -> Result<(), Fault> {
-        let losses = MappedFile::losses();
+        let losses = losses_before();
         self.pieces(iova, from.len() as u64, Want::Write, |memory, at, len| {
             let from = &from[at..at + len];
             // SAFETY: `pieces` found `len` mapped, writable bytes at `memory`; `from` is memory of
@@ -191,7 +201,7 @@ impl Dma {
 
     /// Writes zeros to the host.
     pub(crate) fn zero(&self, iova: u64, len: u64) -> Result<(), Fault> {
-        let losses = MappedFile::losses();
+        let losses = losses_before();
         self.pieces(iova, len, Want::Write, |memory, _, len| {
             // SAFETY: `pieces` found `len` mapped, writable bytes at `memory`. The host does not
             // touch what a command writes while it is in flight.

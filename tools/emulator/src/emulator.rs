@@ -88,8 +88,7 @@ impl Thread {
             .spawn(body)
             .map_err(|source| Error::Thread { what: "start the emulator's thread".into(), source })?;
         if let Ok(Err(source)) = started.recv() {
-            let what = format!("run the emulator on processor {}", core.unwrap_or_default());
-            return Err(Error::Thread { what, source });
+            return Err(not_on(core, source));
         }
         Ok(Thread { stop, handle: Some(handle) })
     }
@@ -291,6 +290,21 @@ impl fmt::Debug for Emulator {
             .field("threaded", &self.thread.is_some())
             .finish_non_exhaustive()
     }
+}
+
+/// Whether a thread can run on this processor: who starts one later wants to know now.
+pub(crate) fn check_core(core: Option<usize>) -> Result<(), Error> {
+    let Some(number) = core else { return Ok(()) };
+    let tried = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || pin(number))?;
+        // It does not panic.
+        thread.join().unwrap_or(Ok(()))
+    });
+    tried.map_err(|source| not_on(core, source))
+}
+
+fn not_on(core: Option<usize>, source: std::io::Error) -> Error {
+    Error::Thread { what: format!("run the emulator on processor {}", core.unwrap_or_default()), source }
 }
 
 fn pin(core: usize) -> std::io::Result<()> {

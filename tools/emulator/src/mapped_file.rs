@@ -115,8 +115,13 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
 fn replace(address: usize) -> bool {
     for row in &TABLE {
         let start = row.start.load(Ordering::Acquire);
-        let end = row.end.load(Ordering::Relaxed);
+        let end = row.end.load(Ordering::Acquire);
         if start == 0 || address < start || address >= end {
+            continue;
+        }
+        // Another thread may have given its row to another mapping in between. A newer end was stored after
+        // the start was taken away, so that both are of one mapping if the start is still the same.
+        if row.start.load(Ordering::Relaxed) != start {
             continue;
         }
         let flags = MapFlags::FIXED | MapFlags::PRIVATE | MapFlags::NORESERVE;
@@ -195,7 +200,7 @@ impl MappedFile {
         let address = start.as_ptr().expose_provenance();
         row.lost.store(false, Ordering::Relaxed);
         row.wake.store(wake.as_raw_fd(), Ordering::Relaxed);
-        row.end.store(address + mapped, Ordering::Relaxed);
+        row.end.store(address + mapped, Ordering::Release);
         row.start.store(address, Ordering::Release);
         let offset = (offset - first) as usize;
         Ok(MappedFile { start, mapped, offset, len: len as usize, row, _wake: Arc::clone(wake) })

@@ -145,6 +145,11 @@ impl Store {
         }
     }
 
+    /// Whether a command may wait for a disk.
+    pub(crate) fn waits(&self) -> bool {
+        matches!(self, Store::File(_))
+    }
+
     /// Bytes that it can have.
     pub(crate) fn most(&self) -> u64 {
         match self {

@@ -22,7 +22,7 @@ use super::{json, kiovec, number, stderr, stdout};
 struct Serve {
     child: Child,
     stdout: BufReader<ChildStdout>,
-    stderr: BufReader<ChildStderr>,
+    stderr: Option<BufReader<ChildStderr>>,
     socket: PathBuf,
     dir: tempfile::TempDir,
 }
@@ -43,7 +43,7 @@ impl Serve {
             .spawn()
             .expect("kiovec starts");
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let stderr = child.stderr.take().map(BufReader::new);
         Serve { child, stdout, stderr, socket, dir }
     }
 
@@ -55,7 +55,7 @@ impl Serve {
 
     fn err(&mut self) -> String {
         let mut line = String::new();
-        self.stderr.read_line(&mut line).unwrap();
+        self.stderr.as_mut().unwrap().read_line(&mut line).unwrap();
         line
     }
 
@@ -153,6 +153,42 @@ fn it_says_how_to_connect_and_what_it_has_done() {
     assert!(success && rest.starts_with("served 1 client: 0 I/O commands"), "{rest}");
     assert!(!serve.socket.exists());
     drop(client);
+}
+
+#[test]
+fn it_goes_on_when_nobody_reads_what_it_says() {
+    let mut serve = Serve::new("emulated:size=16M", "");
+    serve.out();
+    // As when standard error is a pipe to a program that has ended.
+    serve.stderr = None;
+    for _ in 0..2 {
+        drop(Client::connect(&serve.socket));
+    }
+    serve.signal(Signal::TERM);
+    let (success, rest) = serve.end();
+    assert!(success && rest.starts_with("served 2 clients"), "{rest}");
+    assert!(!serve.socket.exists());
+}
+
+#[test]
+fn an_error_that_nobody_reads_has_its_exit_code() {
+    for (line, code) in [("serve 0000:01:00.0 --socket /tmp/never", 1), ("serve", 2)] {
+        let (theirs, ours) = std::io::pipe().unwrap();
+        drop(theirs);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiovec"));
+        let status = command.args(line.split(' ')).stderr(ours).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{line}");
+    }
+}
+
+#[test]
+fn a_terminal_that_is_closed_ends_it() {
+    let mut serve = Serve::new("emulated:size=16M", "");
+    serve.out();
+    serve.signal(Signal::HUP);
+    let (success, rest) = serve.end();
+    assert!(success && rest.starts_with("served 0 clients"), "{rest}");
+    assert!(!serve.socket.exists());
 }
 
 #[test]
@@ -321,6 +357,9 @@ fn a_server_that_is_killed_ends_its_client_s_run_with_an_error() {
 fn once_is_once() {
     let mut serve = Serve::new("emulated:size=16M", "--once");
     serve.out();
+    // Who finds the socket in use is no client.
+    let second = kiovec(&format!("serve emulated --socket {}", serve.socket.display()));
+    assert!(stderr(&second).contains("is in use by another server"), "{}", stderr(&second));
     drop(Client::connect(&serve.socket));
     let (success, rest) = serve.end();
     assert!(success && rest.starts_with("served 1 client"), "{rest}");

@@ -43,6 +43,9 @@ pub(crate) use transfer::{Run, unreachable_memory};
 
 /// Commands fetched from one submission queue before the next one has its turn.
 const BURST: usize = 32;
+/// The same where a command may wait for a disk: then no more than one is executed in a poll, as whoever wants
+/// to read a register or end a mapping waits until the poll is over.
+const ONE: usize = 1;
 /// What a function that is not there reads as.
 const ONES: u32 = u32::MAX;
 
@@ -99,6 +102,8 @@ pub(crate) struct Controller {
     changed: Changed,
     health: Health,
     nvm: Nvm,
+    /// Commands fetched from one submission queue before the next one has its turn.
+    burst: usize,
     fetched: Fetched,
     interrupts: Interrupts,
     counters: Counters,
@@ -120,6 +125,7 @@ impl Controller {
         let dma = Dma::new();
         let queues = usize::from(config.queues) + 1;
         let fetched = Fetched::new(config.faults(), queues);
+        let waits = stores.iter().any(Store::waits);
         Controller {
             clock,
             pci: ConfigSpace::new(bar_len(&doorbells), interrupts.layout()),
@@ -147,6 +153,7 @@ impl Controller {
             changed: Changed::default(),
             health: Health::default(),
             nvm: Nvm::new(&config, stores),
+            burst: if waits { ONE } else { BURST },
             fetched,
             interrupts,
             counters: Counters::default(),
@@ -220,7 +227,7 @@ impl Controller {
         self.cc = Cc::new();
         self.csts = Csts::new();
         self.aqa = Aqa::new();
-        (self.asq, self.acq, self.masked_interrupts) = (0, 0, 0);
+        (self.asq, self.acq) = (0, 0);
     }
 
     /// Controller Level Reset (Base 2.0, section 3.7.2). AQA, ASQ and ACQ stay.
@@ -236,6 +243,7 @@ impl Controller {
         self.events = Events::default();
         self.changed.clear();
         self.doorbells.clear();
+        self.masked_interrupts = 0;
         self.state = if self.csts.rdy() { State::Disabling } else { State::Disabled };
         self.csts = Csts::new().with_rdy(self.csts.rdy());
         self.counters.resets += 1;
@@ -440,11 +448,28 @@ impl Controller {
         if self.planned {
             return self.poll_planned();
         }
+        if self.burst == ONE {
+            return self.poll_in_turns();
+        }
         let mut work = self.poll_admin();
         for at in 0..self.active.len() {
             work += self.poll_io(self.active[at]);
         }
         if work == 0 { self.poll_idle() } else { work }
+    }
+
+    /// As [`poll`](Controller::poll), but only until there has been work for one I/O queue. The next poll
+    /// begins with the queue behind it.
+    fn poll_in_turns(&mut self) -> usize {
+        let admin = self.poll_admin();
+        for at in 0..self.active.len() {
+            let work = self.poll_io(self.active[at]);
+            if work > 0 {
+                self.active.rotate_left(at + 1);
+                return admin + work;
+            }
+        }
+        if admin == 0 { self.poll_idle() } else { admin }
     }
 
     /// Time passes for a controller that executes no commands.
@@ -497,7 +522,7 @@ impl Controller {
     /// Executes a burst of commands from an I/O submission queue.
     #[inline]
     fn poll_io(&mut self, qid: u16) -> usize {
-        let Controller { sqs, cqs, dma, nvm, doorbells, counters, .. } = self;
+        let Controller { sqs, cqs, dma, nvm, doorbells, counters, burst, .. } = self;
         let Some(sq) = &mut sqs[usize::from(qid)] else { return 0 };
         let bad = note(sq.notice(doorbells.tail(qid).load(Ordering::Acquire)), &mut counters.sq_doorbells);
         if sq.is_empty() {
@@ -506,7 +531,7 @@ impl Controller {
         let cqid = sq.cqid();
         let Some(cq) = &mut cqs[usize::from(cqid)] else { return 0 };
         let (mut done, mut bad_head, mut fault) = (0, false, false);
-        while done < BURST && !sq.is_empty() {
+        while done < *burst && !sq.is_empty() {
             // The head doorbell is looked at only when it is needed: its cache line is the host's.
             if cq.is_full() {
                 bad_head |=

@@ -5,8 +5,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{FileType, Mode, Stat};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -14,6 +15,10 @@ use super::ServeError;
 
 /// Clients that wait for their turn.
 const BACKLOG: i32 = 16;
+/// Attempts to lock the socket's directory, and how long they are apart: others hold the lock for no longer
+/// than it takes to make a socket.
+const LOCK_ATTEMPTS: u32 = 1000;
+const LOCK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A listening socket. Dropping it removes the file, if it is still the same.
 #[derive(Debug)]
@@ -30,7 +35,11 @@ impl Listener {
         let os = |what| {
             move |errno: Errno| ServeError::Socket { what, path: path.to_owned(), source: errno.into() }
         };
-        let address = SocketAddrUnix::new(path).map_err(os("name"))?;
+        let address = SocketAddrUnix::new(path).map_err(|errno| match errno {
+            Errno::NAMETOOLONG => ServeError::TooLong(path.to_owned()),
+            errno => os("name")(errno),
+        })?;
+        let _lock = lock_directory(path);
         remove_dead(path, &address)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -80,7 +89,24 @@ fn identity(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 
-/// Removes a socket that nobody listens on. Anything else that is there is an error.
+/// Keeps other servers from replacing a socket at the same time: who has found a dead one must not remove
+/// what another server has put in its place since. Until the file is closed; none where the directory
+/// cannot be read, or is locked for so long that it must be for another purpose.
+fn lock_directory(path: &Path) -> Option<OwnedFd> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(directory, flags, Mode::empty()).ok()?;
+    for _ in 0..LOCK_ATTEMPTS {
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(directory),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_INTERVAL),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Removes a socket that nobody has bound. Anything else that is there is an error.
 fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), ServeError> {
     let os =
         |errno: Errno| ServeError::Socket { what: "look at", path: path.to_owned(), source: errno.into() };
@@ -92,12 +118,12 @@ fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), ServeError> 
         }
         Ok(_) => {}
     }
+    // A socket of another type: it cannot connect, so that whoever listens there does not take it for a client.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(os)?;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).map_err(os)?;
     match rustix::net::connect(&probe, address) {
         Err(Errno::CONNREFUSED) => rustix::fs::unlink(path).map_err(os),
-        // A full backlog is a sign of life, too.
-        Ok(()) | Err(Errno::AGAIN) => Err(ServeError::InUse(path.to_owned())),
+        Ok(()) | Err(Errno::PROTOTYPE) => Err(ServeError::InUse(path.to_owned())),
         Err(errno) => Err(os(errno)),
     }
 }

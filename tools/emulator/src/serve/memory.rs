@@ -3,7 +3,7 @@
 //! Knows DMA_MAP and DMA_UNMAP; must not know what the memory is used for.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -20,6 +20,9 @@ use crate::mapped_file::{MappedFile, SigbusHandler};
 
 /// Mappings that a client can have at a time.
 pub(super) const MAX_MAPPINGS: usize = 4096;
+/// Bytes of files that a client can have mapped at a time: far less than this process has addresses, of
+/// which it needs some for itself.
+const MAX_BYTES: u64 = 1 << 44;
 /// Flags of DMA_UNMAP: with the dirty pages, and all mappings.
 const UNMAP_DIRTY_BITMAP: u32 = 1 << 0;
 const UNMAP_ALL: u32 = 1 << 1;
@@ -68,7 +71,8 @@ impl ClientMemory {
         &self.lost
     }
 
-    /// DMA_MAP. EINVAL for what is wrong in itself, EEXIST for what overlaps, ENOSPC for too many.
+    /// DMA_MAP. EINVAL for what is wrong in itself, EEXIST for what overlaps, ENOSPC for too many or
+    /// too much.
     pub(super) fn map(
         &mut self,
         controller: &mut Controller,
@@ -112,6 +116,10 @@ impl ClientMemory {
         if !map.offset.is_multiple_of(4096) {
             return Err(Errno::INVAL);
         }
+        let mapped: u64 = self.regions.iter().map(|region| region.len()).sum();
+        if map.size > MAX_BYTES - mapped {
+            return Err(Errno::NOSPC);
+        }
         let file = MappedFile::new(file.as_fd(), map.offset, map.size, access, &self.lost, self.sigbus)?;
         let file = Arc::new(file);
         let region = Arc::new(Region { iova: GuestAddress(map.address), file: Arc::clone(&file) });
@@ -121,29 +129,23 @@ impl ClientMemory {
         Ok(())
     }
 
-    /// DMA_UNMAP, of all mappings within a range; returns their bytes. EINVAL where it cuts one, ENOENT
-    /// where there are none. The caller holds the controller: when this returns, it reaches none of them.
+    /// DMA_UNMAP, of all mappings within a range; returns their bytes, 0 where there are none. EINVAL where
+    /// it cuts one. The caller holds the controller: when this returns, it reaches none of them.
     pub(super) fn unmap(&mut self, controller: &mut Controller, unmap: &DmaUnmap) -> Result<u64, Errno> {
         if unmap.flags & UNMAP_DIRTY_BITMAP != 0 {
             return Err(Errno::OPNOTSUPP);
         }
         let range = match unmap.flags {
-            0 => unmap.address..unmap.address.checked_add(unmap.size).ok_or(Errno::INVAL)?,
-            UNMAP_ALL if unmap.address == 0 && unmap.size == 0 => 0..u64::MAX,
+            0 => pages(unmap.address, unmap.size).ok_or(Errno::INVAL)?,
+            UNMAP_ALL if unmap.address == 0 && unmap.size == 0 => 0..=u64::MAX,
             _ => return Err(Errno::INVAL),
         };
-        let cut = |mapping: &Range<u64>| {
-            mapping.start < range.end
-                && range.start < mapping.end
-                && (mapping.start < range.start || range.end < mapping.end)
-        };
-        if self.mappings().any(|mapping| cut(&mapping)) {
+        let touched = |mapping: &Range<u64>| mapping.start <= *range.end() && *range.start() < mapping.end;
+        let within =
+            |mapping: &Range<u64>| range.contains(&mapping.start) && range.contains(&(mapping.end - 1));
+        let mappings: Vec<Range<u64>> = self.mappings().filter(touched).collect();
+        if !mappings.iter().all(within) {
             return Err(Errno::INVAL);
-        }
-        let within = |mapping: &Range<u64>| range.start <= mapping.start && mapping.end <= range.end;
-        let mappings: Vec<Range<u64>> = self.mappings().filter(within).collect();
-        if mappings.is_empty() && unmap.flags & UNMAP_ALL == 0 {
-            return Err(Errno::NOENT);
         }
         mappings.iter().for_each(|mapping| self.remove(controller, mapping));
         Ok(mappings.iter().map(|mapping| mapping.end - mapping.start).sum())
@@ -171,4 +173,10 @@ impl ClientMemory {
         let unreachable = self.unreachable.iter().map(|(start, len)| (*start, *len));
         reachable.chain(unreachable).map(|(start, len)| start..start + len)
     }
+}
+
+/// Whole pages, which may be the last ones that there are.
+fn pages(address: u64, size: u64) -> Option<RangeInclusive<u64>> {
+    let last = address.checked_add(size.checked_sub(1)?)?;
+    (address | size).is_multiple_of(4096).then_some(address..=last)
 }

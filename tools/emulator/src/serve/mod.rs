@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::doorbells::Doorbells;
-use crate::emulator::{Error, Thread};
+use crate::emulator::{Error, Thread, check_core};
 use crate::function::Shared;
 use crate::mapped_file::SigbusHandler;
 use crate::media::Store;
@@ -44,6 +44,9 @@ pub enum ServeError {
     /// There is a file of another kind.
     #[error("{} is there and is no socket; choose another path", .0.display())]
     NotASocket(PathBuf),
+    /// No socket can have this name.
+    #[error("{} is too long for a socket, whose path has at most 107 bytes; choose a shorter one", .0.display())]
+    TooLong(PathBuf),
     /// The socket cannot be made or used.
     #[error("cannot {what} the socket {}: {source}", path.display())]
     Socket {
@@ -116,11 +119,13 @@ impl Server {
     /// replaced. The handler is what keeps a client that truncates its memory from ending this process.
     pub fn bind(config: Config, path: &Path, sigbus: SigbusHandler) -> Result<Server, ServeError> {
         config.check().map_err(Error::from)?;
-        let stores = Store::open(&config).map_err(Error::from)?;
+        check_core(config.core)?;
         let pair = UnixStream::pair();
         let (stop, stopper) =
             pair.map_err(|source| ServeError::Os { what: "make a pair of sockets", source })?;
+        // First, so that who may not listen makes no file; its clients wait.
         let listener = Listener::bind(path)?;
+        let stores = Store::open(&config).map_err(Error::from)?;
         Ok(Server { config, listener, stores, counters: Counters::default(), stop, stopper, sigbus })
     }
 

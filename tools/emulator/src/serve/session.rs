@@ -27,7 +27,7 @@ use crate::function::Shared;
 const MAX_TRANSFER: u32 = 1 << 20;
 /// Files with one message.
 const MAX_FDS: usize = 16;
-/// How long the rest of a message may take, and a reply to be taken.
+/// How long the first message may take, the rest of any, and a reply to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Writes in one REGION_WRITE_MULTI.
 const MAX_WRITES: u64 = 1024;
@@ -129,8 +129,8 @@ impl<'a> Session<'a> {
 
     /// Answers messages until something ends it. `stop` is readable when the server is to end.
     pub(super) fn run(mut self, stop: BorrowedFd<'_>) -> End {
-        // When the message that has begun must be there.
-        let mut deadline = None;
+        // When the first message must be there, or the one that has begun: others wait for their turn.
+        let mut deadline = Instant::now().checked_add(PATIENCE);
         loop {
             if let Err(end) = self.wait(stop, deadline) {
                 return end;

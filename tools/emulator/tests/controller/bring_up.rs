@@ -159,8 +159,10 @@ fn a_controller_reset_forgets_queues_and_features_and_keeps_the_admin_registers(
     assert_eq!(host.try_admin(Command::set_features(feature, 3)), Status::SUCCESS);
     let asq = host.function.read64(ASQ).unwrap();
     host.function.write32(ASQ, 0).unwrap();
+    host.function.write32(INTMS, 1).unwrap();
     host.disable();
     assert_eq!(host.function.read64(ASQ).unwrap(), asq);
+    assert_eq!(host.function.read32(INTMS).unwrap(), 0);
     host.enable();
     assert_eq!(host.admin(Command::get_features(feature)).dw0, 7);
     host.create_pair(1, 4);

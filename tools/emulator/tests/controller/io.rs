@@ -191,3 +191,25 @@ proptest! {
         prop_assert_eq!(memory.to_vec(), expected);
     }
 }
+
+/// Whoever wants to read a register, or end a mapping, waits for a step to end.
+#[test]
+fn a_step_waits_for_a_disk_once_and_every_queue_has_its_turn() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let config = format!("size=1M,queues=3,vwc=off,media=file:{}", dir.path().join("disk").display());
+    let mut host = Host::new(&config);
+    let (_buffer, iova) = host.buffer(4096, 1);
+    (1..=3).for_each(|qid| host.create_pair(qid, 16));
+    for qid in 1..=3 {
+        for lba in 0..8 {
+            host.push(qid, Command::write(1, lba, 0).with_prps(iova, 0));
+        }
+        host.ring(qid);
+    }
+    for done in 1..=24 {
+        assert_eq!((host.emulator.step(), host.emulator.counters().writes), (1, done));
+        if done % 3 == 0 {
+            assert_eq!([1, 2, 3].map(|qid| host.reap(qid).is_some()), [true; 3], "{done}");
+        }
+    }
+}

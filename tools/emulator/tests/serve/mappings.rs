@@ -7,7 +7,6 @@ use rustix::fs::ftruncate;
 use crate::host::{DATA, Host, IOVA, LEN, memory};
 use crate::peer::{Rig, map_of, unmap_of};
 
-const ENOENT: u32 = 2;
 const EACCES: u32 = 13;
 const EEXIST: u32 = 17;
 const EINVAL: u32 = 22;
@@ -65,18 +64,35 @@ fn unmapping_names_whole_mappings() {
     for (address, size) in [(0x10000, 0x3000), (0x11000, 0x3000), (0xf000, 0x2000), (0x10000, 0x5000)] {
         assert_eq!(peer.unmap(&unmap_of(address, size)), Err(EINVAL));
     }
-    assert_eq!(peer.unmap(&unmap_of(0x30000, 0x1000)), Err(ENOENT));
-    assert_eq!(peer.unmap(&unmap_of(0x10000, 0)), Err(ENOENT));
-    assert_eq!(peer.unmap(&unmap_of(u64::MAX, 2)), Err(EINVAL));
+    for (address, size) in [(0x10000, 0), (0, 0), (0x30800, 0x1000), (0x30000, 0x800), (!4095, 0x2000)] {
+        assert_eq!(peer.unmap(&unmap_of(address, size)), Err(EINVAL));
+    }
     assert_eq!(peer.unmap(&DmaUnmap { flags: 1, ..unmap_of(0x10000, 0x4000) }), Err(ENOTSUP));
     assert_eq!(peer.unmap(&DmaUnmap { flags: 2, ..unmap_of(0x10000, 0x4000) }), Err(EINVAL));
     assert_eq!(peer.unmap(&unmap_of(0x10000, 0x4000)), Ok(0x4000));
-    assert_eq!(peer.unmap(&unmap_of(0x10000, 0x4000)), Err(ENOENT));
+    assert_eq!(peer.unmap(&unmap_of(0x10000, 0x4000)), Ok(0));
     // Several at once, with one that has no file.
     assert_eq!(peer.unmap(&unmap_of(0x10000, 0x10000)), Ok(0x5000));
     assert_eq!(peer.unmap(&DmaUnmap { flags: 2, ..unmap_of(0, 0) }), Ok(0x4000));
     assert_eq!(peer.unmap(&DmaUnmap { flags: 2, ..unmap_of(0, 0) }), Ok(0));
     peer.map(&map_of(0x10000, 0x4000), Some(&file)).unwrap();
+}
+
+/// What QEMU does behind a virtual IOMMU: the guest invalidates more than it had mapped, and the whole
+/// address space is emptied in halves.
+#[test]
+fn unmapping_where_nothing_is_mapped_is_done_at_once() {
+    let rig = Rig::new("size=16M");
+    let mut peer = rig.client();
+    let half = 1 << 63;
+    for (address, size) in [(0x30000, 0x1000), (0, half), (half, half), (!4095, 4096)] {
+        assert_eq!(peer.unmap(&unmap_of(address, size)), Ok(0), "{address:#x} {size:#x}");
+    }
+    let file = memory(0x4000);
+    peer.map(&map_of(0x10000, 0x4000), Some(&file)).unwrap();
+    peer.map(&map_of(!0xffff, 0x4000), Some(&file)).unwrap();
+    assert_eq!((peer.unmap(&unmap_of(0, half)), peer.unmap(&unmap_of(half, half))), (Ok(0x4000), Ok(0x4000)));
+    peer.map(&map_of(!0xffff, 0x4000), Some(&file)).unwrap();
 }
 
 #[test]
@@ -176,4 +192,54 @@ fn a_client_that_truncates_its_rings_is_sent_away() {
     let mut next = Host::with_queue(&rig);
     assert_eq!(next.read_block(9), [0x99; 4096]);
     assert!(next.get(0, LEN as usize).len() == LEN as usize);
+}
+
+/// Files may be as large as their owner says, with nothing in them; addresses are what they take.
+#[test]
+fn a_client_cannot_take_all_addresses() {
+    let rig = Rig::new("size=16M,media=ram");
+    let mut host = Host::with_queue(&rig);
+    let file = memory(1 << 46);
+    let mut address = 1 << 48;
+    for size in (12..=46).rev().map(|shift| 1 << shift) {
+        let refused = loop {
+            match host.peer.map(&map_of(address, size), Some(&file)) {
+                Ok(()) => address += size,
+                Err(errno) => break errno,
+            }
+        };
+        assert_eq!(refused, ENOSPC, "{size:#x}");
+    }
+    // What the server needs for itself is there: memory, and a thread for the next client.
+    host.write_block(1000, 0x10);
+    drop(host);
+    assert_eq!(Host::with_queue(&rig).read_block(1000), [0x10; 4096]);
+}
+
+/// The doorbells' file is memory like any other: completions that are posted there ring, and what rings is
+/// fetched as commands.
+#[test]
+fn queues_on_the_doorbells_harm_nobody_else() {
+    let rig = Rig::new("size=16M,media=ram,queues=4");
+    let mut host = Host::with_queue(&rig);
+    host.write_block(9, 0x99);
+    let doorbells = host.doorbells.try_clone().unwrap();
+    host.peer.map(&map_of(0x10000, 0x2000), Some(&doorbells)).unwrap();
+    let cq = Command::create_io_cq(2, 64, 0x11000);
+    assert_eq!(host.run(0, cq).status(), Status::SUCCESS);
+    assert_eq!(host.run(0, Command::create_io_sq(2, 64, 0x11000, 2)).status(), Status::SUCCESS);
+    // Neither beyond the mapping, nor beyond all addresses.
+    for iova in [0x11000 + 0x1000, u64::MAX - 0xfff, 0x10000 + 0x1f000] {
+        assert_ne!(host.run(0, Command::create_io_cq(3, 64, iova)).status(), Status::SUCCESS, "{iova:#x}");
+    }
+    let mut value = 1u32;
+    for round in 0..10_000u64 {
+        value = value.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let at = 0x1000 + 64 * (4 + round % 4) + 4 * (round % 16);
+        rustix::io::pwrite(&doorbells, &(value >> (value & 31)).to_le_bytes(), at).unwrap();
+    }
+    host.peer.unmap(&unmap_of(0x10000, 0x2000)).unwrap();
+    drop(host);
+    assert_eq!(rig.end(), "it has closed the connection");
+    assert_eq!(Host::with_queue(&rig).read_block(9), [0x99; 4096]);
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
-use kiovec_emulator::{Config, ServeError, Server, SigbusHandler};
+use kiovec_emulator::{Config, Media, ServeError, Server, SigbusHandler};
 
 use crate::peer::Rig;
 
@@ -48,7 +48,7 @@ fn other_files_are_left_alone() {
     let error = bind(&dir.path().join("no/such")).unwrap_err().to_string();
     assert!(error.contains("no/such") && error.contains("No such file"), "{error}");
     let error = bind(&dir.path().join("x".repeat(200))).unwrap_err().to_string();
-    assert!(error.contains("cannot name"), "{error}");
+    assert!(error.contains("at most 107 bytes; choose a shorter one"), "{error}");
 }
 
 #[test]
@@ -60,4 +60,47 @@ fn one_that_was_replaced_is_not_removed() {
     let _theirs = UnixListener::bind(&path).unwrap();
     drop(server);
     assert!(path.exists());
+}
+
+#[test]
+fn of_those_that_replace_a_dead_one_at_the_same_time_one_listens() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("s");
+    for round in 0..200 {
+        drop(UnixListener::bind(&path).unwrap());
+        let start = std::sync::Barrier::new(4);
+        let servers = std::thread::scope(|scope| {
+            let one = || {
+                start.wait();
+                bind(&path)
+            };
+            let threads = [(); 4].map(|()| scope.spawn(one));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        let others = servers.iter().filter(|server| matches!(server, Err(ServeError::InUse(_)))).count();
+        assert_eq!(others, 3, "round {round}: {servers:?}");
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        drop(servers);
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn who_cannot_listen_makes_no_file() {
+    let rig = Rig::new("size=1M");
+    let dir = tempfile::TempDir::new().unwrap();
+    let disk = dir.path().join("disk");
+    let config = Config { media: Media::File(disk.clone()), ..Config::parse("size=1M").unwrap() };
+    let error = Server::bind(config, &rig.path, SigbusHandler::install().unwrap()).unwrap_err();
+    assert!(matches!(error, ServeError::InUse(_)) && !disk.exists(), "{error}");
+}
+
+#[test]
+fn what_no_client_could_be_served_with_is_refused_at_once() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let config = Config::parse("size=1M,core=1023").unwrap();
+    let path = dir.path().join("s");
+    let error = Server::bind(config, &path, SigbusHandler::install().unwrap()).unwrap_err();
+    assert!(error.to_string().starts_with("cannot run the emulator on processor 1023"), "{error}");
+    assert!(!path.exists());
 }
