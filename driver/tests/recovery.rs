@@ -10,7 +10,7 @@ use kiovec::{
     Cause, Controller, Event, Failure, IoContainer, Poller, QueueId, QueueOptions, QueueStats, Replay, State,
     Target,
 };
-use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
+use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults, Remedy};
 
 const BLOCK: usize = 4096;
 const TIMEOUT: Duration = Duration::from_secs(8);
@@ -541,4 +541,95 @@ fn during_a_reset_nothing_is_sent() {
     assert!(poller.add_queue(&rig.controller, QueueOptions::default()).is_err());
     assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
     poller.add_queue(&rig.controller, QueueOptions::default()).unwrap();
+}
+
+// ---- function reset, and the end ----
+
+/// Enabled again, the controller does not get ready: that takes a reset of the function.
+#[test]
+fn what_a_controller_reset_does_not_cure_a_function_reset_may() {
+    let mut rig = rig("mdts=1,to=4");
+    rig.write(0, 8, 4);
+    rig.settle(TIMEOUT);
+    rig.emulator.hang(Remedy::FunctionReset);
+    rig.faults(&[(Commands::reads(), Effect::Drop, 1)]);
+    rig.read(0, 8);
+    let outcome = rig.settle(TIMEOUT * 4).remove(0);
+    assert!(outcome.1 == Ok(()) && outcome.2.iter().all(|byte| *byte == 4), "{:?}", outcome.1);
+    assert_eq!(rig.stats().resets, 1);
+}
+
+/// Nothing helps: everything fails, in a bounded time, and the memory comes back, since the function is kept from
+/// it.
+#[test]
+fn what_nothing_cures_is_lost() {
+    let mut rig = rig("mdts=5,to=4");
+    rig.emulator.hang(Remedy::None);
+    rig.faults(&[(Commands::reads(), Effect::Drop, 1)]);
+    (0..20).for_each(|lba| rig.read(lba, 1));
+    let outcomes = rig.settle(TIMEOUT * 4);
+    let failed = |cause| outcomes.iter().filter(|o| o.1.is_err_and(|failure| failure.cause == cause)).count();
+    let done = outcomes.iter().filter(|outcome| outcome.1 == Ok(())).count();
+    assert_eq!((done, failed(Cause::ControllerLost)), (19, 1));
+    assert!(outcomes.iter().all(|outcome| outcome.2.len() == BLOCK));
+    // The handles stay safe to use.
+    rig.read(0, 1);
+    assert_eq!(rig.settle(TIMEOUT)[0].1.unwrap_err().cause, Cause::ControllerLost);
+    assert!(rig.controller.active_namespaces().is_err());
+}
+
+/// Pulled in the middle of a reset.
+#[test]
+fn what_vanishes_during_a_reset_is_lost() {
+    for looks in 0..8 {
+        let mut rig = rig("mdts=5");
+        rig.faults(&[(Commands::reads(), Effect::Drop, 1)]);
+        rig.read(0, 1);
+        rig.look();
+        rig.emulator.fail();
+        let mut outcomes = Vec::new();
+        (0..65_536 + looks * 1024).for_each(|_| rig.turn(&mut outcomes));
+        rig.emulator.unplug();
+        (0..200_000).for_each(|_| rig.turn(&mut outcomes));
+        outcomes.extend(rig.settle(TIMEOUT * 4));
+        let result = outcomes.remove(0).1;
+        assert!(result.is_ok() || result.is_err_and(|failure| failure.cause == Cause::ControllerLost));
+        assert!(outcomes.is_empty());
+    }
+}
+
+/// After a reset another controller answers: its data is not that of the requests.
+#[test]
+fn another_controller_gets_nothing() {
+    let mut rig = rig("mdts=5,serial=ONE");
+    let other = Faults::default().with(Fault::new(Commands::writes(), Effect::Drop).times(1)).identify(
+        Cns::CONTROLLER,
+        0,
+        4,
+        *b"TWO                 ",
+    );
+    rig.emulator.set_faults(other);
+    rig.write(0, 1, 1);
+    assert_eq!(rig.settle(TIMEOUT * 8)[0].1.unwrap_err().cause, Cause::ControllerLost);
+    assert_eq!(rig.emulator.counters().writes, 1, "the one that was lost");
+}
+
+/// A namespace may be another one after a reset, too.
+#[test]
+fn a_namespace_is_looked_at_again() {
+    let mut rig = rig("mdts=5");
+    let namespace = rig.controller.namespace(1).unwrap();
+    let disk = rig.poller.add_namespace(rig.queue, &namespace).unwrap();
+    rig.disk = disk;
+    rig.faults(&[
+        (Commands::reads(), Effect::Drop, 1),
+        // The events that tell of it are lost.
+        (Commands::admin().opcode(admin_opcode::GET_LOG_PAGE), Effect::Drop, u64::MAX),
+    ]);
+    assert!(rig.emulator.resize(1, 100));
+    rig.read(0, 1);
+    assert_eq!(rig.settle(TIMEOUT * 4)[0].1, Ok(()));
+    assert_eq!(namespace.blocks(), 100);
+    let beyond = IoContainer::read(100, rig.memory(1, 0));
+    assert!(rig.poller.submit(rig.disk, beyond).is_err());
 }
