@@ -102,6 +102,19 @@ pub enum Error {
         /// The device as it was named.
         device: String,
     },
+    /// The controller is being reset.
+    #[error("{device}: the controller is being reset; poll, and try again")]
+    Resetting {
+        /// The device as it was named.
+        device: String,
+    },
+    /// Neither a reset of the controller nor one of its function has helped, or not every poller has stopped
+    /// for it.
+    #[error("{device}: the controller is given up: resets did not bring it back; drop it, and open it again")]
+    Lost {
+        /// The device as it was named.
+        device: String,
+    },
     /// CSTS.RDY of an enabled controller is 0.
     #[error("{device}: the controller was reset or lost its power behind the driver's back; open it again")]
     Disabled {

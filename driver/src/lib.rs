@@ -77,7 +77,7 @@ pub use poller::{
     BadRange, DataForm, Done, Poller, QueueId, QueueOptions, REQUEST_BYTES, Reactor, Rejected, Request,
     SLOT_BYTES, Target,
 };
-pub use queue::{QueueStats, Refusal};
+pub use queue::{QueueStats, Refusal, Replay};
 pub use request::{
     BadEvent, Cause, Event, Failure, InPlace, IoContainer, Moment, Operation, Reason, State, Totals, Verdict,
 };

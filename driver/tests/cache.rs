@@ -9,7 +9,7 @@ use kiovec::layer::{
     Cache, CacheCounts, CacheOptions, Disk, Layer, Partition, Plan, Retry, RetryOptions, Stack, Trace,
 };
 use kiovec::memory::DmaSpace;
-use kiovec::spec::Status;
+use kiovec::spec::{Status, admin_opcode};
 use kiovec::{
     Cause, Controller, Done, Failure, IoContainer, Operation, Poller, QueueId, QueueOptions, State, Target,
     Verdict,
@@ -600,6 +600,7 @@ fn what_lies_before_a_failure_is_done() {
 fn cancelling_one_read_leaves_others_that_wait_for_its_line() {
     let mut rig = Rig::new(16);
     rig.emulator.hold(Commands::reads());
+    rig.emulator.hold(Commands::admin().opcode(admin_opcode::ABORT));
     let first = rig.poller.request(rig.cached, rig.read(4..12)).unwrap();
     rig.submit(rig.read(0..2));
     rig.submit(rig.read(6..10).tag(6));

@@ -15,12 +15,16 @@ use crate::spec::registers::{cq_head_doorbell, sq_tail_doorbell};
 use crate::spec::{Command, Completion, admin_opcode};
 use crate::{Error, Result};
 
-/// Entries of both admin queues: background commands, aborts of later, and one command.
+/// Entries of both admin queues: background commands, and one command.
 const ENTRIES: u32 = 32;
 /// Asynchronous Event Requests that are kept outstanding, at most.
 pub(super) const EVENT_REQUESTS: usize = 4;
-/// The slot of the one background command that is no request for an event.
+/// The slot of the one background command that reads.
 const READ: usize = EVENT_REQUESTS;
+/// Aborts that are outstanding, at most. Their slots are the last.
+pub(super) const ABORTS: usize = 2;
+const FIRST_ABORT: usize = READ + 1;
+const SLOTS: usize = FIRST_ABORT + ABORTS;
 /// In the CIDs of background commands, over a generation of 12 bits and a slot of 3. No slot is 7, so none
 /// of them is FFFFh, which is never used.
 const BACKGROUND: u16 = 1 << 15;
@@ -42,7 +46,7 @@ pub(super) struct AdminQueue {
 #[derive(Debug, Default)]
 struct Background {
     /// By slot: the CID of the command that is outstanding.
-    outstanding: [Option<u16>; READ + 1],
+    outstanding: [Option<u16>; SLOTS],
     generation: u16,
     /// Those completed and not yet looked at, one for each slot at most.
     finished: VecDeque<(usize, Completion)>,
@@ -156,7 +160,7 @@ impl AdminQueue {
 
     /// The completion of a request for an event, and its slot, which is free.
     pub(super) fn finished_request(&mut self) -> Option<(usize, Completion)> {
-        self.background.take(|slot| slot != READ)
+        self.background.take(|slot| slot < READ)
     }
 
     /// The completion of the command that reads.
@@ -164,10 +168,28 @@ impl AdminQueue {
         self.background.take(|slot| slot == READ).map(|(_, completion)| completion)
     }
 
+    /// Sends an Abort, in a slot below [`ABORTS`] that has none.
+    pub(super) fn start_abort(&mut self, slot: usize, command: &Command) {
+        self.start(FIRST_ABORT + slot, command);
+    }
+
+    /// The completion of an Abort, and its slot, which is free.
+    pub(super) fn finished_abort(&mut self) -> Option<(usize, Completion)> {
+        let (slot, completion) = self.background.take(|slot| slot >= FIRST_ABORT)?;
+        Some((slot - FIRST_ABORT, completion))
+    }
+
     /// After a reset nothing is outstanding. Late completions of what was are recognised.
     pub(super) fn forget_background(&mut self) {
         self.background.outstanding = Default::default();
         self.background.finished.clear();
+    }
+
+    /// Empty, for a controller that was reset, with nothing outstanding.
+    pub(super) fn restart(&mut self) {
+        self.sq.restart();
+        self.cq.restart();
+        self.forget_background();
     }
 
     /// The time.

@@ -4,11 +4,13 @@
 //! between threads: admin commands take a lock, queue pairs belong to whoever had them created.
 #![forbid(unsafe_code)]
 
+mod abort;
 mod admin;
 mod event;
 mod namespace;
 mod quirks;
 mod registers;
+mod reset;
 mod watch;
 
 use std::fmt;
@@ -18,12 +20,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use zerocopy::FromBytes;
 
+use self::abort::Aborts;
 use self::admin::AdminQueue;
 use self::event::Inbox;
 use self::namespace::Known;
 pub(crate) use self::namespace::Live;
 use self::quirks::Quirks;
 use self::registers::Registers;
+pub(crate) use self::reset::Era;
+use self::reset::{Course, SharedEra};
 use self::watch::{Audience, Watch};
 use crate::memory::{Access, Attachment, DmaSpace, MemoryChain, RawCommands};
 use crate::pci::{Clock, DoorbellPage, Function};
@@ -79,6 +84,7 @@ pub struct Controller {
     space: DmaSpace,
     /// It had a fatal status.
     failed: AtomicBool,
+    era: SharedEra,
     // Before the function: unmapping needs the IOMMU, which may go with the last function behind it.
     _attachment: Attachment,
     function: Arc<dyn Function>,
@@ -88,6 +94,8 @@ pub struct Controller {
 struct Admin {
     queue: AdminQueue,
     watch: Watch,
+    aborts: Aborts,
+    course: Course,
 }
 
 /// The rings of an I/O queue pair that a controller has created.
@@ -133,7 +141,7 @@ impl Controller {
         function.set_bus_master(true)?;
         registers.enable(admin.sq(), admin.cq())?;
         let table = prp_table(space, quirks);
-        let mut commands = Commands { admin: &mut admin, space, table };
+        let mut commands = Commands { admin: &mut admin, space, table, millis: admin::TIMEOUT_MILLIS };
         let identity = commands.identify::<identify::Controller>(Cns::CONTROLLER, 0, 0)?;
         if let Some(what) = unfit(&identity) {
             return Err(Error::Unsupported { device: function.name().into(), what });
@@ -151,7 +159,13 @@ impl Controller {
             failed: AtomicBool::new(false),
             id: IDS.fetch_add(1, Ordering::Relaxed),
             registers,
-            admin: Mutex::new(Admin { queue: admin, watch }),
+            era: SharedEra::default(),
+            admin: Mutex::new(Admin {
+                queue: admin,
+                watch,
+                aborts: Aborts::new(identity.acl),
+                course: Course::new(),
+            }),
             known: Known::default(),
             inbox: Inbox::default(),
             identity,
@@ -238,13 +252,37 @@ impl Controller {
     /// Goes on with events as far as that is possible without waiting: not at all while another thread uses
     /// the admin queue. Reads no register.
     pub(crate) fn attend(&self) {
-        let mut admin = match self.admin.try_lock() {
-            Ok(admin) => admin,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
-        let Admin { queue, watch } = &mut *admin;
+        let Some(mut admin) = self.try_admin() else { return };
+        if !admin.course.is_running() {
+            return self.advance(&mut admin);
+        }
+        let Admin { queue, watch, aborts, .. } = &mut *admin;
         watch.turn(queue, &Audience { known: &self.known, inbox: &self.inbox });
+        if !aborts.turn(queue) {
+            self.begin(&mut admin);
+        }
+    }
+
+    /// The admin queue, if no other thread uses it.
+    fn try_admin(&self) -> Option<MutexGuard<'_, Admin>> {
+        match self.admin.try_lock() {
+            Ok(admin) => Some(admin),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Asks for an Abort of a command, without waiting for it; false if that cannot be asked for now.
+    pub(crate) fn abort(&self, qid: u16, cid: u16) -> bool {
+        self.try_admin().is_some_and(|mut admin| {
+            let Admin { queue, aborts, course, .. } = &mut *admin;
+            course.is_running() && aborts.ask(queue, qid, cid)
+        })
+    }
+
+    /// The next answer to an Abort of a queue's command, that has come: its CID, and whether it was aborted.
+    pub(crate) fn abort_answer(&self, qid: u16) -> Option<(u16, bool)> {
+        self.try_admin()?.aborts.answer(qid)
     }
 
     /// Another number than before if a namespace has changed that there is a handle of.
@@ -324,11 +362,20 @@ impl Controller {
             }
             return Err(error);
         }
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner).course.join(qid);
         Ok(QueuePair { qid, sq, cq })
     }
 
-    /// Deletes an I/O queue pair. When this returns `Ok`, no command of it is in flight any more.
-    pub(crate) fn delete_queue_pair(&self, qid: u16) -> Result<()> {
+    /// Deletes an I/O queue pair, unless a reset has ended it, and it was not created anew. When this returns
+    /// `Ok`, no command of it is in flight any more.
+    pub(crate) fn delete_queue_pair(&self, qid: u16, ended: bool) -> Result<()> {
+        let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = admin.course.leave(qid) || ended && admin.course.is_running();
+        drop(admin);
+        if ended {
+            self.qids().push(qid);
+            return Ok(());
+        }
         self.command(&Command::delete_io_sq(qid))?;
         self.command(&Command::delete_io_cq(qid))?;
         self.qids().push(qid);
@@ -365,9 +412,13 @@ impl Controller {
         })
     }
 
-    fn commands<T>(&self, f: impl FnOnce(&mut Commands<'_>) -> T) -> T {
+    fn commands<T>(&self, f: impl FnOnce(&mut Commands<'_>) -> Result<T>) -> Result<T> {
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
-        f(&mut Commands { admin: &mut admin.queue, space: &self.space, table: self.prp_table() })
+        if let Some(refusal) = admin.course.refusal(self.name()) {
+            return Err(refusal);
+        }
+        let (table, millis) = (self.prp_table(), admin::TIMEOUT_MILLIS);
+        f(&mut Commands { admin: &mut admin.queue, space: &self.space, table, millis })
     }
 
     fn qids(&self) -> MutexGuard<'_, Vec<u16>> {
@@ -392,6 +443,8 @@ struct Commands<'a> {
     space: &'a DmaSpace,
     /// The table that lists contiguous memory, unless the controller wants lists of its own.
     table: Option<u64>,
+    /// What a command is granted.
+    millis: u64,
 }
 
 impl Commands<'_> {
@@ -423,7 +476,7 @@ impl Commands<'_> {
     }
 
     fn succeed(&mut self, command: &Command, memory: MemoryChain) -> Result<(Completion, MemoryChain)> {
-        let (completion, memory) = self.execute(command, memory, admin::TIMEOUT_MILLIS)?;
+        let (completion, memory) = self.execute(command, memory, self.millis)?;
         match completion.status() {
             status if status.is_success() => Ok((completion, memory)),
             status => {

@@ -2,7 +2,7 @@
 //!
 //! Knows what may change under a namespace in use, and what may not; must not know how that is found out.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::spec::command::CSI_NVM;
@@ -36,6 +36,8 @@ pub(crate) struct Live {
     nsid: u32,
     blocks: AtomicU64,
     state: AtomicU8,
+    /// A reset may have cost it what was written and not flushed, and no flush has told of it yet.
+    cache_lost: Arc<AtomicBool>,
     identifiers: ([u8; 16], [u8; 8]),
     format: Format,
 }
@@ -76,6 +78,7 @@ impl Live {
             nsid,
             blocks: AtomicU64::new(identity.nsze),
             state: AtomicU8::new(NamespaceState::Active as u8),
+            cache_lost: Arc::default(),
             identifiers: (identity.nguid, identity.eui64),
             format: Format::of(identity),
         }
@@ -84,6 +87,10 @@ impl Live {
     /// Size in logical blocks.
     pub(crate) fn blocks(&self) -> u64 {
         self.blocks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn cache_lost(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cache_lost)
     }
 
     pub(crate) fn state(&self) -> NamespaceState {
@@ -149,6 +156,13 @@ impl Known {
         }
         // Who sees this sees what was changed.
         self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// What was written to any of them and not flushed may be lost.
+    pub(super) fn lose_caches(&self) {
+        for live in self.all().iter().filter_map(Weak::upgrade) {
+            live.cache_lost.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn epoch(&self) -> u64 {

@@ -28,6 +28,13 @@ pub(super) struct Registers {
     ready_millis: u64,
 }
 
+/// A change of CC.EN that was asked for: from when on, and until when it shows in CSTS.RDY, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Change {
+    look_from: u64,
+    until: u64,
+}
+
 impl Registers {
     /// Reads what never changes, once, so that nothing relies on it staying the same, and refuses what this driver cannot drive.
     pub(super) fn open(function: Arc<dyn Function>, quirks: Quirks) -> Result<Registers> {
@@ -77,6 +84,62 @@ impl Registers {
         self.wait("CSTS.RDY = 0", self.ready_millis, |csts| !csts.rdy())
     }
 
+    // ---- the same step by step, for a reset that nobody waits for ----
+
+    /// CC.EN to 0.
+    pub(super) fn begin_disable(&self, now: u64) -> Result<Change> {
+        let cc = self.configuration()?;
+        if cc.en() {
+            self.function.write32(reg::CC, cc.with_en(false).with_shn(reg::SHN_NONE).into_bits())?;
+        }
+        Ok(self.change(now))
+    }
+
+    /// Whether CSTS.RDY is 0; an error if it ought to be.
+    pub(super) fn is_disabled(&self, change: &Change, now: u64) -> Result<bool> {
+        self.has_changed(change, now, "CSTS.RDY = 0", |csts| Ok(!csts.rdy()))
+    }
+
+    /// CC.EN to 1 with the admin queues at these addresses.
+    pub(super) fn begin_enable(&self, sq: (u64, u32), cq: (u64, u32), now: u64) -> Result<Change> {
+        self.write_enable(sq, cq)?;
+        Ok(self.change(now))
+    }
+
+    /// Whether CSTS.RDY is 1; an error if it ought to be, or never will.
+    pub(super) fn is_enabled(&self, change: &Change, now: u64) -> Result<bool> {
+        self.has_changed(change, now, "CSTS.RDY = 1", |csts| match csts.cfs() {
+            true => Err(Error::Fatal { device: self.function.name().into() }),
+            false => Ok(csts.rdy()),
+        })
+    }
+
+    fn change(&self, now: u64) -> Change {
+        let pause = if self.quirks.has(Quirk::DelayBeforeReady) { DELAY_BEFORE_READY_MILLIS } else { 0 };
+        let after = |millis: u64| now.saturating_add(millis.saturating_mul(1_000_000));
+        Change { look_from: after(pause), until: after(pause + self.ready_millis) }
+    }
+
+    fn has_changed(
+        &self,
+        change: &Change,
+        now: u64,
+        what: &'static str,
+        reached: impl Fn(Csts) -> Result<bool>,
+    ) -> Result<bool> {
+        if now < change.look_from {
+            return Ok(false);
+        }
+        if reached(status(&*self.function)?)? {
+            return Ok(true);
+        }
+        if now > change.until {
+            let (device, millis) = (self.function.name().into(), self.ready_millis);
+            return Err(Error::NotReady { device, millis, what });
+        }
+        Ok(false)
+    }
+
     fn configuration(&self) -> Result<Cc> {
         match self.function.read32(reg::CC)? {
             u32::MAX => Err(self.function.gone()),
@@ -86,6 +149,13 @@ impl Registers {
 
     /// CC.EN 0 → 1 with the admin queues at these addresses, and CSTS.RDY to 1.
     pub(super) fn enable(&self, sq: (u64, u32), cq: (u64, u32)) -> Result<()> {
+        self.write_enable(sq, cq)?;
+        self.delay_before_ready();
+        self.wait("CSTS.RDY = 1", self.ready_millis, |csts| csts.rdy() || csts.cfs())?;
+        check(&*self.function)
+    }
+
+    fn write_enable(&self, sq: (u64, u32), cq: (u64, u32)) -> Result<()> {
         let aqa = Aqa::new().with_asqs((sq.1 - 1) as u16).with_acqs((cq.1 - 1) as u16);
         self.function.write32(reg::AQA, aqa.into_bits())?;
         self.function.write64(reg::ASQ, sq.0)?;
@@ -93,10 +163,7 @@ impl Registers {
         // Command sets: all that are supported where CAP.CSS bit 6 says so, else NVM.
         let css = if self.cap.css() & (1 << 6) != 0 { 0b110 } else { 0 };
         let cc = Cc::new().with_en(true).with_css(css).with_iosqes(6).with_iocqes(4);
-        self.function.write32(reg::CC, cc.into_bits())?;
-        self.delay_before_ready();
-        self.wait("CSTS.RDY = 1", self.ready_millis, |csts| csts.rdy() || csts.cfs())?;
-        check(&*self.function)
+        self.function.write32(reg::CC, cc.into_bits())
     }
 
     /// Orderly shutdown (Base 2.0, section 3.6.1), in the time that RTD3E (µs, 0 for unknown) asks for. A

@@ -65,6 +65,12 @@ impl<const N: usize> SharedRing<N> {
         SharedRing { next: entries.entries, end, entries }
     }
 
+    /// All entries are zeros, and the first has its turn. The device has forgotten the ring.
+    pub(crate) fn restart(&mut self) {
+        self.entries.iter().flatten().for_each(|word| word.store(0, Ordering::Relaxed));
+        self.next = self.entries.entries;
+    }
+
     /// The entry whose turn it is.
     #[inline(always)]
     pub(crate) fn entry(&self) -> &[AtomicU64; N] {

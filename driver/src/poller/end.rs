@@ -70,9 +70,8 @@ impl<L: Layer> Poller<L> {
                 tree.attention.add_news();
             }
             tree.attention.add_touched();
-            let queue = if waits { queues.get_mut(queue) } else { None };
-            if let Some(Some(pair)) = queue {
-                pair.queue.drop_unissued(tree, id);
+            if let Some(Some(pair)) = queues.get_mut(queue) {
+                pair.end(tree, id, waits);
             }
             work.extend(tree.children(id));
         }

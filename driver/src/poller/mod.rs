@@ -14,6 +14,7 @@ mod observe;
 mod options;
 mod pair;
 mod reactor;
+mod recover;
 mod turn;
 
 use std::cmp::Reverse;
@@ -34,7 +35,7 @@ pub use self::reactor::{Reactor, Request};
 use self::turn::{Rest, Turn};
 use crate::controller::{Controller, Namespace};
 use crate::pci::Clock;
-use crate::queue::{Limits, MAX_DEPTH, Queue, QueueStats, Refusal};
+use crate::queue::{Limits, MAX_DEPTH, Queue, QueueStats, Refusal, Replay};
 use crate::request::{Events, FRAMES, IoContainer, Line, Node, NodeId, Tree};
 use crate::{Error, Result};
 
@@ -201,6 +202,7 @@ impl<L: Layer> Poller<L> {
                 "a queue depth of {depth} is not within 1 to {MAX_DEPTH}"
             )));
         }
+        options.check()?;
         let pair = Pair::new(controller, options)?;
         self.core.clock.get_or_insert_with(|| controller.clock());
         self.core.queues.push(Some(Box::new(pair)));
@@ -236,6 +238,17 @@ impl<L: Layer> Poller<L> {
         }
         let namespace = pair.add_namespace(namespace, limits);
         Ok(Target { poller: queue.poller, queue: queue.index, namespace })
+    }
+
+    /// Says what becomes of commands that change what a namespace stores, if the controller is reset while they
+    /// are in flight; without it, they are [reissued](Replay::Reissue). Refused for a stack of layers: it is
+    /// each of the namespaces below that is asked about.
+    pub fn set_replay(&mut self, target: Target, replay: Replay) -> Result<()> {
+        if !self.core.owns(target) || target.queue == LAYERED {
+            return Err(Error::InvalidInput("what is replayed is said of a namespace of this poller".into()));
+        }
+        self.pair(target.queue).queue.set_replay(target.namespace, replay);
+        Ok(())
     }
 
     /// Makes a stack of layers a target.
@@ -459,7 +472,7 @@ impl<L: Layer> Drop for Poller<L> {
         for pair in self.core.queues.drain(..).flatten() {
             // Deleting a submission queue ends its commands (Base 2.0, section 5.7); only then may
             // the memory of its rings, lists and requests be used again.
-            if pair.controller.delete_queue_pair(pair.qid).or_else(|_| pair.controller.quiesce()).is_err() {
+            if pair.leave().is_err() {
                 pair.controller.space().retire();
             }
         }

@@ -1,7 +1,15 @@
 //! How a queue pair is set up, in the caller's words.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use crate::{Error, Result};
+
 /// The largest transfer of one command unless asked for otherwise: what one list page can express.
 const MAX_TRANSFER: u64 = 2 << 20;
+
+/// The command timeout unless asked for otherwise: that of the Linux driver (`nvme_core.io_timeout`).
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How a queue pair is set up.
 #[derive(Debug, Clone, Copy)]
@@ -15,15 +23,51 @@ pub struct QueueOptions {
     pub max_transfer: u64,
     /// Whether requests that have to wait may share commands with their neighbours.
     pub merge: bool,
+    /// How long the controller may take for a command before something is done about it; `None` is for
+    /// ever.
+    pub command_timeout: Option<Duration>,
 }
 
 impl Default for QueueOptions {
     fn default() -> QueueOptions {
-        QueueOptions { depth: 128, data: DataForm::Auto, max_transfer: MAX_TRANSFER, merge: true }
+        QueueOptions {
+            depth: 128,
+            data: DataForm::Auto,
+            max_transfer: MAX_TRANSFER,
+            merge: true,
+            command_timeout: Some(COMMAND_TIMEOUT),
+        }
     }
 }
 
 impl QueueOptions {
+    /// What a command timeout can be.
+    pub const COMMAND_TIMEOUTS: RangeInclusive<Duration> =
+        Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+
+    /// Sets the command timeout, within [`COMMAND_TIMEOUTS`](Self::COMMAND_TIMEOUTS), or none.
+    ///
+    /// It is the controller's: the request goes on. What it takes before the request is given up by its
+    /// caller is a [deadline](crate::Poller::set_deadline). A command is found to be overdue when the time
+    /// is up, or up to a quarter of it later, by a poll; where nobody polls, no time is counted.
+    #[must_use]
+    pub fn command_timeout(mut self, timeout: impl Into<Option<Duration>>) -> QueueOptions {
+        self.command_timeout = timeout.into();
+        self
+    }
+
+    /// Refuses what is out of its range.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.command_timeout {
+            Some(timeout) if !QueueOptions::COMMAND_TIMEOUTS.contains(&timeout) => {
+                let (least, most) = (Self::COMMAND_TIMEOUTS.start(), Self::COMMAND_TIMEOUTS.end());
+                let what = format!("a command timeout of {timeout:?} is not within {least:?} to {most:?}");
+                Err(Error::InvalidInput(what))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Sets the depth.
     #[must_use]
     pub fn depth(mut self, depth: usize) -> QueueOptions {

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
+use super::recover::Timeout;
 use super::{BOUNCE_BYTES, Core, DataForm, QueueOptions};
-use crate::controller::{Controller, Live, Namespace, NamespaceState};
+use crate::controller::{Controller, Era, Live, Namespace, NamespaceState};
 use crate::memory::{Access, SharedArray};
 use crate::queue::{DataPointer, Gone, Limits, Queue, Reachable};
 use crate::request::Tree;
@@ -30,6 +31,13 @@ pub(super) struct Pair {
     namespaces: Vec<Arc<Live>>,
     /// What the controller's epoch was when they were last looked at.
     epoch: u64,
+    pub(super) timeout: Timeout,
+    /// The era of the controller that its queue pair is of.
+    pub(super) era: Era,
+    /// The reset that it has stopped for.
+    pub(super) stopped: Option<Era>,
+    /// Nothing has completed since the last reset.
+    pub(super) unproved: bool,
 }
 
 impl Pair {
@@ -46,6 +54,8 @@ impl Pair {
         let lists = SharedArray::new(controller.space().segment(lists, 4096, Access::Read)?);
         let bounce = std::iter::repeat_with(|| controller.space().allocate(BOUNCE_BYTES));
         let bounce = bounce.take(depth.min(BOUNCE_BUFFERS)).collect::<Result<Vec<_>>>()?;
+        // Before the queue pair is there: then no reset of it is missed.
+        let era = controller.era();
         // Last: the controller knows of the queue pair from then on.
         let pair = controller.create_queue_pair(sq_entries, cq_entries)?;
         let qid = pair.qid;
@@ -54,17 +64,21 @@ impl Pair {
         let mut queue = Queue::new(ids, depth, pointer, lists, bounce, transfer, space);
         queue.set_merging(options.merge);
         let (namespaces, epoch) = (Vec::new(), controller.namespaces_epoch());
-        Ok(Pair { queue, qid, controller: Arc::clone(controller), idle: 0, namespaces, epoch })
+        let timeout = Timeout::new(options.command_timeout);
+        let controller = Arc::clone(controller);
+        let (stopped, unproved) = (None, false);
+        Ok(Pair { queue, qid, controller, idle: 0, namespaces, epoch, timeout, era, stopped, unproved })
     }
 
     pub(super) fn add_namespace(&mut self, namespace: &Namespace, limits: Limits) -> u16 {
         self.namespaces.push(Arc::clone(&namespace.live));
-        self.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits })
+        self.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits }, namespace.live.cache_lost())
     }
 
     /// Goes on with the controller's events, and takes over what they changed of namespaces.
     pub(super) fn attend(&mut self, tree: &mut Tree) {
         self.controller.attend();
+        self.recover(tree);
         let epoch = self.controller.namespaces_epoch();
         if epoch == self.epoch {
             return;
@@ -79,10 +93,16 @@ impl Pair {
         }
     }
 
-    /// Fails everything if the controller is gone, or has failed.
+    /// Fails everything if the controller is gone; has it reset if it has failed.
     #[cold]
     pub(super) fn check(&mut self, core: &mut Core) {
+        if self.queue.is_suspended() {
+            return;
+        }
         let Err(error) = self.controller.check() else { return };
+        if !matches!(error, Error::Gone { .. } | Error::Disconnected { .. }) {
+            return self.controller.reset();
+        }
         // One that is gone reaches nothing.
         let reaches_nothing = self.controller.quiesce().is_ok() || matches!(error, Error::Gone { .. });
         if !reaches_nothing {

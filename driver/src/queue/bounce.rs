@@ -52,6 +52,11 @@ impl Bounce {
         Some((index, Run { iova, len }))
     }
 
+    /// Where a buffer is, of which `len` bytes are used.
+    pub(super) fn run(&self, index: u16, len: u64) -> Run {
+        Run { iova: self.buffers[usize::from(index)].memory.segments()[0].iova(), len }
+    }
+
     /// The command is over: what was read goes where it belongs, and the buffer is free again.
     pub(super) fn finish(&mut self, tree: &Tree, id: NodeId, index: u16, len: usize, success: bool) {
         let buffer = &self.buffers[usize::from(index)];

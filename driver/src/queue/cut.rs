@@ -187,7 +187,7 @@ impl Queue {
     }
 
     #[inline]
-    fn contiguous_pointer(&mut self, run: Run, slot: usize) -> ([u64; 2], u16) {
+    pub(super) fn contiguous_pointer(&mut self, run: Run, slot: usize) -> ([u64; 2], u16) {
         match self.pointer {
             DataPointer::Sgl { .. } => (sgl::contiguous(run), SGL),
             DataPointer::Prp { table } => match prp::contiguous(run, table) {
@@ -210,7 +210,7 @@ impl Queue {
     }
 
     /// One range for dataset management, in the slot's list page; always a PRP.
-    fn deallocate_range(&mut self, slot: usize, lba: u64, blocks: u64) -> [u64; 2] {
+    pub(super) fn deallocate_range(&mut self, slot: usize, lba: u64, blocks: u64) -> [u64; 2] {
         let word = slot * self.list_pages * PAGE_WORDS;
         for (i, value) in [blocks << 32, lba].into_iter().enumerate() {
             self.lists[word + i][0].store(value, Ordering::Relaxed);
@@ -219,7 +219,7 @@ impl Queue {
     }
 }
 
-const NO_DATA: ([u64; 2], u16) = ([0; 2], 0);
+pub(super) const NO_DATA: ([u64; 2], u16) = ([0; 2], 0);
 
 /// Dwords 12 and 13 of a command for so many blocks.
 #[inline(always)]

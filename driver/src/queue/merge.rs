@@ -92,8 +92,11 @@ impl Queue {
             let next = node.next;
             match cause {
                 // Recovered from nowhere: a lost controller carries out nothing more, nor does anyone for a
-                // namespace that is gone.
-                cause if gone || matches!(cause, None | Some(Cause::ControllerLost)) => {
+                // namespace that is gone; or it is not to be carried out twice.
+                cause
+                    if gone
+                        || matches!(cause, None | Some(Cause::ControllerLost | Cause::OutcomeUnknown)) =>
+                {
                     node.settle(cause.map(|cause| Failed { at: 0, cause }));
                     tree.finish(id);
                 }

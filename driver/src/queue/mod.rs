@@ -6,10 +6,12 @@
 #![forbid(unsafe_code)]
 
 mod admit;
+mod again;
 mod bounce;
 mod cut;
 mod limits;
 mod merge;
+mod overdue;
 mod prp;
 mod ring;
 mod runs;
@@ -17,13 +19,18 @@ mod sgl;
 mod slots;
 
 use std::hint::cold_path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 pub use self::admit::Refusal;
 pub(crate) use self::admit::{check_range, check_space, count_blocks};
+pub use self::again::Replay;
+use self::again::Upkeep;
 use self::bounce::Bounce;
 use self::cut::nlb;
 pub(crate) use self::cut::{DataPointer, contiguous_prps};
 pub(crate) use self::limits::Limits;
+pub(crate) use self::overdue::SWEEPS;
 pub(crate) use self::ring::{CompletionRing, SubmissionRing};
 use self::runs::Run;
 use self::slots::{Piece, Slots};
@@ -72,6 +79,14 @@ pub struct QueueStats {
     pub cq_doorbells: u64,
     /// Completions that answer no command in flight: the device is broken, or lies.
     pub faults: u64,
+    /// Commands that were not completed within the command timeout.
+    pub timeouts: u64,
+    /// Commands whose Abort was asked for: overdue, cancelled, or past their deadline.
+    pub aborts: u64,
+    /// How often the queue pair was created anew, after a reset of the controller.
+    pub resets: u64,
+    /// Commands that were sent once more: after an Abort or a reset, or since the controller asked for it.
+    pub resent: u64,
 }
 
 /// Something waits for a slot: nothing may overtake it.
@@ -82,6 +97,8 @@ const PLUGGED: u32 = 2;
 const DEAD: u32 = 4;
 /// The controller completes more in one turn than it can have been told of.
 const HALTED: u32 = 8;
+/// The controller is being reset: nothing goes down until it is back.
+const SUSPENDED: u32 = 16;
 
 /// Idle polls after which the controller is told what was consumed: a broken one may be waiting for room
 /// that it need not wait for.
@@ -101,7 +118,11 @@ pub(crate) struct Queue {
     plugged: Line,
     merging: bool,
     namespaces: Vec<Reachable>,
-    /// Those among them, by number, that can no longer be used; their capacity is 0.
+    /// What is to be done for each of them after a reset.
+    upkeep: Vec<Upkeep>,
+    /// Slots with commands that are to be sent once more, and from when on, in nanoseconds.
+    again: Vec<(u16, u64)>,
+    /// Those among the namespaces, by number, that can no longer be used; their capacity is 0.
     gone: Vec<(u16, Gone)>,
     pointer: DataPointer,
     /// Memory for lists, `list_pages` for each slot.
@@ -153,6 +174,8 @@ impl Queue {
             plugged: Line::EMPTY,
             merging: true,
             namespaces: Vec::new(),
+            upkeep: Vec::new(),
+            again: Vec::with_capacity(depth),
             gone: Vec::new(),
             pointer,
             lists,
@@ -170,8 +193,10 @@ impl Queue {
         depth * prp::list_pages(bytes) * PAGE_WORDS * 8
     }
 
-    pub(crate) fn add_namespace(&mut self, namespace: Reachable) -> u16 {
+    /// `cache_lost` says that a reset may have cost it what was written and not flushed.
+    pub(crate) fn add_namespace(&mut self, namespace: Reachable, cache_lost: Arc<AtomicBool>) -> u16 {
         self.namespaces.push(namespace);
+        self.upkeep.push(Upkeep { replay: Replay::default(), cache_lost });
         self.namespaces.len() as u16 - 1
     }
 
@@ -391,6 +416,9 @@ impl Queue {
             };
             let first = tree[id].cursor;
             let limits = self.reachable(tree[id].namespace).limits;
+            // The completion of a flush that will fail is looked at closely.
+            let watched =
+                tree[id].io.operation() == Operation::Flush && self.has_lost_cache(tree[id].namespace);
             tree.advance(id, cut.blocks, limits.block_shift);
             let node = &mut tree[id];
             node.in_flight += 1;
@@ -398,7 +426,7 @@ impl Queue {
             let blocks = cut.blocks as u32;
             let piece = match cut.buffer {
                 Some(buffer) => Piece::Bounced { first, blocks, buffer },
-                None if whole && node.event.is_none() && node.in_flight == 1 => Piece::Whole,
+                None if whole && node.event.is_none() && node.in_flight == 1 && !watched => Piece::Whole,
                 None => Piece::Part { first, blocks },
             };
             // Whether a request is atomic depends on where it is.
@@ -407,15 +435,20 @@ impl Queue {
             }
             self.counted.splits += u64::from(first > 0);
             let cid = self.slots.occupy(slot, id, piece);
-            match node.io.operation() {
-                Operation::Raw => self.push_raw(&node.io, &cut.wire, cid),
-                // One range; the attribute is dword 11.
-                Operation::Deallocate => self.push(&cut.wire, cid, u64::from(DSM_DEALLOCATE) << 32),
-                Operation::Flush => self.push(&cut.wire, cid, 0),
-                _ => self.push(&cut.wire, cid, node.io.lba().wrapping_add(first)),
-            }
+            self.push_piece(&node.io, &cut.wire, cid, first);
         }
         true
+    }
+
+    /// Writes the command for a piece into the ring.
+    fn push_piece(&mut self, io: &IoContainer, wire: &Wire, cid: u32, first: u64) {
+        match io.operation() {
+            Operation::Raw => self.push_raw(io, wire, cid),
+            // One range; the attribute is dword 11.
+            Operation::Deallocate => self.push(wire, cid, u64::from(DSM_DEALLOCATE) << 32),
+            Operation::Flush => self.push(wire, cid, 0),
+            _ => self.push(wire, cid, io.lba().wrapping_add(first)),
+        }
     }
 
     /// Writes a command into the ring; its dwords 10 and 11 are given.
@@ -453,6 +486,9 @@ impl Queue {
     /// Gives free slots to what waits, in order.
     #[cold]
     fn issue_waiting(&mut self, tree: &mut Tree) {
+        if self.gate & SUSPENDED != 0 {
+            return;
+        }
         // Without a slot there is nothing to merge for either.
         while !self.waiting.is_empty() && self.slots.taken() < self.slots.depth() {
             let id = self.waiting.first();
@@ -534,11 +570,21 @@ impl Queue {
     #[inline(never)]
     fn exception(&mut self, tree: &mut Tree, high: u64) {
         let index = self.slots.index(high);
+        if self.slots.is_in_flight(index)
+            && !self.is_watched(tree, index)
+            && self.slots.rejuvenate(index, high)
+        {
+            // The next look finds it again, and takes it for what it is.
+            return;
+        }
         let completion: Completion = self.cq.entry(high);
         self.advance();
         if self.slots.answers(index, &completion) {
             let status = completion.status();
-            self.settle(tree, index, (!status.is_success()).then_some(Cause::Status(status)));
+            if status.is_success() || !self.try_again(tree, index, status) {
+                let cause = self.verdict(tree, index, status);
+                self.settle(tree, index, cause);
+            }
         } else {
             self.counted.faults += 1;
         }
@@ -603,8 +649,9 @@ impl Queue {
     pub(crate) fn fail_all(&mut self, tree: &mut Tree, reaches_nothing: bool) {
         self.gate |= DEAD;
         for index in 0..self.slots.depth() {
-            if self.slots.is_in_flight(index) {
-                if !reaches_nothing {
+            if self.slots.is_in_flight(index) || self.slots.is_put_off(index) {
+                // What is put off, the controller is done with.
+                if !reaches_nothing && self.slots.is_in_flight(index) {
                     self.forfeit(tree, index);
                 }
                 self.settle(tree, index, Some(Cause::ControllerLost));
@@ -619,6 +666,7 @@ impl Queue {
             tree.finish(id);
         }
         self.gate = DEAD;
+        self.again.clear();
     }
 
     /// All memory of a command in flight.

@@ -21,13 +21,22 @@ pub(crate) struct SubmissionRing {
     pub(crate) doorbells: u64,
     /// How often the tail came round.
     laps: u64,
+    /// Commands that the controller was told of before the last restart.
+    earlier: u64,
 }
 
 impl SubmissionRing {
     /// A ring over an array whose length is a power of two.
     pub(crate) fn new(entries: SharedArray<8>, doorbell: Doorbell) -> SubmissionRing {
         assert!(entries.len().is_power_of_two() && entries.len() <= 1 << 16);
-        SubmissionRing { ring: SharedRing::new(entries), rung: 0, doorbell, doorbells: 0, laps: 0 }
+        SubmissionRing {
+            ring: SharedRing::new(entries),
+            rung: 0,
+            doorbell,
+            doorbells: 0,
+            laps: 0,
+            earlier: 0,
+        }
     }
 
     /// Writes an entry. The controller sees it after the next [`ring`](SubmissionRing::ring). That
@@ -47,7 +56,22 @@ impl SubmissionRing {
     pub(crate) fn commands(&self) -> u64 {
         let (tail, len) = (self.ring.position(), self.ring.len());
         let unknown = tail.wrapping_sub(self.rung) & (len - 1);
-        self.laps * u64::from(len) + u64::from(tail) - u64::from(unknown)
+        self.earlier + self.laps * u64::from(len) + u64::from(tail) - u64::from(unknown)
+    }
+
+    /// What was written since the doorbell was rung is not told of any more.
+    pub(crate) fn hush(&mut self) {
+        self.earlier = self.commands();
+        (self.laps, self.rung) = (0, self.ring.position());
+        self.earlier -= u64::from(self.rung);
+    }
+
+    /// Empty, for a controller that was reset.
+    pub(crate) fn restart(&mut self) {
+        self.hush();
+        self.earlier = self.commands();
+        self.ring.restart();
+        self.rung = 0;
     }
 
     /// Whether the controller knows of all entries.
@@ -90,6 +114,8 @@ pub(crate) struct CompletionRing {
     rung: u32,
     /// Entries that may be consumed before the controller is told.
     most: u32,
+    /// The controller is told nothing.
+    muted: bool,
     doorbell: Doorbell,
     /// How often the doorbell was rung.
     pub(crate) doorbells: u64,
@@ -105,6 +131,7 @@ impl CompletionRing {
             old: 0,
             rung: 0,
             most: 0,
+            muted: false,
             doorbell,
             doorbells: 0,
         }
@@ -173,10 +200,26 @@ impl CompletionRing {
         }
     }
 
+    /// The controller is told nothing of what is consumed, until the next restart.
+    pub(crate) fn mute(&mut self) {
+        self.muted = true;
+    }
+
+    /// Empty, for a controller that was reset.
+    pub(crate) fn restart(&mut self) {
+        self.ring.restart();
+        (self.phase, self.old, self.rung, self.muted) = (PHASE, 0, 0, false);
+    }
+
+    /// Whether anything was consumed since the ring was empty.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.ring.position() != 0 || self.phase != PHASE
+    }
+
     /// Tells the controller of all entries consumed since the last time, if there are any.
     pub(crate) fn ring(&mut self) {
         let head = self.ring.position();
-        if head != self.rung {
+        if head != self.rung && !self.muted {
             self.rung = head;
             self.doorbells += 1;
             self.doorbell.ring(head);

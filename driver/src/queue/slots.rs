@@ -12,6 +12,21 @@ pub(super) const MAX: usize = 4096;
 /// No completion matches a slot with one of these: they are above the 48 bits that one is compared by.
 const VACANT: u32 = 1 << 30;
 const NOT_WHOLE: u32 = 1 << 31;
+/// The command in the slot, which is vacant, is to be sent once more.
+const AGAIN: u32 = 1 << 29;
+/// How many sweeps have found the command, in four bits. Every command begins with none, since what it
+/// writes into its slot overwrites them: so a command's time costs nothing until it is looked at.
+const AGE: u32 = 1 << 16;
+const AGES: u32 = 0xf * AGE;
+/// An Abort of the command was asked for.
+const ABORT: u32 = 1 << 20;
+/// It was sent before: its completion has to be looked at.
+const RESENT: u32 = 1 << 21;
+/// How often it was sent once more through its own fault, in two bits.
+const TRY: u32 = 1 << 22;
+const TRIES: u32 = 3 * TRY;
+/// The most that can be counted.
+pub(super) const MOST_TRIES: u32 = TRIES / TRY;
 /// FFFFh as a CID, at its place in a slot's low word.
 const NO_CID: u32 = 0xffff_0000;
 
@@ -153,6 +168,54 @@ impl Slots {
         self.is_in_flight(index) && self.slots[index].low == low
     }
 
+    /// Counts a sweep that has found the command of a slot in flight: how many have by now, 15 at most.
+    pub(super) fn grow_older(&mut self, index: usize) -> u32 {
+        self.set_age(index, (self.age(index) + 1).min(AGES / AGE));
+        self.age(index)
+    }
+
+    /// Sweeps that have found the command of a slot.
+    pub(super) fn age(&self, index: usize) -> u32 {
+        (self.slots[index].high & AGES) / AGE
+    }
+
+    pub(super) fn set_age(&mut self, index: usize, age: u32) {
+        let high = &mut self.slots[index].high;
+        *high = *high & !AGES | age * AGE;
+    }
+
+    /// Notes whether an Abort of a command was asked for.
+    pub(super) fn note_abort(&mut self, index: usize, asked: bool) {
+        let high = &mut self.slots[index].high;
+        *high = if asked { *high | ABORT } else { *high & !ABORT };
+    }
+
+    pub(super) fn is_abort_asked(&self, index: usize) -> bool {
+        self.slots[index].high & ABORT != 0
+    }
+
+    /// The slot that a CID names.
+    pub(super) fn index_of(&self, cid: u16) -> usize {
+        self.index(u64::from(cid) << 32)
+    }
+
+    /// The CID of the command that is or was in a slot.
+    pub(super) fn cid(&self, index: usize) -> u16 {
+        (self.slots[index].low >> 16) as u16
+    }
+
+    /// If a completion's high word is the success of a command that carries all of its node, and does not
+    /// match for nothing but its age, takes the age away, so that it does.
+    pub(super) fn rejuvenate(&mut self, index: usize, high: u64) -> bool {
+        let slot = &mut self.slots[index];
+        let aged = slot.high != 0 && slot.high & !(AGES | ABORT | RESENT | TRIES) == 0;
+        let answered = aged && high >> 16 == u64::from(slot.low);
+        if answered {
+            slot.high = 0;
+        }
+        answered
+    }
+
     pub(super) fn is_in_flight(&self, index: usize) -> bool {
         self.slots[index].high & VACANT == 0
     }
@@ -162,9 +225,40 @@ impl Slots {
         self.slots.iter().map(|slot| slot.node)
     }
 
-    /// The slots of commands in flight.
+    /// The slots of commands in flight, and of those that are to be sent once more.
     pub(super) fn in_flight(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.iter().filter(|slot| slot.high & VACANT == 0)
+        self.slots.iter().filter(|slot| slot.high & VACANT == 0 || slot.high & AGAIN != 0)
+    }
+
+    /// Takes the command out of its slot, to be put into it once more: the slot stays taken.
+    pub(super) fn put_off(&mut self, index: usize) {
+        let slot = self.get_mut(index);
+        slot.high = slot.high & TRIES | VACANT | AGAIN;
+    }
+
+    /// How often the command of a slot was sent once more through its own fault, up to [`MOST_TRIES`].
+    pub(super) fn tries(&self, index: usize) -> u32 {
+        (self.slots[index].high & TRIES) / TRY
+    }
+
+    /// Counts one.
+    pub(super) fn add_try(&mut self, index: usize) {
+        if self.tries(index) < MOST_TRIES {
+            self.get_mut(index).high += TRY;
+        }
+    }
+
+    /// Whether the command of a slot is to be put into it once more.
+    pub(super) fn is_put_off(&self, index: usize) -> bool {
+        self.slots[index].high & AGAIN != 0
+    }
+
+    /// Puts the command that is or was in a slot into it once more, and returns its low word.
+    pub(super) fn occupy_once_more(&mut self, index: usize) -> u32 {
+        let Slot { node, piece, high, .. } = self.slots[index];
+        let low = self.occupy(index, node, piece);
+        self.slots[index].high |= RESENT | high & TRIES;
+        low
     }
 
     /// Slots that are taken.
@@ -234,6 +328,29 @@ mod tests {
         assert_eq!(occupy(Piece::Whole), Some((NodeId::NONE, 2)));
         assert_eq!(occupy(Piece::Merged { count: 2 }), None);
         assert_eq!(occupy(Piece::Whole), Some((NodeId::NONE, 2)));
+    }
+
+    #[test]
+    fn a_command_is_as_old_as_its_sweeps() {
+        let mut slots = Slots::new(1, 4);
+        let cid = (slots.occupy(2, NodeId::NONE, Piece::Whole) >> 16) as u16;
+        let word = high(cid, 1, true);
+        assert!(!slots.rejuvenate(2, word), "it has no age");
+        let ages: Vec<u32> = (0..20).map(|_| slots.grow_older(2)).collect();
+        assert_eq!((&ages[..5], ages[19]), (&[1, 2, 3, 4, 5][..], 15));
+        slots.note_abort(2, true);
+        assert!(slots.is_abort_asked(2));
+        assert!(slots.is_in_flight(2) && slots.land(word).is_none());
+        assert!(!slots.rejuvenate(2, high(cid ^ 4, 1, true)), "another generation");
+        assert!(slots.rejuvenate(2, word));
+        assert_eq!(slots.land(word), Some((NodeId::NONE, 2)));
+        assert!(!slots.rejuvenate(2, word), "it has landed");
+        slots.occupy(2, NodeId::NONE, Piece::Merged { count: 2 });
+        assert_eq!((slots.age(2), slots.is_abort_asked(2)), (0, false), "another command");
+        slots.grow_older(2);
+        let word = high(slots.cid(2), 1, true);
+        assert!(!slots.rejuvenate(2, word), "it does not carry all of a node");
+        assert!(slots.is_in_flight(2));
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub struct IoContainer {
     no_merge: bool,
     no_bounce: bool,
     atomic: bool,
+    idempotent: bool,
     /// Command dwords that only a raw command has.
     pub(crate) raw: RawWords,
 }
@@ -163,6 +164,20 @@ impl IoContainer {
     pub fn atomic(mut self, atomic: bool) -> IoContainer {
         self.atomic = atomic;
         self
+    }
+
+    /// Says of a raw command that it may be carried out twice, to the same effect: then it is, if the
+    /// controller was reset meanwhile. Other raw commands fail with
+    /// [`OutcomeUnknown`](crate::Cause::OutcomeUnknown).
+    #[must_use]
+    pub fn idempotent(mut self, idempotent: bool) -> IoContainer {
+        self.idempotent = idempotent;
+        self
+    }
+
+    /// Whether it may be carried out twice.
+    pub(crate) fn is_idempotent(&self) -> bool {
+        self.operation != Operation::Raw || self.idempotent
     }
 
     /// What is asked for.

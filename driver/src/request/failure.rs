@@ -31,6 +31,14 @@ pub enum Cause {
     /// out.
     #[error("controller lost")]
     ControllerLost,
+    /// The controller was reset, or did not answer, and the command is none that is carried out once more:
+    /// it may have been carried out.
+    #[error("outcome unknown: it may have been carried out")]
+    OutcomeUnknown,
+    /// The controller was reset, and has a volatile write cache, which may have lost what was written and
+    /// not flushed. The next flush after that fails with this, once.
+    #[error("the volatile write cache may have been lost with what was written and not flushed")]
+    CacheLost,
     /// Something below could not accept it as it is.
     #[error("refused below")]
     Refused,

@@ -12,7 +12,7 @@ use kiovec::pci::Function;
 use kiovec::spec::{AsyncEvent, Command};
 
 use crate::config::{Config, ConfigError};
-use crate::controller::Health;
+use crate::controller::{Health, Remedy};
 use crate::counters::Counters;
 use crate::faults::{Commands, Faults};
 use crate::function::{EmulatedFunction, Shared};
@@ -267,6 +267,12 @@ impl Emulator {
     /// The controller has a fatal error: it reports CSTS.CFS, and does nothing until it is reset.
     pub fn fail(&self) {
         self.shared.controller().fail();
+    }
+
+    /// The controller goes on with what it does; but once it is disabled, it does not get ready any more,
+    /// until something helps.
+    pub fn hang(&self, until: Remedy) {
+        self.shared.controller().hang(until);
     }
 
     /// The device is pulled: registers read as all ones, doorbells do nothing, and memory is not

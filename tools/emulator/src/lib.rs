@@ -42,7 +42,7 @@ mod pci_config;
 mod serve;
 
 pub use config::{Config, ConfigError, Media, Sgl};
-pub use controller::Health;
+pub use controller::{Health, Remedy};
 pub use counters::{Counters, FaultCounters};
 pub use emulator::{Emulator, Error};
 pub use faults::{Commands, Effect, Fault, Faults, Register};

@@ -64,6 +64,15 @@ enum State {
     Failed,
 }
 
+/// What a controller that hangs needs, before it is ready again ([`Emulator::hang`](crate::Emulator::hang)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// A reset of the function.
+    FunctionReset,
+    /// Nothing helps.
+    None,
+}
+
 /// What a command ends with: dword 0 of its completion, or how it failed; `None` if it waits for
 /// something to happen.
 type Answer = Option<Result<u32, Status>>;
@@ -105,6 +114,8 @@ pub(crate) struct Controller {
     /// Commands fetched from one submission queue before the next one has its turn.
     burst: usize,
     fetched: Fetched,
+    /// It is not ready any more when it is enabled, until something helps.
+    hung: Option<Remedy>,
     interrupts: Interrupts,
     counters: Counters,
     /// Idle polls between two looks at doorbells of queues that there are not. A power of two.
@@ -155,6 +166,7 @@ impl Controller {
             nvm: Nvm::new(&config, stores),
             burst: if waits { ONE } else { BURST },
             fetched,
+            hung: None,
             interrupts,
             counters: Counters::default(),
             scan_interval,
@@ -222,6 +234,7 @@ impl Controller {
     /// Configuration space stays, as whoever asks for the reset would restore it.
     pub(crate) fn function_reset(&mut self) {
         self.controller_reset();
+        self.hung = self.hung.filter(|remedy| *remedy != Remedy::FunctionReset);
         self.interrupts.reset();
         self.state = State::Disabled;
         self.cc = Cc::new();
@@ -263,6 +276,11 @@ impl Controller {
         self.state = State::Failed;
         self.csts.set_cfs(true);
         self.update_running();
+    }
+
+    /// From now on it does not get ready, until something helps.
+    pub(crate) fn hang(&mut self, until: Remedy) {
+        self.hung = Some(until);
     }
 
     // What happens to a device without the host's doing, and what the host is told of it.
@@ -477,7 +495,7 @@ impl Controller {
         let before = (self.state, self.csts);
         match self.state {
             _ if self.gone => return 0,
-            State::Enabling { ready_at } if !self.config.never_ready && self.clock.nanos() >= ready_at => {
+            State::Enabling { ready_at } if self.gets_ready() && self.clock.nanos() >= ready_at => {
                 match self.open_admin_queue() {
                     Ok(()) => self.state = State::Ready,
                     Err(Fault) => self.fail(),
@@ -496,6 +514,10 @@ impl Controller {
         });
         self.update_running();
         usize::from(before != (self.state, self.csts))
+    }
+
+    fn gets_ready(&self) -> bool {
+        !self.config.never_ready && self.hung.is_none()
     }
 
     fn open_admin_queue(&mut self) -> Result<(), Fault> {

@@ -1,0 +1,246 @@
+//! Commands that are sent once more: after an Abort, after a reset.
+//!
+//! A command keeps its slot until it is sent again, so that nothing is needed for it but that slot, and what
+//! the command looks like is worked out anew from its node and its piece. Knows which commands may be
+//! carried out twice; must not know how a controller is reset.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::cut::{NO_DATA, nlb};
+use super::runs::Parts;
+use super::slots::{MOST_TRIES, Piece, Slot};
+use super::{Queue, Reachable, SUSPENDED};
+use crate::request::{Cause, Node, NodeId, Operation, Tree, Wire};
+use crate::spec::Status;
+
+/// What becomes of commands that were in flight when the controller was reset, and change what is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Replay {
+    /// They are sent once more. Where requests that overlap were in flight together, what is stored is of
+    /// any of them, as ever; one that was overwritten already may be carried out once more, after the
+    /// other. A request that has completed is never carried out again.
+    #[default]
+    Reissue,
+    /// Their requests fail with [`OutcomeUnknown`](crate::Cause::OutcomeUnknown).
+    Report,
+}
+
+/// What is to be done for a namespace after a reset.
+#[derive(Debug)]
+pub(super) struct Upkeep {
+    pub(super) replay: Replay,
+    /// What was written and not flushed may be lost, and nobody was told yet.
+    pub(super) cache_lost: Arc<AtomicBool>,
+}
+
+impl Queue {
+    pub(crate) fn set_replay(&mut self, namespace: u16, replay: Replay) {
+        self.upkeep[usize::from(namespace)].replay = replay;
+    }
+
+    // ---- a completion that is not the last word ----
+
+    /// Puts a command off that failed, if it is to be sent once more.
+    pub(super) fn try_again(&mut self, tree: &mut Tree, index: usize, status: Status) -> bool {
+        let Slot { node, piece, .. } = *self.slots.get(index);
+        let ours = status.code() == Status::ABORT_REQUESTED && self.slots.is_abort_asked(index);
+        // Merged ones go down once more anyway, one by one.
+        if !ours || matches!(piece, Piece::Merged { .. }) || !self.may_repeat(&tree[node], index) {
+            return false;
+        }
+        self.slots.add_try(index);
+        self.slots.put_off(index);
+        self.again.push((index as u16, 0));
+        true
+    }
+
+    /// How a command that is over went; of a flush, whether it has come too late.
+    pub(super) fn verdict(&mut self, tree: &Tree, index: usize, status: Status) -> Option<Cause> {
+        let late = status.is_success() && self.is_watched(tree, index);
+        let namespace = tree[self.slots.get(index).node].namespace;
+        if late && self.upkeep[usize::from(namespace)].cache_lost.swap(false, Ordering::Relaxed) {
+            return Some(Cause::CacheLost);
+        }
+        (!status.is_success()).then_some(Cause::Status(status))
+    }
+
+    /// Whether a slot has a flush, after a reset that nobody was told of.
+    pub(super) fn is_watched(&self, tree: &Tree, index: usize) -> bool {
+        let node = &tree[self.slots.get(index).node];
+        node.io.operation() == Operation::Flush && self.has_lost_cache(node.namespace)
+    }
+
+    pub(super) fn has_lost_cache(&self, namespace: u16) -> bool {
+        self.upkeep[usize::from(namespace)].cache_lost.load(Ordering::Relaxed)
+    }
+
+    /// Whether a command of a node may be carried out twice, and the node still wants it.
+    fn may_repeat(&self, node: &Node, index: usize) -> bool {
+        node.failed.is_none()
+            && self.slots.tries(index) < MOST_TRIES
+            && node.io.is_idempotent()
+            && self.gone(node.namespace).is_none()
+    }
+
+    /// The same after a reset, when others may have been carried out since.
+    fn may_replay(&self, node: &Node, index: usize) -> bool {
+        let harmless = matches!(node.io.operation(), Operation::Read | Operation::Flush | Operation::Raw);
+        let replay = self.upkeep[usize::from(node.namespace)].replay;
+        self.may_repeat(node, index) && (harmless || replay == Replay::Reissue)
+    }
+
+    // ---- sending ----
+
+    /// Sends what was put off until now; true if that was anything.
+    #[cold]
+    pub(crate) fn send_again(&mut self, tree: &mut Tree, now: u64) -> bool {
+        let mut sent = false;
+        let mut at = 0;
+        while self.gate & SUSPENDED == 0
+            && let Some((index, due)) = self.again.get(at).copied()
+        {
+            if due > now {
+                at += 1;
+                continue;
+            }
+            self.again.swap_remove(at);
+            self.send_once_more(tree, index.into());
+            sent = true;
+        }
+        sent
+    }
+
+    /// What was put off of a node that was ended is over.
+    #[cold]
+    pub(crate) fn drop_put_off(&mut self, tree: &mut Tree, id: NodeId) {
+        for at in (0..self.again.len()).rev() {
+            let index = usize::from(self.again[at].0);
+            if self.slots.get(index).node == id {
+                self.again.swap_remove(at);
+                self.settle(tree, index, Some(Cause::OutcomeUnknown));
+            }
+        }
+    }
+
+    /// Sends the command of a slot once more, in the same slot, or fails it if that cannot be.
+    fn send_once_more(&mut self, tree: &mut Tree, index: usize) {
+        let Slot { node: id, .. } = *self.slots.get(index);
+        let Some((wire, first)) = self.rebuild(tree, index).filter(|_| tree[id].failed.is_none()) else {
+            return self.settle(tree, index, Some(Cause::OutcomeUnknown));
+        };
+        self.counted.resent += 1;
+        let cid = self.slots.occupy_once_more(index);
+        self.push_piece(&tree[id].io, &wire, cid, first);
+    }
+
+    /// The command for the piece of a slot, and the piece's first block; `None` for one that several share.
+    fn rebuild(&mut self, tree: &Tree, index: usize) -> Option<(Wire, u64)> {
+        let Slot { node: id, piece, .. } = *self.slots.get(index);
+        let io = &tree[id].io;
+        let (first, blocks) = match piece {
+            Piece::Whole => (0, io.extent()),
+            Piece::Part { first, blocks } | Piece::Bounced { first, blocks, .. } => (first, blocks.into()),
+            Piece::Merged { .. } => return None,
+        };
+        let Reachable { nsid, limits } = *self.reachable(tree[id].namespace);
+        let bytes = blocks << limits.block_shift;
+        let (pointer, tail) = match (io.operation(), piece) {
+            (Operation::Read | Operation::Write, Piece::Bounced { buffer, .. }) => {
+                (self.contiguous_pointer(self.bounce.run(buffer, bytes), index), nlb(io, blocks))
+            }
+            (Operation::Read | Operation::Write, _) => {
+                let (chain, start) = tree.memory_from_start(id);
+                let at = chain.advance(start, first << limits.block_shift);
+                (self.data_pointer(Parts::new(chain, at, bytes), index), nlb(io, blocks))
+            }
+            (Operation::WriteZeroes, _) => (NO_DATA, nlb(io, blocks)),
+            (Operation::Deallocate, _) => {
+                ((self.deallocate_range(index, io.lba().wrapping_add(first), blocks), 0), 0)
+            }
+            (Operation::Flush, _) => (NO_DATA, 0),
+            (Operation::Raw, _) => {
+                let (chain, at) = tree.memory_from_start(id);
+                let pointer = match chain.len() as u64 {
+                    0 => NO_DATA,
+                    len => self.data_pointer(Parts::new(chain, at, len), index),
+                };
+                (pointer, io.raw.cdw12_13)
+            }
+        };
+        let opcode = io.operation().opcode().map_or(io.raw.opcode_flags, u16::from);
+        Some((self.wire(nsid, opcode, pointer, tail), first))
+    }
+
+    // ---- a reset ----
+
+    /// Stops: from now on the controller is told nothing of this queue pair, until it is resumed. What it
+    /// still completes is taken in.
+    #[cold]
+    pub(crate) fn suspend(&mut self) {
+        self.gate |= SUSPENDED;
+        self.sq.hush();
+        self.cq.mute();
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.gate & SUSPENDED != 0
+    }
+
+    /// Empties the rings, of which the controller knows nothing any more: their addresses and lengths, of
+    /// the submission and of the completion queue.
+    #[cold]
+    pub(crate) fn empty_rings(&mut self) -> [(u64, u32); 2] {
+        self.sq.restart();
+        self.cq.restart();
+        [(self.sq.iova(), self.sq.len()), (self.cq.iova(), self.cq.len())]
+    }
+
+    /// Goes on, with rings that are empty and that the controller knows: what was in flight is sent once
+    /// more, or its outcome is unknown.
+    #[cold]
+    pub(crate) fn resume(&mut self, tree: &mut Tree) {
+        self.gate &= !SUSPENDED;
+        self.counted.resets += 1;
+        self.again.clear();
+        for index in 0..self.slots.depth() {
+            if self.slots.is_in_flight(index) || self.slots.is_put_off(index) {
+                self.replay(tree, index);
+            }
+        }
+        tree.attention.add_touched();
+    }
+
+    /// A command was in flight when the controller was reset.
+    fn replay(&mut self, tree: &mut Tree, index: usize) {
+        let Slot { node, piece, .. } = *self.slots.get(index);
+        let overdue = self.slots.is_in_flight(index) && self.is_overdue(index);
+        let replayed = self.may_replay(&tree[node], index);
+        if matches!(piece, Piece::Merged { .. }) {
+            // One by one. Those that were ended meanwhile are not sent: that is seen there.
+            let unwanted = !self.may_replay_all(tree, node);
+            let cause =
+                if unwanted { Cause::OutcomeUnknown } else { Cause::Status(Status::ABORTED_SQ_DELETION) };
+            return self.settle(tree, index, Some(cause));
+        }
+        if !replayed {
+            return self.settle(tree, index, Some(Cause::OutcomeUnknown));
+        }
+        if overdue {
+            self.slots.add_try(index);
+        }
+        self.send_once_more(tree, index);
+    }
+
+    /// Whether those that share a command go down again, each alone: all are of one operation and namespace.
+    fn may_replay_all(&self, tree: &Tree, first: NodeId) -> bool {
+        let node = &tree[first];
+        let replay = self.upkeep[usize::from(node.namespace)].replay;
+        node.io.operation() == Operation::Read || replay == Replay::Reissue
+    }
+
+    /// Whether any command has completed since the rings were empty.
+    pub(crate) fn has_completed(&self) -> bool {
+        self.cq.has_moved()
+    }
+}

@@ -1,0 +1,635 @@
+//! The ladder: command timeout, Abort, and what comes after it; each rung is reached by a fault.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiovec::memory::{DmaSpace, MemoryChain, RawCommands};
+use kiovec::spec::{Cns, Command, Status, admin_opcode};
+use kiovec::{
+    Cause, Controller, Event, Failure, IoContainer, Poller, QueueId, QueueOptions, QueueStats, Replay, State,
+    Target,
+};
+use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults, Remedy};
+
+const BLOCK: usize = 4096;
+const TIMEOUT: Duration = Duration::from_secs(8);
+/// Polls from one look at the controllers to the next, and some more.
+const LOOK: usize = 1100;
+
+/// One poller with one queue of a controller.
+struct Rig {
+    emulator: Arc<Emulator>,
+    controller: Arc<Controller>,
+    space: DmaSpace,
+    poller: Poller,
+    queue: QueueId,
+    disk: Target,
+}
+
+/// What became of a request: its tag, its result, what was read.
+type Outcome = (u64, Result<(), Failure>, Vec<u8>);
+
+fn rig(settings: &str) -> Rig {
+    rig_with(settings, QueueOptions::default().depth(8).command_timeout(TIMEOUT))
+}
+
+fn rig_with(settings: &str, options: QueueOptions) -> Rig {
+    open(emulator(settings), options)
+}
+
+fn emulator(settings: &str) -> Arc<Emulator> {
+    let settings = format!("size=16M,block=4096,media=ram,{settings}");
+    Arc::new(Emulator::stepped(Config::parse(&settings).unwrap()).unwrap())
+}
+
+fn open(emulator: Arc<Emulator>, options: QueueOptions) -> Rig {
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    join(emulator, controller, space, options)
+}
+
+fn join(emulator: Arc<Emulator>, controller: Arc<Controller>, space: DmaSpace, options: QueueOptions) -> Rig {
+    let mut poller = Poller::new(64);
+    let queue = poller.add_queue(&controller, options).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    Rig { emulator, controller, space, poller, queue, disk }
+}
+
+/// Another poller on the same controller.
+fn beside(rig: &Rig) -> Rig {
+    let options = QueueOptions::default().depth(8).command_timeout(TIMEOUT);
+    join(Arc::clone(&rig.emulator), Arc::clone(&rig.controller), rig.space.clone(), options)
+}
+
+impl Rig {
+    fn memory(&self, blocks: usize, fill: u8) -> MemoryChain {
+        let mut memory = self.space.allocate(blocks * BLOCK).unwrap();
+        memory.fill(fill);
+        memory
+    }
+
+    fn read(&mut self, lba: u64, blocks: usize) {
+        let memory = self.memory(blocks, 0xee);
+        self.poller.submit(self.disk, IoContainer::read(lba, memory).tag(lba)).unwrap();
+    }
+
+    fn write(&mut self, lba: u64, blocks: usize, fill: u8) {
+        let memory = self.memory(blocks, fill);
+        self.poller.submit(self.disk, IoContainer::write(lba, memory).tag(lba)).unwrap();
+    }
+
+    fn request_write(&mut self, lba: u64, blocks: usize, fill: u8) -> Event {
+        let memory = self.memory(blocks, fill);
+        self.poller.request(self.disk, IoContainer::write(lba, memory)).unwrap()
+    }
+
+    fn stats(&self) -> QueueStats {
+        self.poller.stats(self.queue)
+    }
+
+    /// One poll, and one step.
+    fn turn(&mut self, outcomes: &mut Vec<Outcome>) {
+        self.poller.poll(|done| {
+            let result = done.result();
+            let io = done.take();
+            outcomes.push((io.get_tag(), result, io.into_memory().to_vec()));
+        });
+        self.emulator.step();
+    }
+
+    /// Polls until the poller has looked after its controller.
+    fn look(&mut self) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        (0..LOOK).for_each(|_| self.turn(&mut outcomes));
+        outcomes
+    }
+
+    /// Lets so much time pass, and looks often meanwhile.
+    fn spend(&mut self, time: Duration) -> Vec<Outcome> {
+        let mut outcomes = self.look();
+        for _ in 0..32 {
+            self.emulator.advance(time / 32);
+            outcomes.extend(self.look());
+        }
+        outcomes
+    }
+
+    /// Goes on until nothing is left, at most so long; what came of it, by tag.
+    fn settle(&mut self, most: Duration) -> Vec<Outcome> {
+        self.settle_but(most, 0)
+    }
+
+    /// The same, while so many events keep their containers.
+    fn settle_but(&mut self, most: Duration, kept: usize) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for _ in 0..64 {
+            outcomes.extend(self.look());
+            if self.poller.outstanding() == kept {
+                break;
+            }
+            self.emulator.advance(most / 64);
+        }
+        assert_eq!(self.poller.outstanding(), kept, "not settled within {most:?}");
+        outcomes.sort_by_key(|outcome| outcome.0);
+        outcomes
+    }
+
+    fn is_settled(&self, event: Event) -> bool {
+        matches!(self.poller.state(event), Some(State::Settled(..)))
+    }
+
+    fn faults(&self, faults: &[(Commands, Effect, u64)]) {
+        let plan = faults.iter().fold(Faults::default(), |plan, (commands, effect, times)| {
+            plan.with(Fault::new(*commands, *effect).times(*times))
+        });
+        self.emulator.set_faults(plan);
+    }
+}
+
+fn aborts() -> Commands {
+    Commands::admin().opcode(admin_opcode::ABORT)
+}
+
+// ---- the command timeout ----
+
+#[test]
+fn a_command_is_overdue_after_its_timeout_and_a_quarter_more_at_most() {
+    let mut rig = rig("mdts=5");
+    rig.emulator.hold(Commands::reads());
+    rig.emulator.hold(aborts());
+    rig.read(0, 1);
+    rig.spend(TIMEOUT - Duration::from_millis(100));
+    assert_eq!(rig.stats().timeouts, 0);
+    rig.spend(TIMEOUT / 4 + Duration::from_millis(600));
+    assert_eq!(rig.stats().timeouts, 1);
+    assert_eq!(rig.poller.outstanding(), 1, "the request goes on");
+}
+
+/// Time that nobody polled in is none.
+#[test]
+fn a_thread_that_was_held_up_times_nothing_out() {
+    let mut rig = rig("mdts=5");
+    rig.faults(&[(Commands::reads(), Effect::Delay(TIMEOUT * 8), 1)]);
+    rig.read(0, 1);
+    rig.look();
+    rig.emulator.advance(TIMEOUT * 9);
+    assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
+    assert_eq!(rig.stats().timeouts, 0);
+}
+
+#[test]
+fn without_a_timeout_a_command_may_take_for_ever() {
+    let mut rig = rig_with("mdts=5", QueueOptions::default().command_timeout(None));
+    rig.emulator.hold(Commands::reads());
+    rig.read(0, 1);
+    for _ in 0..8 {
+        rig.spend(Duration::from_secs(100));
+    }
+    assert_eq!((rig.stats().timeouts, rig.stats().aborts), (0, 0));
+    rig.emulator.release_all();
+    assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
+}
+
+#[test]
+fn timeouts_have_a_range() {
+    let rig = rig("mdts=5");
+    for timeout in [Duration::ZERO, Duration::from_micros(999), Duration::MAX] {
+        let options = QueueOptions::default().command_timeout(timeout);
+        let refused = Poller::new(1).add_queue(&rig.controller, options).unwrap_err().to_string();
+        assert!(refused.contains("command timeout") && refused.contains("1ms"), "{refused}");
+    }
+}
+
+/// Slots that are used again and again are never old, however often a sweep finds them in flight; what a
+/// sweep has seen completes like anything else.
+#[test]
+fn a_busy_queue_is_not_overdue() {
+    let mut rig = rig("mdts=5");
+    (0..8).for_each(|lba| rig.read(lba, 1));
+    for round in 0..64 {
+        rig.emulator.advance(TIMEOUT / 8);
+        let mut done = 0;
+        for _ in 0..2000 {
+            done += rig.poller.poll(|done| {
+                assert_eq!(done.result(), Ok(()));
+                done.resubmit().unwrap();
+            });
+            rig.emulator.step();
+        }
+        assert!(done > 8000, "{done} in round {round}");
+    }
+    assert_eq!((rig.stats().timeouts, rig.stats().faults), (0, 0));
+}
+
+// ---- Abort ----
+
+/// One Abort for each command that is overdue, and no more at a time than the controller takes.
+#[test]
+fn overdue_commands_are_aborted_within_the_limit() {
+    for (acl, most) in [(0u8, 1), (1, 2), (7, 2)] {
+        let emulator = emulator("mdts=5");
+        emulator.set_faults(Faults::default().identify(Cns::CONTROLLER, 0, 258, [acl]));
+        let mut rig = open(emulator, QueueOptions::default().depth(8).command_timeout(TIMEOUT));
+        assert_eq!(rig.controller.identity().acl, acl);
+        rig.emulator.hold(Commands::reads());
+        rig.emulator.hold(aborts());
+        (0..5).for_each(|lba| rig.read(lba, 1));
+        rig.spend(TIMEOUT * 3 / 2);
+        let held = rig.emulator.held().iter().filter(|(qid, _)| *qid == 0).count();
+        assert_eq!(held, most, "ACL {acl}");
+        assert_eq!(rig.stats().aborts, 5);
+    }
+}
+
+/// The owner gave it up: the controller is told, and it settles.
+#[test]
+fn what_is_cancelled_is_aborted_and_settles() {
+    let mut rig = rig("mdts=5");
+    rig.emulator.hold(Commands::writes());
+    let events: Vec<Event> = (0..2).map(|i| rig.request_write(i * 8, 1, 1)).collect();
+    rig.look();
+    rig.poller.cancel(events[0]);
+    rig.poller.set_deadline(events[1], Duration::from_millis(1));
+    assert!(matches!(rig.poller.state(events[0]), Some(State::Resolved(_))));
+    rig.spend(Duration::from_millis(100));
+    for (event, cause) in events.into_iter().zip([Cause::Cancelled, Cause::Expired]) {
+        assert!(rig.is_settled(event), "{cause}");
+        assert_eq!(rig.poller.claim(event).unwrap().1.unwrap_err().cause, cause);
+    }
+    assert_eq!(rig.stats().aborts, 2);
+    assert_eq!(rig.emulator.counters().errors, 2, "both were aborted");
+    // The queue goes on.
+    rig.emulator.release_all();
+    rig.write(0, 1, 7);
+    rig.read(1, 1);
+    assert!(rig.settle(TIMEOUT).iter().all(|outcome| outcome.1 == Ok(())));
+}
+
+/// The command was aborted, the request lives: it goes down once more, and nobody notices.
+#[test]
+fn what_was_aborted_is_sent_again() {
+    let mut rig = rig("mdts=1");
+    rig.faults(&[(Commands::reads(), Effect::Delay(TIMEOUT * 100), 3)]);
+    rig.write(0, 8, 5);
+    assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
+    // One goes down whole; the other in four pieces, two of which are late.
+    rig.read(0, 1);
+    rig.read(0, 8);
+    for (_, result, bytes) in rig.settle(TIMEOUT * 2) {
+        assert_eq!(result, Ok(()));
+        assert!(bytes.iter().all(|byte| *byte == 5), "what is read is what was written");
+    }
+    let stats = rig.stats();
+    assert_eq!((stats.timeouts, stats.aborts, stats.resent, stats.resets), (3, 3, 3, 0));
+}
+
+/// It is late every time: in the end the request fails, and says why.
+#[test]
+fn what_is_aborted_again_and_again_fails() {
+    let mut rig = rig("mdts=5");
+    rig.faults(&[(Commands::reads().lbas(3..4), Effect::Delay(TIMEOUT * 100), u64::MAX)]);
+    rig.read(3, 1);
+    let outcome = rig.settle(TIMEOUT * 8).remove(0);
+    let failure = outcome.1.unwrap_err();
+    assert_eq!((failure.lba, failure.status()), (3, Some(Status::ABORT_REQUESTED)));
+    assert_eq!(rig.stats().resent, 3);
+    rig.read(0, 1);
+    assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
+}
+
+// ---- controller reset ----
+
+/// A completion is lost, so that there is nothing to abort: the controller is reset, and the request goes on.
+#[test]
+fn a_lost_completion_costs_a_reset() {
+    let mut rig = rig("mdts=1");
+    rig.faults(&[(Commands::io(), Effect::Drop, 2)]);
+    let before = rig.emulator.counters().resets;
+    rig.write(0, 8, 9);
+    assert_eq!(rig.settle(TIMEOUT * 3)[0].1, Ok(()));
+    let stats = rig.stats();
+    assert_eq!((stats.timeouts, stats.resets, stats.faults), (2, 1, 0));
+    assert_eq!(rig.emulator.counters().resets, before + 1);
+    rig.read(0, 8);
+    let outcome = rig.settle(TIMEOUT).remove(0);
+    assert!(outcome.1 == Ok(()) && outcome.2.iter().all(|byte| *byte == 9));
+}
+
+/// What completed after its Abort was asked for, or was put off, or waited in line when the reset came.
+#[test]
+fn what_waits_goes_on_after_a_reset() {
+    let mut rig = rig("mdts=1");
+    rig.faults(&[(Commands::writes().lbas(16..17), Effect::Drop, 1)]);
+    // More than there are slots for; some of them are neighbours.
+    (0..40).for_each(|i| rig.write(i * 2, 2, i as u8));
+    let outcomes = rig.settle(TIMEOUT * 3);
+    assert_eq!(
+        outcomes.iter().map(|outcome| outcome.0).collect::<Vec<_>>(),
+        (0..40).map(|i| i * 2).collect::<Vec<_>>()
+    );
+    assert!(outcomes.iter().all(|outcome| outcome.1 == Ok(())));
+    assert_eq!(rig.stats().resets, 1);
+    (0..40).for_each(|i| rig.read(i * 2, 2));
+    for (tag, result, bytes) in rig.settle(TIMEOUT) {
+        assert!(result == Ok(()) && bytes.iter().all(|byte| u64::from(*byte) == tag / 2), "block {tag}");
+    }
+}
+
+/// A fatal status is found without any timeout.
+#[test]
+fn a_fatal_status_costs_a_reset() {
+    let mut rig = rig("mdts=5");
+    rig.emulator.hold(Commands::writes());
+    rig.write(0, 4, 3);
+    rig.look();
+    rig.emulator.fail();
+    rig.emulator.release_all();
+    let mut outcomes = Vec::new();
+    while rig.poller.outstanding() > 0 {
+        rig.turn(&mut outcomes);
+    }
+    assert_eq!((outcomes.len(), outcomes[0].1), (1, Ok(())));
+    assert_eq!((rig.stats().timeouts, rig.stats().resets), (0, 1));
+}
+
+/// Queue pairs of two pollers stop together and go on together; one that has nothing in flight as well.
+#[test]
+fn two_pollers_are_reset_together() {
+    let mut one = rig("mdts=1");
+    let mut other = beside(&one);
+    let mut idle = beside(&one);
+    one.faults(&[(Commands::reads().queue(1), Effect::Drop, 1)]);
+    one.emulator.hold(Commands::io().queue(2));
+    one.read(0, 4);
+    other.write(100, 4, 1);
+    let (mut outcomes, mut others) = (Vec::new(), Vec::new());
+    for _ in 0..40 {
+        one.emulator.advance(TIMEOUT / 8);
+        for _ in 0..LOOK {
+            one.turn(&mut outcomes);
+            other.turn(&mut others);
+            idle.poller.poll(|_| panic!("it has nothing to do"));
+        }
+        // Before its own timeout: that of the first has to be what it is reset for.
+        if one.stats().resets == 1 {
+            one.emulator.release_all();
+        }
+    }
+    assert_eq!((outcomes.len(), others.len()), (1, 1));
+    assert!(outcomes[0].1 == Ok(()) && others[0].1 == Ok(()));
+    for rig in [&one, &other, &idle] {
+        assert_eq!(rig.stats().resets, 1);
+    }
+    idle.read(100, 4);
+    assert!(idle.settle(TIMEOUT)[0].2.iter().all(|byte| *byte == 1));
+}
+
+/// Nobody knows what a poller does that is not polled: the others wait a bounded time, and then all is lost.
+#[test]
+fn a_poller_that_never_stops_is_the_end() {
+    let mut one = rig("mdts=1");
+    let mut silent = beside(&one);
+    one.faults(&[(Commands::reads(), Effect::Drop, u64::MAX)]);
+    silent.read(7, 1);
+    silent.poller.poll(|_| panic!("nothing is done yet"));
+    one.read(0, 1);
+    let outcome = one.settle(TIMEOUT * 3 + Duration::from_secs(20)).remove(0);
+    assert_eq!(outcome.1.unwrap_err().cause, Cause::ControllerLost);
+    // It learns of it when it is polled.
+    assert_eq!(silent.settle(TIMEOUT)[0].1.unwrap_err().cause, Cause::ControllerLost);
+    let error = one.controller.namespace(1).unwrap_err().to_string();
+    assert!(error.contains("given up"), "{error}");
+}
+
+/// What comes too late meets another generation: it is counted, and delivered to nobody.
+#[test]
+fn late_completions_are_delivered_to_nobody() {
+    let mut rig = rig("mdts=5");
+    rig.write(0, 1, 1);
+    rig.write(1, 1, 2);
+    assert_eq!(rig.settle(TIMEOUT).len(), 2);
+    rig.faults(&[(Commands::reads(), Effect::Double, 1), (Commands::reads(), Effect::Drop, 1)]);
+    rig.read(0, 1);
+    rig.settle(TIMEOUT * 3);
+    rig.read(1, 1);
+    let outcome = rig.settle(TIMEOUT).remove(0);
+    assert!(outcome.1 == Ok(()) && outcome.2.iter().all(|byte| *byte == 2));
+    assert_eq!(rig.stats().resets, 1);
+}
+
+/// What its owner gave up is not carried out after a reset; it keeps its memory until then.
+#[test]
+fn what_was_given_up_is_not_sent_again() {
+    let mut rig = rig("mdts=5");
+    rig.write(0, 1, 1);
+    rig.settle(TIMEOUT);
+    rig.faults(&[(Commands::reads().lbas(9..10), Effect::Drop, 1)]);
+    rig.emulator.hold(aborts());
+    rig.emulator.hold(Commands::writes());
+    let event = rig.request_write(0, 1, 2);
+    rig.read(9, 1);
+    rig.look();
+    rig.poller.cancel(event);
+    rig.look();
+    assert!(!rig.is_settled(event), "the controller may still read its memory");
+    let outcomes = rig.settle_but(TIMEOUT * 4, 1);
+    assert_eq!(outcomes.len(), 1);
+    assert!(rig.is_settled(event) && rig.stats().resets == 1);
+    assert_eq!(rig.poller.claim(event).unwrap().1.unwrap_err().cause, Cause::Cancelled);
+    rig.emulator.release_all();
+    rig.read(0, 1);
+    assert!(rig.settle(TIMEOUT)[0].2.iter().all(|byte| *byte == 1), "the write was never carried out");
+}
+
+#[test]
+fn what_is_not_to_be_replayed_is_reported() {
+    let mut rig = rig("mdts=1");
+    rig.poller.set_replay(rig.disk, Replay::Report).unwrap();
+    rig.faults(&[(Commands::io(), Effect::Drop, 2)]);
+    rig.write(4, 2, 1);
+    rig.read(8, 2);
+    let outcomes = rig.settle(TIMEOUT * 4);
+    assert_eq!(outcomes[0].1, Err(Failure { lba: 4, cause: Cause::OutcomeUnknown }));
+    assert_eq!(outcomes[1].1, Ok(()));
+}
+
+/// A command of the caller's own making is carried out twice only if that is said to do no harm.
+#[test]
+fn raw_commands_are_reported_unless_they_are_idempotent() {
+    for idempotent in [false, true] {
+        let mut rig = rig("mdts=5");
+        rig.faults(&[(Commands::io(), Effect::Drop, 1)]);
+        // SAFETY: the command, a flush, transfers nothing.
+        let trust = unsafe { RawCommands::trust() };
+        let io = IoContainer::raw(&Command::flush(0), MemoryChain::new(), trust).idempotent(idempotent);
+        rig.poller.submit(rig.disk, io).unwrap();
+        let result = rig.settle(TIMEOUT * 4).remove(0).1;
+        let cause = result.map_err(|failure| failure.cause);
+        assert_eq!(cause, if idempotent { Ok(()) } else { Err(Cause::OutcomeUnknown) });
+    }
+}
+
+/// What was written and not flushed may be gone with the cache: the next flush says so, once.
+#[test]
+fn the_next_flush_after_a_reset_says_that_the_cache_is_lost() {
+    for (settings, lost) in [("mdts=5,vwc=on", true), ("mdts=5,vwc=off", false)] {
+        for in_flight in [false, true] {
+            let mut rig = rig(settings);
+            let what = if in_flight { Commands::io() } else { Commands::reads() };
+            rig.faults(&[(what, Effect::Drop, 1)]);
+            if !in_flight {
+                rig.read(0, 1);
+                rig.settle(TIMEOUT * 4);
+            }
+            let mut results = Vec::new();
+            for _ in 0..3 {
+                rig.poller.submit(rig.disk, IoContainer::flush()).unwrap();
+                results.push(rig.settle(TIMEOUT * 4).remove(0).1.map_err(|failure| failure.cause));
+            }
+            let first = if lost { Err(Cause::CacheLost) } else { Ok(()) };
+            assert_eq!(results, [first, Ok(()), Ok(())], "{settings}, in flight: {in_flight}");
+            assert_eq!(rig.stats().resets, 1);
+        }
+    }
+}
+
+/// It comes back each time, and completes nothing: that has an end.
+#[test]
+fn resets_that_do_not_help_have_an_end() {
+    let mut rig = rig("mdts=5");
+    let before = rig.emulator.counters().resets;
+    rig.faults(&[(Commands::io(), Effect::Drop, u64::MAX)]);
+    (0..4).for_each(|lba| rig.read(lba, 1));
+    let outcomes = rig.settle(TIMEOUT * 16);
+    assert_eq!(outcomes.len(), 4);
+    for outcome in outcomes {
+        assert!(matches!(outcome.1.unwrap_err().cause, Cause::ControllerLost | Cause::OutcomeUnknown));
+    }
+    assert!(rig.emulator.counters().resets <= before + 4);
+}
+
+/// One command is never answered, all others are: the request fails, the others go on.
+#[test]
+fn a_command_that_is_never_answered_fails_alone() {
+    let mut rig = rig("mdts=5");
+    rig.faults(&[(Commands::reads().lbas(3..4), Effect::Drop, u64::MAX)]);
+    rig.read(3, 1);
+    let mut outcomes = Vec::new();
+    for _ in 0..64 * 8 {
+        rig.write(10, 1, 1);
+        outcomes.extend(rig.look());
+        rig.emulator.advance(TIMEOUT / 8);
+    }
+    let (read, writes): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|outcome| outcome.0 == 3);
+    assert_eq!(read.len(), 1);
+    assert_eq!(read[0].1.unwrap_err().cause, Cause::OutcomeUnknown);
+    assert!(writes.len() > 400 && writes.iter().all(|outcome| outcome.1 == Ok(())), "{}", writes.len());
+}
+
+/// A controller that is being reset, or was given up, takes no commands; and says so at once.
+#[test]
+fn during_a_reset_nothing_is_sent() {
+    let mut rig = rig("mdts=5");
+    rig.emulator.fail();
+    rig.read(0, 1);
+    // It is not stepped: it does not get anywhere.
+    (0..90_000).for_each(|_| _ = rig.poller.poll(|_| panic!("nothing was carried out")));
+    let error = rig.controller.namespace(1).unwrap_err().to_string();
+    assert!(error.contains("is being reset"), "{error}");
+    let mut poller = Poller::new(1);
+    assert!(poller.add_queue(&rig.controller, QueueOptions::default()).is_err());
+    assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
+    poller.add_queue(&rig.controller, QueueOptions::default()).unwrap();
+}
+
+// ---- function reset, and the end ----
+
+/// Enabled again, the controller does not get ready: that takes a reset of the function.
+#[test]
+fn what_a_controller_reset_does_not_cure_a_function_reset_may() {
+    let mut rig = rig("mdts=1,to=4");
+    rig.write(0, 8, 4);
+    rig.settle(TIMEOUT);
+    rig.emulator.hang(Remedy::FunctionReset);
+    rig.faults(&[(Commands::reads(), Effect::Drop, 1)]);
+    rig.read(0, 8);
+    let outcome = rig.settle(TIMEOUT * 4).remove(0);
+    assert!(outcome.1 == Ok(()) && outcome.2.iter().all(|byte| *byte == 4), "{:?}", outcome.1);
+    assert_eq!(rig.stats().resets, 1);
+}
+
+/// Nothing helps: everything fails, in a bounded time, and the memory comes back, since the function is kept from
+/// it.
+#[test]
+fn what_nothing_cures_is_lost() {
+    let mut rig = rig("mdts=5,to=4");
+    rig.emulator.hang(Remedy::None);
+    rig.faults(&[(Commands::reads(), Effect::Drop, 1)]);
+    (0..20).for_each(|lba| rig.read(lba, 1));
+    let outcomes = rig.settle(TIMEOUT * 4);
+    let failed = |cause| outcomes.iter().filter(|o| o.1.is_err_and(|failure| failure.cause == cause)).count();
+    let done = outcomes.iter().filter(|outcome| outcome.1 == Ok(())).count();
+    assert_eq!((done, failed(Cause::ControllerLost)), (19, 1));
+    assert!(outcomes.iter().all(|outcome| outcome.2.len() == BLOCK));
+    // The handles stay safe to use.
+    rig.read(0, 1);
+    assert_eq!(rig.settle(TIMEOUT)[0].1.unwrap_err().cause, Cause::ControllerLost);
+    assert!(rig.controller.active_namespaces().is_err());
+}
+
+/// Pulled in the middle of a reset.
+#[test]
+fn what_vanishes_during_a_reset_is_lost() {
+    for looks in 0..8 {
+        let mut rig = rig("mdts=5");
+        rig.faults(&[(Commands::reads(), Effect::Drop, 1)]);
+        rig.read(0, 1);
+        rig.look();
+        rig.emulator.fail();
+        let mut outcomes = Vec::new();
+        (0..65_536 + looks * 1024).for_each(|_| rig.turn(&mut outcomes));
+        rig.emulator.unplug();
+        (0..200_000).for_each(|_| rig.turn(&mut outcomes));
+        outcomes.extend(rig.settle(TIMEOUT * 4));
+        let result = outcomes.remove(0).1;
+        assert!(result.is_ok() || result.is_err_and(|failure| failure.cause == Cause::ControllerLost));
+        assert!(outcomes.is_empty());
+    }
+}
+
+/// After a reset another controller answers: its data is not that of the requests.
+#[test]
+fn another_controller_gets_nothing() {
+    let mut rig = rig("mdts=5,serial=ONE");
+    let other = Faults::default().with(Fault::new(Commands::writes(), Effect::Drop).times(1)).identify(
+        Cns::CONTROLLER,
+        0,
+        4,
+        *b"TWO                 ",
+    );
+    rig.emulator.set_faults(other);
+    rig.write(0, 1, 1);
+    assert_eq!(rig.settle(TIMEOUT * 8)[0].1.unwrap_err().cause, Cause::ControllerLost);
+    assert_eq!(rig.emulator.counters().writes, 1, "the one that was lost");
+}
+
+/// A namespace may be another one after a reset, too.
+#[test]
+fn a_namespace_is_looked_at_again() {
+    let mut rig = rig("mdts=5");
+    let namespace = rig.controller.namespace(1).unwrap();
+    let disk = rig.poller.add_namespace(rig.queue, &namespace).unwrap();
+    rig.disk = disk;
+    rig.faults(&[
+        (Commands::reads(), Effect::Drop, 1),
+        // The events that tell of it are lost.
+        (Commands::admin().opcode(admin_opcode::GET_LOG_PAGE), Effect::Drop, u64::MAX),
+    ]);
+    assert!(rig.emulator.resize(1, 100));
+    rig.read(0, 1);
+    assert_eq!(rig.settle(TIMEOUT * 4)[0].1, Ok(()));
+    assert_eq!(namespace.blocks(), 100);
+    let beyond = IoContainer::read(100, rig.memory(1, 0));
+    assert!(rig.poller.submit(rig.disk, beyond).is_err());
+}
