@@ -23,6 +23,8 @@ pub(crate) struct SubmissionRing {
     laps: u64,
     /// Commands that the controller was told of before the last restart.
     earlier: u64,
+    /// Commands since then that it will never be told of.
+    hushed: u64,
 }
 
 impl SubmissionRing {
@@ -36,6 +38,7 @@ impl SubmissionRing {
             doorbells: 0,
             laps: 0,
             earlier: 0,
+            hushed: 0,
         }
     }
 
@@ -54,24 +57,26 @@ impl SubmissionRing {
 
     /// How many commands the controller was told of.
     pub(crate) fn commands(&self) -> u64 {
-        let (tail, len) = (self.ring.position(), self.ring.len());
-        let unknown = tail.wrapping_sub(self.rung) & (len - 1);
-        self.earlier + self.laps * u64::from(len) + u64::from(tail) - u64::from(unknown)
+        let pushed = self.laps * u64::from(self.ring.len()) + u64::from(self.ring.position());
+        self.earlier + pushed - self.hushed - self.untold()
+    }
+
+    /// How many it was not told of yet.
+    fn untold(&self) -> u64 {
+        u64::from(self.ring.position().wrapping_sub(self.rung) & (self.ring.len() - 1))
     }
 
     /// What was written since the doorbell was rung is not told of any more.
     pub(crate) fn hush(&mut self) {
-        self.earlier = self.commands();
-        (self.laps, self.rung) = (0, self.ring.position());
-        self.earlier -= u64::from(self.rung);
+        self.hushed += self.untold();
+        self.rung = self.ring.position();
     }
 
     /// Empty, for a controller that was reset.
     pub(crate) fn restart(&mut self) {
-        self.hush();
         self.earlier = self.commands();
         self.ring.restart();
-        self.rung = 0;
+        (self.laps, self.hushed, self.rung) = (0, 0, 0);
     }
 
     /// Whether the controller knows of all entries.

@@ -181,7 +181,7 @@ impl Slots {
 
     pub(super) fn set_age(&mut self, index: usize, age: u32) {
         let high = &mut self.slots[index].high;
-        *high = *high & !AGES | age * AGE;
+        *high = *high & !AGES | (age * AGE);
     }
 
     /// Notes whether an Abort of a command was asked for.
