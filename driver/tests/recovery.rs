@@ -633,3 +633,73 @@ fn a_namespace_is_looked_at_again() {
     let beyond = IoContainer::read(100, rig.memory(1, 0));
     assert!(rig.poller.submit(rig.disk, beyond).is_err());
 }
+
+// ---- Command Retry Delay ----
+
+/// CRDT1 to CRDT3 of Identify Controller, in units of 100 ms.
+fn delays(emulator: &Emulator, crdt: [u16; 3], fault: Fault) {
+    let bytes: Vec<u8> = crdt.iter().flat_map(|time| time.to_le_bytes()).collect();
+    emulator.set_faults(Faults::default().identify(Cns::CONTROLLER, 0, 128, bytes).with(fault));
+}
+
+/// The controller says when to try again: not before, and not much later.
+#[test]
+fn a_retry_delay_is_kept() {
+    for (crd, millis) in [(1, 300), (2, 700), (3, 1200)] {
+        let emulator = emulator("mdts=5");
+        let status = Status::NAMESPACE_NOT_READY.with_crd(crd);
+        delays(&emulator, [3, 7, 12], Fault::new(Commands::reads(), Effect::Status(status)).times(2));
+        let mut rig = open(emulator, QueueOptions::default().depth(8).command_timeout(TIMEOUT));
+        rig.read(0, 1);
+        for again in 0..2 {
+            rig.look();
+            rig.look();
+            rig.emulator.advance(Duration::from_millis(millis - 1));
+            assert!(rig.look().is_empty());
+            assert_eq!(rig.stats().resent, again, "too early");
+            rig.emulator.advance(Duration::from_millis(1));
+            rig.look();
+            assert_eq!(rig.stats().resent, again + 1);
+        }
+        rig.look();
+        assert_eq!(rig.poller.outstanding(), 0, "it has succeeded");
+    }
+}
+
+/// A few times, and not with Do Not Retry, nor for hours; nor where nothing was agreed on.
+#[test]
+fn retries_have_an_end() {
+    let not_ready = Status::NAMESPACE_NOT_READY;
+    for (status, crdt, resent, said) in [
+        (not_ready.with_crd(1), [1, 0, 0], 3, not_ready.with_crd(1)),
+        (not_ready.with_crd(2), [1, 0, 0], 3, not_ready.with_crd(2)),
+        (not_ready.with_crd(1).with_dnr(), [1, 0, 0], 0, not_ready.with_crd(1).with_dnr()),
+        (not_ready.with_crd(1), [u16::MAX, 0, 0], 0, not_ready.with_crd(1)),
+        (not_ready.with_crd(1), [0, 0, 0], 0, not_ready),
+        (not_ready, [1, 1, 1], 0, not_ready),
+    ] {
+        let emulator = emulator("mdts=5");
+        delays(&emulator, crdt, Fault::new(Commands::reads(), Effect::Status(status)));
+        let mut rig = open(emulator, QueueOptions::default().depth(8).command_timeout(TIMEOUT));
+        rig.read(0, 1);
+        let failure = rig.settle(TIMEOUT).remove(0).1.unwrap_err();
+        assert_eq!((failure.status(), rig.stats().resent), (Some(said), resent), "{status} {crdt:?}");
+    }
+}
+
+/// Cancelled while it waits for its time: nothing is in flight, so it is over at once.
+#[test]
+fn what_waits_for_its_time_can_be_cancelled() {
+    let emulator = emulator("mdts=5");
+    let fault = Fault::new(Commands::writes(), Effect::Status(Status::NAMESPACE_NOT_READY.with_crd(1)));
+    delays(&emulator, [100, 0, 0], fault);
+    let mut rig = open(emulator, QueueOptions::default().depth(1).command_timeout(TIMEOUT));
+    let event = rig.request_write(0, 1, 1);
+    rig.look();
+    rig.poller.cancel(event);
+    rig.poller.poll(|_| panic!("it is an event"));
+    assert!(rig.is_settled(event));
+    rig.read(0, 1);
+    assert_eq!(rig.settle_but(TIMEOUT, 1)[0].1, Ok(()), "its slot is free");
+    assert_eq!(rig.poller.claim(event).unwrap().1.unwrap_err().cause, Cause::Cancelled);
+}

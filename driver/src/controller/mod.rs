@@ -17,6 +17,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use zerocopy::FromBytes;
 
@@ -85,6 +86,8 @@ pub struct Controller {
     /// It had a fatal status.
     failed: AtomicBool,
     era: SharedEra,
+    /// It was told that Command Retry Delays are known.
+    advanced_retry: bool,
     // Before the function: unmapping needs the IOMMU, which may go with the last function behind it.
     _attachment: Attachment,
     function: Arc<dyn Function>,
@@ -151,6 +154,7 @@ impl Controller {
             false => None,
         };
         let pairs = commands.number_of_queues()?;
+        let advanced_retry = commands.enable_advanced_retry(&identity)?;
         watch.arm(&mut commands, &identity)?;
         let doorbells = function.doorbells(2 * (u64::from(pairs) + 1) * doorbell_stride(dstrd))?;
         std::mem::forget(undo);
@@ -160,6 +164,7 @@ impl Controller {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             registers,
             era: SharedEra::default(),
+            advanced_retry,
             admin: Mutex::new(Admin {
                 queue: admin,
                 watch,
@@ -217,6 +222,13 @@ impl Controller {
     /// I/O queue pairs that can still be created. All that the controller granted, before the first.
     pub fn available_queue_pairs(&self) -> usize {
         self.qids().len()
+    }
+
+    /// How long it asks to wait before a command is sent again, by Command Retry Delay from 1 on; `None` if it
+    /// asks for none.
+    pub(crate) fn retry_delays(&self) -> Option<[Duration; 3]> {
+        let delay = |units: u16| Duration::from_millis(100 * u64::from(units));
+        self.advanced_retry.then(|| self.identity.crdt.map(delay))
     }
 
     /// Whether a quirk applies to it.
@@ -508,6 +520,23 @@ impl Commands<'_> {
             }
         }
         Ok(nsids)
+    }
+
+    /// Says that Command Retry Delays are known, to a controller that has any (Host Behavior Support, Base 2.0,
+    /// section 5.27.1.18). False if it has none, or does not take it.
+    fn enable_advanced_retry(&mut self, identity: &identify::Controller) -> Result<bool> {
+        if identity.crdt.iter().all(|time| *time == 0) {
+            return Ok(false);
+        }
+        let mut memory = MemoryChain::from(self.space.segment(4096, 4096, Access::Read)?);
+        memory.fill(0);
+        // ACRE is the first byte.
+        memory.copy_from_slice(0, &[1]);
+        match self.succeed(&Command::set_features(FeatureId::HOST_BEHAVIOR, 0), memory) {
+            Ok(_) => Ok(true),
+            Err(Error::Command { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks for queues and returns how many pairs there are (Base 2.0, section 5.27.1.5).

@@ -230,6 +230,7 @@ impl Controller {
             let what = "after a reset it has fewer queue pairs than before".into();
             return Err(Error::Unsupported { device: self.name().into(), what });
         }
+        commands.enable_advanced_retry(&identity)?;
         self.renew_namespaces(&mut commands)?;
         if identity.has_volatile_write_cache() {
             self.known.lose_caches();
@@ -292,5 +293,6 @@ impl Controller {
 
 /// Whether a controller is the one that it was, and takes the same commands.
 fn is_same(now: &identify::Controller, before: &identify::Controller) -> bool {
-    (now.sn, now.mn, now.mdts, now.sgls) == (before.sn, before.mn, before.mdts, before.sgls)
+    let facts = |it: &identify::Controller| (it.sn, it.mn, it.mdts, it.sgls, it.crdt);
+    facts(now) == facts(before)
 }

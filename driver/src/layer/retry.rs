@@ -14,7 +14,8 @@ use crate::{Error, Result};
 /// Submits requests that failed once more, a limited number of times, at once or after a delay.
 ///
 /// It does so where the controller failed a command, did not say Do Not Retry, and the failure is none
-/// that stays until somebody changes the command or the device. Never after a request was cancelled, its
+/// that stays until somebody changes the command or the device. Nor where the controller said how long to wait
+/// (Command Retry Delay): then the queue pair has done so, three times, in vain. Never after a request was cancelled, its
 /// deadline passed, or the controller was lost; nor what a layer below has refused or found corrupt.
 #[derive(Debug)]
 pub struct Retry<B> {
@@ -178,7 +179,7 @@ impl<B: Layer> Retry<B> {
 /// Whether a request that failed for a reason might succeed the next time.
 fn may_pass(cause: Cause) -> bool {
     match cause {
-        Cause::Status(status) => !status.dnr() && !LASTING.contains(&status.code()),
+        Cause::Status(status) => !status.dnr() && status.crd() == 0 && !LASTING.contains(&status.code()),
         // Somebody gave it up; or the same would come of it again.
         _ => false,
     }
@@ -297,7 +298,7 @@ mod tests {
             Status::new(SCT_VENDOR, 1),
         ] {
             assert!(may_pass(status) && may_pass(status.with_more()), "{status}");
-            assert!(!may_pass(status.with_dnr()), "{status}");
+            assert!(!may_pass(status.with_dnr()) && !may_pass(status.with_crd(1)), "{status}");
         }
         assert!(LASTING.iter().all(|status| !may_pass(*status) && !may_pass(status.with_more())));
     }

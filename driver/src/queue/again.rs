@@ -1,4 +1,4 @@
-//! Commands that are sent once more: after an Abort, after a reset.
+//! Commands that are sent once more: after an Abort, after a reset, or since the controller asks for it.
 //!
 //! A command keeps its slot until it is sent again, so that nothing is needed for it but that slot, and what
 //! the command looks like is worked out anew from its node and its piece. Knows which commands may be
@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::cut::{NO_DATA, nlb};
 use super::runs::Parts;
@@ -26,6 +27,20 @@ pub enum Replay {
     Report,
 }
 
+/// The longest that a command waits to be sent once more. A controller can ask for almost two hours; then the
+/// request fails, and its caller decides.
+const MOST_DELAY: Duration = Duration::from_secs(30);
+
+/// A command that is to be sent once more; its slot knows it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PutOff {
+    slot: u16,
+    /// How long it waits, counted from the first look at it.
+    delay: Duration,
+    /// In nanoseconds, once it is known.
+    due: Option<u64>,
+}
+
 /// What is to be done for a namespace after a reset.
 #[derive(Debug)]
 pub(super) struct Upkeep {
@@ -35,38 +50,72 @@ pub(super) struct Upkeep {
 }
 
 impl Queue {
+    pub(crate) fn set_retry_delays(&mut self, delays: Option<[Duration; 3]>) {
+        self.retry_delays = delays;
+    }
+
     pub(crate) fn set_replay(&mut self, namespace: u16, replay: Replay) {
         self.upkeep[usize::from(namespace)].replay = replay;
     }
 
     // ---- a completion that is not the last word ----
 
+    /// A completion of a command that has marks in its slot: if it is nothing but the success of one that
+    /// carries all of its node, the marks go, and the next look finds it again and takes it for what it is.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn look_again(&mut self, tree: &Tree, index: usize, high: u64) -> bool {
+        !self.is_watched(tree, index) && self.slots.rejuvenate(index, high)
+    }
+
+    /// A command is over, with a status that may not be the last word.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn settle_unless_put_off(&mut self, tree: &mut Tree, index: usize, status: Status) {
+        if status.is_success() || !self.try_again(tree, index, status) {
+            let cause = self.verdict(tree, index, status);
+            self.settle(tree, index, cause);
+        }
+    }
+
     /// Puts a command off that failed, if it is to be sent once more.
-    pub(super) fn try_again(&mut self, tree: &mut Tree, index: usize, status: Status) -> bool {
+    fn try_again(&mut self, tree: &mut Tree, index: usize, status: Status) -> bool {
         let Slot { node, piece, .. } = *self.slots.get(index);
-        let ours = status.code() == Status::ABORT_REQUESTED && self.slots.is_abort_asked(index);
+        let Some(delay) = self.retry_delay(index, status) else { return false };
         // Merged ones go down once more anyway, one by one.
-        if !ours || matches!(piece, Piece::Merged { .. }) || !self.may_repeat(&tree[node], index) {
+        if matches!(piece, Piece::Merged { .. }) || !self.may_repeat(&tree[node], index) {
             return false;
         }
         self.slots.add_try(index);
         self.slots.put_off(index);
-        self.again.push((index as u16, 0));
+        self.again.push(PutOff { slot: index as u16, delay, due: None });
         true
     }
 
+    /// How long a command waits to be sent once more, by its status; `None` if it is not for us to do that.
+    fn retry_delay(&self, index: usize, status: Status) -> Option<Duration> {
+        if status.code() == Status::ABORT_REQUESTED && self.slots.is_abort_asked(index) {
+            return Some(Duration::ZERO);
+        }
+        let asked = usize::from(status.crd()).checked_sub(1).filter(|_| !status.dnr())?;
+        let delay = *self.retry_delays?.get(asked)?;
+        (delay <= MOST_DELAY).then_some(delay)
+    }
+
     /// How a command that is over went; of a flush, whether it has come too late.
-    pub(super) fn verdict(&mut self, tree: &Tree, index: usize, status: Status) -> Option<Cause> {
+    fn verdict(&mut self, tree: &Tree, index: usize, status: Status) -> Option<Cause> {
         let late = status.is_success() && self.is_watched(tree, index);
         let namespace = tree[self.slots.get(index).node].namespace;
         if late && self.upkeep[usize::from(namespace)].cache_lost.swap(false, Ordering::Relaxed) {
             return Some(Cause::CacheLost);
         }
-        (!status.is_success()).then_some(Cause::Status(status))
+        // Without what nobody has agreed on, it means nothing.
+        let crd = if self.retry_delays.is_some() { status.crd() } else { 0 };
+        (!status.is_success()).then_some(Cause::Status(status.with_crd(crd)))
     }
 
     /// Whether a slot has a flush, after a reset that nobody was told of.
-    pub(super) fn is_watched(&self, tree: &Tree, index: usize) -> bool {
+    fn is_watched(&self, tree: &Tree, index: usize) -> bool {
         let node = &tree[self.slots.get(index).node];
         node.io.operation() == Operation::Flush && self.has_lost_cache(node.namespace)
     }
@@ -98,14 +147,15 @@ impl Queue {
         let mut sent = false;
         let mut at = 0;
         while self.gate & SUSPENDED == 0
-            && let Some((index, due)) = self.again.get(at).copied()
+            && let Some(put_off) = self.again.get_mut(at)
         {
-            if due > now {
+            let due = now.saturating_add(put_off.delay.as_nanos() as u64);
+            if *put_off.due.get_or_insert(due) > now {
                 at += 1;
                 continue;
             }
-            self.again.swap_remove(at);
-            self.send_once_more(tree, index.into());
+            let index = usize::from(self.again.swap_remove(at).slot);
+            self.send_once_more(tree, index);
             sent = true;
         }
         sent
@@ -115,7 +165,7 @@ impl Queue {
     #[cold]
     pub(crate) fn drop_put_off(&mut self, tree: &mut Tree, id: NodeId) {
         for at in (0..self.again.len()).rev() {
-            let index = usize::from(self.again[at].0);
+            let index = usize::from(self.again[at].slot);
             if self.slots.get(index).node == id {
                 self.again.swap_remove(at);
                 self.settle(tree, index, Some(Cause::OutcomeUnknown));

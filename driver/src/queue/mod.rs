@@ -21,11 +21,12 @@ mod slots;
 use std::hint::cold_path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 pub use self::admit::Refusal;
 pub(crate) use self::admit::{check_range, check_space, count_blocks};
 pub use self::again::Replay;
-use self::again::Upkeep;
+use self::again::{PutOff, Upkeep};
 use self::bounce::Bounce;
 use self::cut::nlb;
 pub(crate) use self::cut::{DataPointer, contiguous_prps};
@@ -120,8 +121,10 @@ pub(crate) struct Queue {
     namespaces: Vec<Reachable>,
     /// What is to be done for each of them after a reset.
     upkeep: Vec<Upkeep>,
-    /// Slots with commands that are to be sent once more, and from when on, in nanoseconds.
-    again: Vec<(u16, u64)>,
+    /// Commands that are to be sent once more.
+    again: Vec<PutOff>,
+    /// How long the controller has us wait before that, by Command Retry Delay from 1 on.
+    retry_delays: Option<[Duration; 3]>,
     /// Those among the namespaces, by number, that can no longer be used; their capacity is 0.
     gone: Vec<(u16, Gone)>,
     pointer: DataPointer,
@@ -176,6 +179,7 @@ impl Queue {
             namespaces: Vec::new(),
             upkeep: Vec::new(),
             again: Vec::with_capacity(depth),
+            retry_delays: None,
             gone: Vec::new(),
             pointer,
             lists,
@@ -417,8 +421,9 @@ impl Queue {
             let first = tree[id].cursor;
             let limits = self.reachable(tree[id].namespace).limits;
             // The completion of a flush that will fail is looked at closely.
-            let watched =
-                tree[id].io.operation() == Operation::Flush && self.has_lost_cache(tree[id].namespace);
+            let watched = self.counted.resets > 0
+                && tree[id].io.operation() == Operation::Flush
+                && self.has_lost_cache(tree[id].namespace);
             tree.advance(id, cut.blocks, limits.block_shift);
             let node = &mut tree[id];
             node.in_flight += 1;
@@ -441,6 +446,7 @@ impl Queue {
     }
 
     /// Writes the command for a piece into the ring.
+    #[inline(always)]
     fn push_piece(&mut self, io: &IoContainer, wire: &Wire, cid: u32, first: u64) {
         match io.operation() {
             Operation::Raw => self.push_raw(io, wire, cid),
@@ -570,20 +576,18 @@ impl Queue {
     #[inline(never)]
     fn exception(&mut self, tree: &mut Tree, high: u64) {
         let index = self.slots.index(high);
-        if self.slots.is_in_flight(index)
-            && !self.is_watched(tree, index)
-            && self.slots.rejuvenate(index, high)
-        {
-            // The next look finds it again, and takes it for what it is.
+        if self.slots.is_marked(index) && self.look_again(tree, index, high) {
             return;
         }
         let completion: Completion = self.cq.entry(high);
         self.advance();
         if self.slots.answers(index, &completion) {
             let status = completion.status();
-            if status.is_success() || !self.try_again(tree, index, status) {
-                let cause = self.verdict(tree, index, status);
-                self.settle(tree, index, cause);
+            // A flush may have come too late, after a reset.
+            if status.is_success() && self.counted.resets == 0 {
+                self.settle(tree, index, None);
+            } else {
+                self.settle_unless_put_off(tree, index, status);
             }
         } else {
             self.counted.faults += 1;

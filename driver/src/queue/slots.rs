@@ -181,7 +181,7 @@ impl Slots {
 
     pub(super) fn set_age(&mut self, index: usize, age: u32) {
         let high = &mut self.slots[index].high;
-        *high = *high & !AGES | (age * AGE);
+        *high = (*high & !AGES) | (age * AGE);
     }
 
     /// Notes whether an Abort of a command was asked for.
@@ -202,6 +202,13 @@ impl Slots {
     /// The CID of the command that is or was in a slot.
     pub(super) fn cid(&self, index: usize) -> u16 {
         (self.slots[index].low >> 16) as u16
+    }
+
+    /// Whether the command in a slot is in flight, and was found by a sweep, sent before, or is to be aborted.
+    #[inline(always)]
+    pub(super) fn is_marked(&self, index: usize) -> bool {
+        let high = self.slots[index].high;
+        high & VACANT == 0 && high & (AGES | ABORT | RESENT | TRIES) != 0
     }
 
     /// If a completion's high word is the success of a command that carries all of its node, and does not
@@ -233,7 +240,7 @@ impl Slots {
     /// Takes the command out of its slot, to be put into it once more: the slot stays taken.
     pub(super) fn put_off(&mut self, index: usize) {
         let slot = self.get_mut(index);
-        slot.high = slot.high & TRIES | VACANT | AGAIN;
+        slot.high = (slot.high & TRIES) | VACANT | AGAIN;
     }
 
     /// How often the command of a slot was sent once more through its own fault, up to [`MOST_TRIES`].
@@ -257,7 +264,7 @@ impl Slots {
     pub(super) fn occupy_once_more(&mut self, index: usize) -> u32 {
         let Slot { node, piece, high, .. } = self.slots[index];
         let low = self.occupy(index, node, piece);
-        self.slots[index].high |= RESENT | high & TRIES;
+        self.slots[index].high |= RESENT | (high & TRIES);
         low
     }
 

@@ -14,6 +14,7 @@ pub const SCT_PATH: u8 = 3;
 pub const SCT_VENDOR: u8 = 7;
 
 const CODE: u16 = 0x07ff;
+const CRD: u16 = 3 << 11;
 const MORE: u16 = 1 << 13;
 const DNR: u16 = 1 << 14;
 
@@ -48,6 +49,11 @@ impl Status {
     /// Command Retry Delay: which of CRDT1 to CRDT3, or 0 (Base 2.0, section 3.3.3.2.1).
     pub const fn crd(self) -> u8 {
         (self.0 >> 11) as u8 & 3
+    }
+
+    /// The same status with a Command Retry Delay, 0 to 3 (Base 2.0, section 3.3.3.2.1).
+    pub const fn with_crd(self, crd: u8) -> Status {
+        Status(self.0 & !CRD | (crd as u16 & 3) << 11)
     }
 
     /// More: the Error Information log has more about it (Base 2.0, section 3.3.3.2.1).

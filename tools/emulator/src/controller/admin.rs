@@ -4,7 +4,7 @@
 //! completions leave.
 
 use kiovec::spec::command::{CQ_IEN, NSID_ALL, PSDT_MASK, PSDT_PRP, QUEUE_PC};
-use kiovec::spec::{Command, FirmwareSlotLog, LogPage, SmartLog, Status, admin_opcode};
+use kiovec::spec::{Command, FeatureId, FirmwareSlotLog, LogPage, SmartLog, Status, admin_opcode};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::identify::{FIRMWARE, identify};
@@ -17,6 +17,8 @@ use crate::dma::Want;
 const RETAIN_EVENT: u32 = 1 << 15;
 /// CDW14 of Get Log Page: Offset Type, an index in place of bytes.
 const OFFSET_IS_INDEX: u32 = 1 << 23;
+/// Bytes of the structure of Host Behavior Support.
+const HOST_BEHAVIOR: u64 = 512;
 /// Log pages there are.
 const LOG_PAGES: [LogPage; 5] =
     [LogPage::SUPPORTED, LogPage::ERROR, LogPage::SMART, LogPage::FIRMWARE_SLOT, LogPage::CHANGED_NAMESPACES];
@@ -162,12 +164,37 @@ impl Controller {
     }
 
     fn set_features(&mut self, command: &Command) -> Result<u32, Status> {
+        if FeatureId(command.cdw10 as u8) == FeatureId::HOST_BEHAVIOR {
+            return self.set_host_behavior(command);
+        }
         let answer = self.features.set(command, self.queues_created)?;
         self.nvm.set_write_cache(self.features.write_cache());
         Ok(answer)
     }
 
+    /// Host Behavior Support (Base 2.0, section 5.27.1.18): a structure of 512 bytes, of which the first is
+    /// ACRE.
+    fn set_host_behavior(&mut self, command: &Command) -> Result<u32, Status> {
+        if command.cdw10 >> 31 != 0 {
+            return Err(Status::FEATURE_NOT_SAVEABLE.with_dnr());
+        }
+        let runs = self.nvm.transfer.admin(&self.dma, command, HOST_BEHAVIOR, Want::Read)?;
+        let mut acre = [0];
+        if let Some(iova) = runs.first().and_then(|run| run.iova) {
+            self.dma.read(iova, &mut acre).map_err(unreachable_memory)?;
+        }
+        match acre {
+            [0 | 1] => self.features.advanced_retry = acre == [1],
+            _ => return Err(Status::INVALID_FIELD.with_dnr()),
+        }
+        Ok(0)
+    }
+
     fn get_features(&mut self, command: &Command) -> Result<u32, Status> {
+        if FeatureId(command.cdw10 as u8) == FeatureId::HOST_BEHAVIOR {
+            let acre = u8::from(self.features.advanced_retry && command.cdw10 >> 8 & 7 == 0);
+            return self.send(command, &[acre], HOST_BEHAVIOR);
+        }
         self.features.get(command)
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Features {
     queues: u32,
     namespaces: u32,
     vwc: bool,
+    /// Advanced Command Retry Enable, of Host Behavior Support (Base 2.0, section 5.27.1.18).
+    pub(crate) advanced_retry: bool,
 }
 
 impl Features {
@@ -37,6 +39,7 @@ impl Features {
             queues: config.queues.into(),
             namespaces: config.namespaces,
             vwc: config.vwc,
+            advanced_retry: false,
         }
     }
 

@@ -296,7 +296,9 @@ impl Controller {
         let answer = match fate.status {
             Some(status) => {
                 self.counters.faults.errors += 1;
-                Some(Err(status))
+                // No delay is asked of a host that does not know it.
+                let crd = if self.features.advanced_retry { status.crd() } else { 0 };
+                Some(Err(status.with_crd(crd)))
             }
             None if *qid == 0 => self.admin(command),
             None => match self.nvm.execute(&self.dma, command, &mut self.counters) {
