@@ -27,6 +27,8 @@ pub struct Bench {
     pub emulators: Vec<Emulator>,
     /// By controller: it is gone, or has failed.
     pub lost: Vec<bool>,
+    /// By controller: it was pulled, so that no reset brings it back.
+    pub gone: Vec<bool>,
     /// Memory.
     pub memories: Memories,
     /// What requests go to.
@@ -76,7 +78,7 @@ impl Bench {
             completions += counters.completions;
             let faults = counters.faults;
             if !self.lost[controller] && faults.fatal + faults.unplugged > 0 {
-                self.lose(controller);
+                self.lose(controller, faults.unplugged > 0);
                 self.reached.note(if faults.fatal > 0 { Point::FatalFound } else { Point::GoneFound });
             }
         }
@@ -85,9 +87,10 @@ impl Bench {
         }
     }
 
-    /// A controller is lost.
-    pub fn lose(&mut self, controller: usize) {
+    /// A controller is lost, unless a reset brings it back: not if it is gone.
+    pub fn lose(&mut self, controller: usize, gone: bool) {
         self.lost[controller] = true;
+        self.gone[controller] |= gone;
         self.trace.note(self.turn, &Step::Lost { controller });
     }
 
@@ -102,7 +105,7 @@ impl Bench {
     pub fn stuck(&mut self) -> Option<usize> {
         self.count_strikes();
         let sticks = |planned: &&Planned| {
-            planned.drawn.legal == Legal::Sticks && planned.struck > 0 && !self.lost[planned.controller]
+            planned.drawn.legal == Legal::Sticks && planned.struck > 0 && !self.gone[planned.controller]
         };
         self.plan.iter().find(sticks).map(|planned| planned.controller)
     }

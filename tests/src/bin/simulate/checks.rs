@@ -130,6 +130,13 @@ impl Run {
         }
     }
 
+    /// Polls all but one; they have nothing to do.
+    fn poll_others(&mut self, but: usize) {
+        for (_, station) in self.stations.iter_mut().enumerate().filter(|(number, _)| *number != but) {
+            station.poller.poll(|_| {});
+        }
+    }
+
     /// Carries a request out, whatever its result.
     fn carry_out(
         &mut self,
@@ -152,7 +159,10 @@ impl Run {
             if back.is_some() && self.stations[station].poller.outstanding() == 0 {
                 break;
             }
-            // A long silence is that of a controller that is lost.
+            // A long silence is that of a controller that is lost, or that is reset, for which all stop.
+            if turn >= TURNS {
+                self.poll_others(station);
+            }
             if turn < TURNS || turn % 64 == 0 {
                 self.idle();
             }
@@ -195,7 +205,7 @@ impl Run {
         memory.fill(0xee);
         let (result, bytes) = self.carry_out(station, target, IoContainer::read(lba, memory))?;
         let bench = &mut self.bench;
-        let fates = Fates { plan: &bench.plan, lost: &bench.lost, cured: true };
+        let fates = Fates { plan: &bench.plan, lost: &bench.lost, gone: &bench.gone, cured: true };
         let Volume { tree, model, .. } = &mut bench.volumes[volume];
         match result {
             Ok(()) => model
@@ -300,6 +310,7 @@ impl Run {
                 emulator.set_faults(Faults::default().with(Fault::new(Commands::admin(), effect)));
                 planned.struck = 1;
                 bench.lost[planned.controller] |= effect == Effect::Unplug;
+                bench.gone[planned.controller] |= effect == Effect::Unplug;
                 bench.reached.note(Point::TeardownFault);
             }
         }

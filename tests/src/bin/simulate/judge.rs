@@ -59,7 +59,7 @@ impl Bench {
         result: Result<(), Failure>,
         ended: Option<Cause>,
     ) -> Result<(), String> {
-        let fates = Fates { plan: &self.plan, lost: &self.lost, cured: self.cured };
+        let fates = Fates { plan: &self.plan, lost: &self.lost, gone: &self.gone, cured: self.cured };
         let tree = &self.volumes[live.volume].tree;
         let may_fail = || tree.may_fail(&fates, live.operation, &live.range());
         let lost = || tree.disks().iter().any(|disk| self.lost[disk.controller]);
@@ -77,6 +77,9 @@ impl Bench {
                 false => Err("nobody said so".into()),
             },
             (Err(Cause::ControllerLost), None) if may_fail() && lost() => Ok(()),
+            // It may also come back, by a reset.
+            (Err(Cause::OutcomeUnknown), None) if may_fail() && lost() => Ok(()),
+            (Err(Cause::CacheLost), None) if live.operation == Operation::Flush && lost() => Ok(()),
             (Err(_), None) => Err("it cannot fail so".into()),
         }
     }

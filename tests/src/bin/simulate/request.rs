@@ -215,7 +215,7 @@ impl Bench {
 
     /// What is certain of a request as it is submitted.
     pub fn expect(&mut self, live: &mut Live) {
-        let fates = Fates { plan: &self.plan, lost: &self.lost, cured: self.cured };
+        let fates = Fates { plan: &self.plan, lost: &self.lost, gone: &self.gone, cured: self.cured };
         live.must_fail = self.volumes[live.volume].tree.must_fail(&fates, live.operation, &live.range());
         let lost = self.volumes[live.volume].tree.disks().iter().any(|disk| self.lost[disk.controller]);
         self.reached.note_if(lost, Point::AfterLoss);

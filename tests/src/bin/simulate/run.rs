@@ -136,6 +136,7 @@ impl Run {
             reached,
             emulators,
             lost: vec![false; count],
+            gone: vec![false; count],
             memories,
             volumes,
             plan,
@@ -299,7 +300,7 @@ impl Run {
                 false => self.bench.emulators[controller].unplug(),
             }
             self.bench.trace.note(self.bench.turn, &Step::Pulled { controller, failed });
-            self.bench.lose(controller);
+            self.bench.lose(controller, !failed);
             self.bench.reached.note(Point::Stuck);
             self.bench.quiet = QUIET;
         }
@@ -362,8 +363,8 @@ impl Run {
                 _ => emulator.unplug(),
             }
             bench.trace.note(bench.turn, &Step::Strike { name, controller });
-            if act != Act::Hold && !bench.lost[controller] {
-                bench.lose(controller);
+            if act == Act::Unplug || act == Act::Fail && !bench.lost[controller] {
+                bench.lose(controller, act == Act::Unplug);
                 bench.reached.note(if act == Act::Fail { Point::FatalFound } else { Point::GoneFound });
             }
         }

@@ -59,6 +59,8 @@ pub struct Fates<'a> {
     pub plan: &'a [Planned],
     /// By controller: it is lost.
     pub lost: &'a [bool],
+    /// The same, and no reset brings it back.
+    pub gone: &'a [bool],
     /// No commands fail any more.
     pub cured: bool,
 }
@@ -292,7 +294,7 @@ impl Tree {
     /// Whether a request for these blocks cannot but fail.
     pub fn must_fail(&self, fates: &Fates<'_>, operation: Operation, blocks: &Range<u64>) -> bool {
         match self {
-            Tree::Disk(disk) => fates.lost[disk.controller] || fates.meets(*disk, operation, blocks, true),
+            Tree::Disk(disk) => fates.gone[disk.controller] || fates.meets(*disk, operation, blocks, true),
             Tree::Partition { start, below, .. } => {
                 below.must_fail(fates, operation, &(start + blocks.start..start + blocks.end))
             }
@@ -301,7 +303,8 @@ impl Tree {
             }
             // What is in it can be read when its controller is gone; what never could be read is not in it.
             Tree::Cache { below, .. } if operation == Operation::Read => {
-                let there = Fates { lost: &vec![false; fates.lost.len()], ..*fates };
+                let none = vec![false; fates.lost.len()];
+                let there = Fates { lost: &none, gone: &none, ..*fates };
                 below.must_fail(&there, operation, blocks)
             }
             Tree::Cache { below, .. } => below.must_fail(fates, operation, blocks),
