@@ -6,6 +6,7 @@ use kiovec::spec::Status;
 use kiovec::{Cause, Failure, IoContainer, Operation};
 
 use crate::bench::Bench;
+use crate::faults::Legal;
 use crate::model::Comparison;
 use crate::reach::Point;
 use crate::request::Live;
@@ -63,6 +64,12 @@ impl Bench {
         let tree = &self.volumes[live.volume].tree;
         let may_fail = || tree.may_fail(&fates, live.operation, &live.range());
         let lost = || tree.disks().iter().any(|disk| self.lost[disk.controller]);
+        let sticks = |controller| {
+            self.plan
+                .iter()
+                .any(|planned| planned.controller == controller && planned.drawn.legal == Legal::Sticks)
+        };
+        let reset = || tree.disks().iter().any(|disk| self.lost[disk.controller] || sticks(disk.controller));
         let own: &[Status] = if live.operation == Operation::Raw { &[Status::COMPARE_FAILURE] } else { &[] };
         match (result.map_err(|failure| failure.cause), ended) {
             (Ok(()), Some(ended)) => Err(format!("although it was {ended}")),
@@ -78,8 +85,8 @@ impl Bench {
             },
             (Err(Cause::ControllerLost), None) if may_fail() && lost() => Ok(()),
             // It may also come back, by a reset.
-            (Err(Cause::OutcomeUnknown), None) if may_fail() && lost() => Ok(()),
-            (Err(Cause::CacheLost), None) if live.operation == Operation::Flush && lost() => Ok(()),
+            (Err(Cause::OutcomeUnknown), None) if may_fail() && reset() => Ok(()),
+            (Err(Cause::CacheLost), None) if live.operation == Operation::Flush && reset() => Ok(()),
             (Err(_), None) => Err("it cannot fail so".into()),
         }
     }

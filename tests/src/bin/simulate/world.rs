@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use kiovec::layer::{Disk as Bottom, Plan, Stack};
 use kiovec::memory::DmaSpace;
 use kiovec::pci::Clock;
@@ -118,6 +120,9 @@ fn device(chance: &mut Chance, block: u64, direct: u32, stacked: u32) -> Device 
     Device { settings, namespaces, blocks, direct, sgl: sgl != "off", compares: oncs & 1 != 0 }
 }
 
+/// Longer than any delay, and about as long as it takes until a controller that does not answer is pulled.
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(25);
+
 fn options(chance: &mut Chance, device: &Device) -> QueueOptions {
     let data = match device.sgl {
         true => chance.pick(&[DataForm::Auto, DataForm::Prp, DataForm::Sgl]),
@@ -128,6 +133,7 @@ fn options(chance: &mut Chance, device: &Device) -> QueueOptions {
         .data(data)
         .max_transfer(chance.pick(&[2 << 20, 2 << 20, 16 << 10, 4096]))
         .merge(!chance.one_in(4))
+        .command_timeout(COMMAND_TIMEOUT)
 }
 
 fn emulate(settings: &str) -> Result<Emulator, String> {
