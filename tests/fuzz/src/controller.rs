@@ -160,7 +160,7 @@ impl<'a> Application<'a> {
         if shape < 3 || len < 4096 {
             return Some(memory);
         }
-        let (mut first, rest) = memory.split_at(len / 2 & !511);
+        let (mut first, rest) = memory.split_at((len / 2) & !511);
         let mut other = self.space.allocate(rest.len()).ok()?;
         std::mem::swap(&mut first, &mut other);
         let mut chain = kiovec::memory::MemoryChain::with_capacity(2);

@@ -40,6 +40,7 @@ pub fn fuzz_data_pointer(data: &[u8]) {
     memory.regions.iter_mut().for_each(|region| region.data.fill(0));
     let mut host = Host::new(settings, &mut memory);
     host.fill_medium();
+    host.len = (1 + u64::from(script.byte() & 0x3f)) * host.block;
     for _ in 0..MOST {
         if script.0.is_empty() {
             break;
@@ -136,6 +137,8 @@ struct Host<'a> {
     tails: [usize; 2],
     heads: [usize; 2],
     block: u64,
+    /// Bytes that most commands move, so that descriptors can agree with it.
+    len: u64,
     cid: u16,
     _attachment: Attachment,
 }
@@ -163,8 +166,17 @@ impl<'a> Host<'a> {
         }
         let (cq, sq) = ([iova(3), 0], [iova(2), 0]);
         let (tails, heads) = ([0; 2], [0; 2]);
-        let mut host =
-            Host { emulator, memory, doorbells, tails, heads, block, cid: 0, _attachment: attachment };
+        let mut host = Host {
+            emulator,
+            memory,
+            doorbells,
+            tails,
+            heads,
+            block,
+            len: block,
+            cid: 0,
+            _attachment: attachment,
+        };
         for (opcode, dptr, dw11) in [(0x05, cq, 1), (0x01, sq, 1 << 16 | 1)] {
             assert_eq!(host.run(0, [opcode, 0, 0, dptr[0], 0, dw11 << 32 | size << 16 | 1, 0, 0]), 0);
         }
@@ -217,8 +229,8 @@ impl<'a> Host<'a> {
         }
         let opcode = [0x02, 0x01, 0x02, 0x05, 0x09, 0x08, 0x00, 0x02][usize::from(what & 7)];
         let (lba, nlb) = (u64::from(script.byte()), u64::from(script.half()));
-        // Few blocks, or any number of them.
-        let nlb = if what & 0x10 == 0 { nlb & 0x3f } else { nlb };
+        // As descriptors expect, or any number.
+        let nlb = if what & 0x10 == 0 { self.len / self.block - 1 } else { nlb };
         let dw12 = if opcode == 0x09 { 0 } else { nlb };
         let lba = if opcode == 0x09 { 4 << 32 | nlb & 0xff } else { lba };
         let (flags, dptr) = if what & 8 == 0 {
@@ -301,7 +313,13 @@ impl<'a> Host<'a> {
             if kind < 0xf0 { (types[kind as usize & 7], kind >> 4) } else { (kind & 0x7f, 0) };
         // Multiples of 512, of 16, or anything, and now and then very many.
         let len = match scale & 3 {
-            0 => (len & 0x7f) * 512,
+            0 => match len & 7 {
+                0 => self.len,
+                1 => self.len / 2,
+                2 => self.len - 512,
+                3 => 512,
+                _ => (len & 0x7f) * 512,
+            },
             1 => len * 16,
             2 => len,
             _ => len << 16 | len,
@@ -334,7 +352,7 @@ impl<'a> Host<'a> {
 
     fn reap(&mut self, queue: usize) -> Option<u16> {
         // Rings go round without a word about it: the phase follows from how many there were.
-        let (at, phase) = (self.heads[queue] % ENTRIES, self.heads[queue] / ENTRIES % 2 == 0);
+        let (at, phase) = (self.heads[queue] % ENTRIES, (self.heads[queue] / ENTRIES).is_multiple_of(2));
         let mut entry = [0; 16];
         self.memory.queues[2 * queue + 1].copy_to_slice(16 * at, &mut entry);
         let [.., cid_low, cid_high, low, high] = entry;
