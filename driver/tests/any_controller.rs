@@ -1,4 +1,5 @@
 //! The fuzz target with the controller as attacker, with whatever bytes come.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use proptest::prelude::*;
 
@@ -16,4 +17,16 @@ proptest! {
     ) {
         controller::fuzz_controller(&[&[chunks][..], &bytes].concat());
     }
+}
+
+/// Every input that was kept, found to be worth it or to have failed once.
+#[test]
+fn the_corpus_is_borne() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fuzz/corpus/controller");
+    let mut count = 0;
+    for file in std::fs::read_dir(corpus).unwrap() {
+        controller::fuzz_controller(&std::fs::read(file.unwrap().path()).unwrap());
+        count += 1;
+    }
+    assert!(count > 0);
 }
