@@ -231,6 +231,28 @@ fn in_place_resubmission_meets_the_new_size() {
 }
 
 #[test]
+fn what_waits_for_a_namespace_that_becomes_too_small_fails() {
+    let mut bench = bench_with("", QueueOptions::default().depth(1), Faults::default());
+    for _ in 0..2 {
+        let memory = bench.memory(8);
+        bench.poller.submit(bench.disk, IoContainer::read(0, memory)).unwrap();
+    }
+    bench.poller.poll(|_| {});
+    assert!(bench.emulator.resize(1, 4));
+    // Before anything completes, so that the second one still waits when the poller hears of it.
+    bench.emulator.hold(Commands::io());
+    let mut failed = 0;
+    for _ in 0..12 * LOOK {
+        bench.poller.poll(|done| failed += u32::from(done.result().is_err()));
+        if bench.namespace.blocks() == 4 {
+            bench.emulator.release_all();
+        }
+        bench.emulator.step();
+    }
+    assert_eq!(failed, 2);
+}
+
+#[test]
 fn a_namespace_is_detached_and_attached() {
     let mut bench = bench("namespaces=2");
     let second = bench.controller.namespace(2).unwrap();

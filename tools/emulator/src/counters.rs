@@ -47,7 +47,7 @@ pub struct FaultCounters {
     pub delayed: u64,
     /// Completions that were not posted.
     pub dropped: u64,
-    /// Completions that were posted once more.
+    /// Completions that are posted once more, as soon as there is room.
     pub doubled: u64,
     /// Completions that were posted with wrong bits.
     pub corrupted: u64,

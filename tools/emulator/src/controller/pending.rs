@@ -283,9 +283,11 @@ impl Controller {
         *newest = pending.number.max(*newest);
         let bits = std::mem::take(&mut pending.fate.flipped);
         injected.corrupted += u64::from(bits != Completion::default());
-        injected.doubled += u64::from(pending.repeated);
+        // Counted now: its place may be taken for as long as the host has no reason to make room.
+        let doubled = std::mem::take(&mut pending.fate.doubled);
+        injected.doubled += u64::from(doubled);
         self.post(pending.qid, pending.command.cid, answer, bits);
-        if std::mem::take(&mut pending.fate.doubled) {
+        if doubled {
             self.fetched.push(Pending { answer: Some(Some(answer)), repeated: true, ..pending });
         }
     }
