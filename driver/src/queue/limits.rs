@@ -80,10 +80,12 @@ impl Limits {
     }
 
     /// A read or write of so many blocks, which one command can move, is within all limits if its first
-    /// block is below this. Where there are boundaries, that is certain of block 0 alone.
+    /// block is below this. Where there are boundaries, that is certain of block 0 alone. The namespace
+    /// may have become too small for it meanwhile.
     #[inline(always)]
     pub(crate) fn bound(&self, blocks: u64) -> u64 {
-        if self.boundary == 0 { (self.capacity - blocks).saturating_add(1) } else { 1 }
+        let all = (self.capacity + 1).saturating_sub(blocks);
+        if self.boundary == 0 { all } else { all.min(1) }
     }
 
     /// Whether a boundary lies within these blocks.
