@@ -497,7 +497,7 @@ impl Queue {
 
     /// Issues pieces of a read or write that is cut by its limits alone, as long as each piece lies in one
     /// segment and needs no list. Whatever else comes is left.
-    #[inline(always)]
+    #[inline(never)]
     fn issue_runs(&mut self, tree: &mut Tree, id: NodeId) {
         let Node { namespace, cursor: mut first, .. } = tree[id];
         let Reachable { nsid, limits } = *self.reachable(namespace);
@@ -664,13 +664,15 @@ impl Queue {
             self.advance();
             let node = &mut tree[id];
             node.settle(None);
-            let finished = node.is_finished();
+            let (finished, waits) = (node.is_finished(), node.waits);
             if node.observed {
                 tree.observe(id, blocks, Progress::Done);
             }
-            // One that failed may still stand in the line.
-            if finished {
-                self.drop_unissued(tree, id);
+            match finished {
+                // One that failed may still stand in the line.
+                true if waits => self.drop_unissued(tree, id),
+                true => tree.finish(id),
+                false => {}
             }
             return;
         }
