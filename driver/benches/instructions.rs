@@ -65,6 +65,8 @@ enum Next {
     InPlace,
     /// Resubmitted where it is, with other memory.
     NewMemory,
+    /// The same, as a change that might be any.
+    Changed,
     /// The same, and the memory is so many pages that are not neighbours.
     Scattered(usize),
     /// Taken out, and submitted like a new one.
@@ -122,6 +124,7 @@ const TABLE: &[Line] = &[
     count("4 KiB, depth 128, in place, SGL", 128, 4 * KIB, SGL, Next::InPlace).most(90.0),
     count(NEW_MEMORY, 32, 4 * KIB, PRP, Next::NewMemory).most(120.0),
     count("4 KiB, depth 128, new memory", 128, 4 * KIB, PRP, Next::NewMemory).most(120.0),
+    count("4 KiB, depth 32, new memory by io_mut", 32, 4 * KIB, PRP, Next::Changed),
     count("4 KiB, depth 128, taken out", 128, 4 * KIB, PRP, Next::TakenOut).most(150.0),
     count("128 KiB, depth 32, in place", 32, 128 * KIB, PRP, Next::InPlace).over(IN_PLACE, 2.0),
     count("512 KiB, depth 32, in place", 32, 512 * KIB, PRP, Next::InPlace).over(IN_PLACE, 2.0),
@@ -175,12 +178,13 @@ const TABLE: &[Line] = &[
 
 /// What is counted, with everything that these call. Named whole: a pattern would match their closures
 /// too, and switch counting off there.
-const COUNTED: [&str; 11] = [
+const COUNTED: [&str; 12] = [
     "counted_poll_in_place",
     "counted_poll_layers",
     "counted_poll_merge",
     "counted_poll_collect",
     "counted_poll_new_memory",
+    "counted_poll_changed",
     "counted_poll_taken_out",
     "counted_poll_request",
     "counted_poll_claim",
@@ -375,6 +379,7 @@ fn child(spec: &str) -> Result<(), Failure> {
             Next::NewMemory | Next::Scattered(_) => {
                 counted_poll_new_memory(&mut poller, &mut random, &mut spare)
             }
+            Next::Changed => counted_poll_changed(&mut poller, &mut random, &mut spare),
             Next::TakenOut => counted_poll_taken_out(&mut poller, disk, &mut random),
             _ => return Err("it has a loop of its own".into()),
         };
@@ -606,6 +611,16 @@ fn counted_poll_new_memory(
     random: &mut u64,
     spare: &mut kiovec::memory::MemoryChain,
 ) -> usize {
+    poller.poll(|mut done| {
+        check(&done);
+        done.set_lba(lba(random));
+        done.exchange_memory(spare);
+        done.resubmit().expect("accepted");
+    })
+}
+
+#[inline(never)]
+fn counted_poll_changed(poller: &mut Poller, random: &mut u64, spare: &mut MemoryChain) -> usize {
     poller.poll(|mut done| {
         check(&done);
         let io = done.io_mut();

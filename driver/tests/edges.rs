@@ -9,10 +9,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use kiovec::layer::{Cx, Disk, Geometry, Handle, Layer, Trace};
-use kiovec::memory::{DmaSpace, RawCommands};
+use kiovec::memory::{DmaSpace, MemoryChain, RawCommands};
 use kiovec::spec::{Command, Status};
 use kiovec::{
-    Cause, Controller, Event, IoContainer, Operation, Poller, QueueId, QueueOptions, State, Target,
+    Cause, Controller, Event, IoContainer, Operation, Poller, QueueId, QueueOptions, Refusal, State, Target,
 };
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
 
@@ -543,6 +543,98 @@ fn a_panic_in_the_closure_loses_nothing_else() {
     assert_eq!(bench.poller.stats(bench.queue).merges, 1);
     bench.turn();
     assert_eq!(bench.poller.outstanding(), 0);
+}
+
+/// A closure that panics after it has submitted a request.
+#[test]
+fn what_was_submitted_before_a_panic_goes_down_with_the_next_poll() {
+    let mut bench: Bench<kiovec::layer::Direct> = bench(SETTINGS, 8, 8);
+    for lba in [0, 10] {
+        let io = bench.read(lba, 1);
+        bench.poller.submit(bench.disk, io).unwrap();
+    }
+    bench.poller.poll(|_| {});
+    bench.emulator.step();
+    let mut count = 0;
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        bench.poller.poll(|done| {
+            count += 1;
+            assert!(count < 2, "of the test");
+            done.resubmit().unwrap();
+        })
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(bench.poller.stats(bench.queue).commands, 2);
+    bench.poller.poll(|_| {});
+    assert_eq!(bench.poller.stats(bench.queue).commands, 3);
+}
+
+// ---- resubmission ----
+
+/// Memory that is exchanged for other memory, of whatever shape: nothing goes to what was there before.
+#[test]
+fn data_go_to_the_memory_that_is_there_now() {
+    let mut bench: Bench<kiovec::layer::Direct> = bench("size=16M,block=4096,media=ram,mdts=4", 8, 8);
+    let byte = |lba: usize| lba as u8 + 1;
+    let mut all = bench.space.allocate(64 * BLOCK).unwrap();
+    (0..64).for_each(|lba| all.copy_from_slice(lba * BLOCK, &[byte(lba); BLOCK]));
+    bench.poller.submit(bench.disk, IoContainer::write(0, all)).unwrap();
+    bench.turn();
+    // Segments of these lengths, none next to another.
+    let space = bench.space.clone();
+    let chain = |lengths: &[usize]| {
+        let mut chain = MemoryChain::new();
+        for length in lengths {
+            chain.append(space.allocate(length + BLOCK).unwrap().slice(0..*length));
+        }
+        chain
+    };
+    let shapes = [
+        chain(&[BLOCK]),
+        chain(&[BLOCK; 9]),
+        chain(&[9 * BLOCK]),
+        chain(&[BLOCK; 9]),
+        chain(&[BLOCK, BLOCK, 3 * BLOCK, BLOCK, 2 * BLOCK]),
+        chain(&[BLOCK; 2]),
+        chain(&[512, BLOCK - 512, BLOCK]),
+        chain(&[40 * BLOCK]),
+        chain(&[BLOCK; 20]),
+        chain(&[BLOCK]),
+        chain(&[BLOCK]),
+    ];
+    let io = bench.read(0, 1);
+    bench.poller.submit(bench.disk, io).unwrap();
+    let mut there = 0;
+    for (lba, mut memory) in shapes.into_iter().enumerate() {
+        let mut seen = false;
+        for _ in 0..10 {
+            if seen {
+                break;
+            }
+            while bench.emulator.step() > 0 {}
+            bench.poller.poll(|mut done| {
+                assert_eq!(done.result(), Ok(()));
+                for (i, block) in done.io().memory().to_vec().chunks(BLOCK).enumerate() {
+                    assert_eq!(block, [byte(there + i); BLOCK], "block {i} of shape {lba}");
+                }
+                done.exchange_memory(&mut memory);
+                done.set_lba(lba as u64);
+                (there, seen) = (lba, true);
+                done.resubmit().unwrap();
+            });
+        }
+        assert!(seen);
+    }
+    let mut foreign = DmaSpace::new().unwrap().allocate(BLOCK).unwrap();
+    let mut refused = false;
+    for _ in 0..10 {
+        while bench.emulator.step() > 0 {}
+        bench.poller.poll(|mut done| {
+            done.exchange_memory(&mut foreign);
+            refused |= matches!(done.resubmit().unwrap_err().reason, Refusal::ForeignMemory { segment: 0 });
+        });
+    }
+    assert!(refused);
 }
 
 /// What the event of an observer does for events made from it goes on.

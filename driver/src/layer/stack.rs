@@ -218,15 +218,53 @@ impl Layer for Stack {
         each!(self, layer => layer.orphans())
     }
 
+    /// Down through what passes requests on in a loop, since hardly anything comes back at once.
     fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
-        each!(self, layer => layer.submit(cx, io))
+        let mut here = &mut *self;
+        let io = loop {
+            here = match here {
+                Stack::Partition(layer) => layer.pass_down(cx, &io),
+                Stack::Trace(layer) => layer.pass_down(cx, &io),
+                Stack::Disk(disk) => break disk.submit(cx, io)?,
+                other => break other.submit_out_of_line(cx, io)?,
+            };
+        };
+        Some(self.pass_up(cx, io))
     }
 
     fn complete(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
-        each!(self, layer => layer.complete(cx, io))
+        match self {
+            Stack::Disk(_) => Some(io),
+            Stack::Partition(layer) => layer.complete(cx, io),
+            Stack::Trace(layer) => layer.complete(cx, io),
+            other => other.complete_out_of_line(cx, io),
+        }
     }
 
     fn poll(&mut self, cx: &mut Cx<'_>) -> Option<Handle> {
         each!(self, layer => layer.poll(cx))
+    }
+}
+
+// Apart from what just passes requests on, whose way is short.
+impl Stack {
+    #[inline(never)]
+    fn submit_out_of_line(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
+        each!(self, layer => layer.submit(cx, io))
+    }
+
+    #[inline(never)]
+    fn complete_out_of_line(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
+        each!(self, layer => layer.complete(cx, io))
+    }
+
+    /// Up again, for a request that finished at once below what it passed on the way down.
+    #[cold]
+    fn pass_up(&mut self, cx: &mut Cx<'_>, io: Handle) -> Handle {
+        match self {
+            Stack::Partition(layer) => layer.pass_up(cx, io, Stack::pass_up),
+            Stack::Trace(layer) => layer.pass_up(cx, io, Stack::pass_up),
+            _ => io,
+        }
     }
 }

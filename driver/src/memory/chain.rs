@@ -216,6 +216,16 @@ impl MemoryChain {
         }
     }
 
+    /// The segment, where there is one.
+    #[inline(always)]
+    pub(crate) fn only_segment(&self) -> Option<&Segment> {
+        match &self.segments {
+            Segments::One(segment) => Some(segment),
+            Segments::Many(segments) if segments.len() == 1 => segments.first(),
+            _ => None,
+        }
+    }
+
     /// Goes through the segments, in order.
     pub fn iter(&self) -> std::slice::Iter<'_, Segment> {
         self.segments().iter()

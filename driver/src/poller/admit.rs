@@ -3,11 +3,11 @@
 //!
 //! Knows what a stack looks like from above; must not know what is in it.
 
-use super::cx::Cx;
+use super::cx::{Cx, other_queue};
 use super::layer::{Geometry, Handle, Layer};
 use super::{Core, LAYERED, Rejected, Stacked, Target};
-use crate::queue::{Refusal, check_range, check_space, count_blocks};
-use crate::request::{IoContainer, NO_LAYER, NodeId, Operation};
+use crate::queue::{Queue, Refusal, check_range, check_space, count_blocks};
+use crate::request::{Events, IoContainer, NO_LAYER, Node, NodeId, Operation, Tree};
 
 impl Geometry {
     /// Checks a container and completes what the caller left open: the number of blocks.
@@ -28,37 +28,70 @@ impl Geometry {
 }
 
 /// Puts a container into the tree and starts it.
+#[inline(always)]
 pub(super) fn enter<L: Layer>(
     cx: &mut Cx<'_>,
     layers: &mut [Stacked<L>],
     target: Target,
-    mut io: IoContainer,
-    accepted: impl FnOnce(&mut Core, NodeId),
+    io: IoContainer,
+    accepted: impl FnOnce(&mut Events, &mut Node, NodeId),
 ) -> Result<(), Rejected> {
     if !cx.core.owns(target) {
         return Err(Rejected { io, reason: Refusal::ForeignTarget });
     }
-    let layered = target.queue == LAYERED;
-    if layered && let Err(reason) = layers[usize::from(target.namespace)].geometry.admit(&mut io) {
+    if !L::NONE && target.queue == LAYERED {
+        return enter_layered(cx, &mut layers[usize::from(target.namespace)], target.namespace, io, accepted);
+    }
+    let Core { queues, tree, events, .. } = &mut *cx.core;
+    let queue = match target.queue == cx.here {
+        true => &mut *cx.queue,
+        false => other_queue(queues, tree, target.queue),
+    };
+    begin(queue, tree, events, target, io, accepted)
+}
+
+/// Hands a container to a namespace through its queue.
+#[inline(always)]
+pub(super) fn begin(
+    queue: &mut Queue,
+    tree: &mut Tree,
+    events: &mut Events,
+    target: Target,
+    io: IoContainer,
+    accepted: impl FnOnce(&mut Events, &mut Node, NodeId),
+) -> Result<(), Rejected> {
+    let Some(id) = tree.place() else { return Err(Rejected { io, reason: Refusal::Full }) };
+    tree.fill(id, io, NO_LAYER);
+    tree[id].queue = target.queue;
+    if let Err(reason) = queue.admit(tree, id, target.namespace) {
+        return Err(Rejected { io: tree.remove(id), reason });
+    }
+    accepted(events, &mut tree[id], id);
+    queue.start(tree, id);
+    Ok(())
+}
+
+/// Hands a container to a stack of layers.
+#[inline(never)]
+fn enter_layered<L: Layer>(
+    cx: &mut Cx<'_>,
+    Stacked { layer, geometry }: &mut Stacked<L>,
+    number: u16,
+    mut io: IoContainer,
+    accepted: impl FnOnce(&mut Events, &mut Node, NodeId),
+) -> Result<(), Rejected> {
+    if let Err(reason) = geometry.admit(&mut io) {
         return Err(Rejected { io, reason });
     }
-    let layer = if layered { target.namespace } else { NO_LAYER };
-    let id = cx.core.tree.insert(io, layer).map_err(|io| Rejected { io, reason: Refusal::Full })?;
-    if layered {
-        accepted(cx.core, id);
-        let Stacked { layer, geometry } = &mut layers[usize::from(target.namespace)];
-        cx.core.tree[id].block_shift = geometry.block_shift as u8;
-        let io = Handle::new(&cx.core.tree, id);
-        if let Some(io) = layer.submit(cx, io) {
-            cx.surface(io);
-        }
-        return Ok(());
+    let Core { tree, events, .. } = &mut *cx.core;
+    let Some(id) = tree.place() else { return Err(Rejected { io, reason: Refusal::Full }) };
+    tree.fill(id, io, number);
+    tree[id].block_shift = geometry.block_shift as u8;
+    accepted(events, &mut tree[id], id);
+    let io = Handle::new(tree, id);
+    if let Some(io) = layer.submit(cx, io) {
+        cx.surface(io);
     }
-    if let Err(reason) = cx.admit(target, id) {
-        return Err(Rejected { io: cx.core.tree.remove(id), reason });
-    }
-    accepted(cx.core, id);
-    cx.start(target, id);
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::layer::{Handle, NO_SLOT, Name, Outline, Waiting};
+use super::pair::Pair;
 use super::{Core, Target};
 use crate::memory::MemoryChain;
 use crate::queue::{Queue, Refusal, count_blocks};
@@ -442,8 +443,18 @@ impl Cx<'_> {
     #[inline(never)]
     fn other_queue(&mut self, index: u16) -> (&mut Queue, &mut Tree) {
         let Core { queues, tree, .. } = &mut *self.core;
-        tree.attention.add_touched();
-        let pair = queues[usize::from(index)].as_mut();
-        (&mut pair.expect("only the queue whose turn it is is out").queue, tree)
+        (other_queue(queues, tree, index), tree)
     }
+}
+
+/// A queue whose turn it is not: it has one soon.
+#[inline(never)]
+pub(super) fn other_queue<'a>(
+    queues: &'a mut [Option<Box<Pair>>],
+    tree: &mut Tree,
+    index: u16,
+) -> &'a mut Queue {
+    tree.attention.add_touched();
+    let pair = queues[usize::from(index)].as_mut();
+    &mut pair.expect("only the queue whose turn it is is out").queue
 }

@@ -3,6 +3,7 @@
 use super::cx::Cx;
 use super::layer::{Direct, Handle, Layer, NO_SLOT};
 use super::{Poller, Rejected, Target};
+use crate::memory::MemoryChain;
 use crate::queue::Queue;
 use crate::request::{Failure, InPlace, IoContainer, NodeId};
 
@@ -86,6 +87,18 @@ impl<'a, L: Layer> Done<'a, L> {
         self.in_place().set_lba(lba);
     }
 
+    /// Exchanges the container's memory for other memory. If that is as long, and each is one segment, what
+    /// was prepared for its commands stays in use.
+    #[inline(always)]
+    pub fn exchange_memory(&mut self, memory: &mut MemoryChain) {
+        let node = &mut self.poller.core.tree[self.node];
+        let same_length = node.io.memory().len() == memory.len();
+        std::mem::swap(node.io.memory_mut(), memory);
+        if !same_length || !self.queue.point(node) {
+            node.wire.forget();
+        }
+    }
+
     /// The target that it was submitted to.
     pub fn target(&self) -> Target {
         self.poller.core.target(self.node)
@@ -106,14 +119,14 @@ impl<'a, L: Layer> Done<'a, L> {
     #[inline(always)]
     pub fn take(mut self) -> IoContainer {
         let id = std::mem::replace(&mut self.node, NodeId::NONE);
-        remove(self.queue, self.poller, id, self.slot, self.here)
+        remove(self.queue, self.poller, id, self.slot)
     }
 
     /// Submits another container, to any target of the poller, and goes on with this one.
     pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
         let Poller { core, layers, .. } = &mut *self.poller;
         let mut cx = Cx { here: self.here, queue: self.queue, core };
-        super::admit::enter(&mut cx, layers, target, io, |_, _| {})
+        super::admit::enter(&mut cx, layers, target, io, |_, _, _| {})
     }
 }
 
@@ -121,7 +134,7 @@ impl<L: Layer> Drop for Done<'_, L> {
     #[inline(always)]
     fn drop(&mut self) {
         if !self.node.is_none() {
-            discard(self.queue, self.poller, self.node, self.slot, self.here);
+            discard(self.queue, self.poller, self.node, self.slot);
         }
     }
 }
@@ -145,24 +158,19 @@ fn resubmit_changed<L: Layer>(
 
 /// Takes the container of a request out.
 #[inline(never)]
-fn remove<L: Layer>(
-    queue: &mut Queue,
-    poller: &mut Poller<L>,
-    node: NodeId,
-    slot: u32,
-    here: u16,
-) -> IoContainer {
-    let core = &mut poller.core;
-    core.tree[node].in_flight = 0;
-    let mut io = Handle::with_slot(&core.tree, node, slot, here);
-    Cx { here, queue, core }.release_slot(&mut io);
-    poller.core.tree.remove(node)
+fn remove<L: Layer>(queue: &mut Queue, poller: &mut Poller<L>, node: NodeId, slot: u32) -> IoContainer {
+    let tree = &mut poller.core.tree;
+    tree[node].in_flight = 0;
+    if slot != NO_SLOT {
+        queue.release(slot);
+    }
+    tree.remove(node)
 }
 
 /// Takes a request out, and frees its memory. Small where it is called, so that a closure that may panic
 /// does without a `Done` in memory as well.
 #[cold]
 #[inline(never)]
-fn discard<L: Layer>(queue: &mut Queue, poller: &mut Poller<L>, node: NodeId, slot: u32, here: u16) {
-    drop(remove(queue, poller, node, slot, here));
+fn discard<L: Layer>(queue: &mut Queue, poller: &mut Poller<L>, node: NodeId, slot: u32) {
+    drop(remove(queue, poller, node, slot));
 }

@@ -36,8 +36,8 @@ impl<L: Layer> Poller<L> {
     /// ```
     pub fn request(&mut self, target: Target, io: IoContainer) -> Result<Event, Rejected> {
         let mut event = None;
-        self.enter(target, io, |core, node| {
-            core.tree[node].event = Some(*event.insert(core.events.leaf(node)));
+        self.enter(target, io, |events, node, id| {
+            node.event = Some(*event.insert(events.leaf(id)));
         })?;
         Ok(event.expect("what was accepted has its event"))
     }

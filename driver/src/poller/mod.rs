@@ -297,24 +297,28 @@ impl<L: Layer> Poller<L> {
     /// Hands a container over. The controller learns of it at the next [`poll`](Poller::poll), with
     /// everything else that was submitted by then. Once accepted it completes, whatever its size.
     pub fn submit(&mut self, target: Target, io: IoContainer) -> std::result::Result<(), Rejected> {
-        self.enter(target, io, |_, _| {})
+        self.enter(target, io, |_, _, _| {})
     }
 
     fn enter(
         &mut self,
         target: Target,
         io: IoContainer,
-        accepted: impl FnOnce(&mut Core, NodeId),
+        accepted: impl FnOnce(&mut Events, &mut Node, NodeId),
     ) -> std::result::Result<(), Rejected> {
         if !self.core.owns(target) {
             return Err(Rejected { io, reason: Refusal::ForeignTarget });
         }
-        let index = if target.queue == LAYERED { 0 } else { target.queue };
         // It may be long since the last poll.
         self.core.now = None;
+        if L::NONE || target.queue != LAYERED {
+            let Core { queues, tree, events, .. } = &mut self.core;
+            let queue = cx::other_queue(queues, tree, target.queue);
+            return admit::begin(queue, tree, events, target, io, accepted);
+        }
         self.core.tree.attention.add_touched();
-        let mut turn = Turn::new(self, index);
-        let (mut cx, layers) = turn.cx().expect("a target's queue is there");
+        let mut turn = Turn::new(self, 0);
+        let (mut cx, layers) = turn.cx().expect("layers stand on a queue");
         admit::enter(&mut cx, layers, target, io, accepted)
     }
 
@@ -355,6 +359,8 @@ impl<L: Layer> Poller<L> {
     fn turns(&mut self, first: usize, all: bool, f: &mut impl FnMut(Done<'_, L>)) -> usize {
         self.core.now = None;
         let polls = if all { self.begin_all() } else { 0 };
+        // If the closure panics, the next poll tells controllers what was submitted before.
+        let quiet = self.core.tree.attention.suspend_quiet();
         let (mut index, mut count) = (first, 0);
         loop {
             count += Turn::new(self, index as u16).run(polls, f);
@@ -367,8 +373,10 @@ impl<L: Layer> Poller<L> {
                 break;
             }
         }
-        if all && self.core.events.next_deadline().is_none() {
-            self.core.tree.attention.end_full();
+        match all {
+            true if self.core.events.next_deadline().is_some() => {}
+            true => self.core.tree.attention.end_full(),
+            false => self.core.tree.attention.resume_quiet(quiet),
         }
         count
     }

@@ -82,19 +82,21 @@ pub enum Refusal {
 
 impl Queue {
     /// Checks a node and completes what the caller left open: the number of blocks.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn admit(&self, tree: &mut Tree, id: NodeId, namespace: u16) -> Result<(), Refusal> {
         let node = &mut tree[id];
         node.namespace = namespace;
         if node.cursor == 0 && self.prepare(node) && self.is_within_limits(node) {
             return Ok(());
         }
-        node.wire.forget();
-        self.admit_unusual(tree, id, namespace)
+        self.admit_otherwise(tree, id, namespace)
     }
 
+    #[cold]
     #[inline(never)]
-    fn admit_unusual(&self, tree: &mut Tree, id: NodeId, namespace: u16) -> Result<(), Refusal> {
+    fn admit_otherwise(&self, tree: &mut Tree, id: NodeId, namespace: u16) -> Result<(), Refusal> {
+        let node = &mut tree[id];
+        node.wire.forget();
         let limits = &self.reachable(namespace).limits;
         let operation = tree[id].io.operation();
         match operation {

@@ -2,11 +2,12 @@
 //!
 //! Knows limits and shapes of memory; must not know when a piece is cut, nor what becomes of it.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::prp::Prps;
 use super::runs::{Parts, Run, Runs};
 use super::{Limits, PAGE_WORDS, Queue, Reachable, prp, sgl};
-use crate::memory::{MemoryChain, Position};
+use crate::memory::{MemoryChain, Position, Segment};
 use crate::request::{IoContainer, NodeId, Operation, Tree, Wire};
 use crate::spec::command::{PSDT_SGL_MPTR_CONTIGUOUS, RW_FUA};
 
@@ -197,6 +198,40 @@ impl Queue {
         }
     }
 
+    /// PRPs of all of these segments, if a list in the slot's memory can express them, and they belong to this
+    /// queue's space.
+    #[inline(always)]
+    pub(super) fn whole_list(&self, segments: &[Segment], slot: usize) -> Option<[u64; 2]> {
+        if let DataPointer::Sgl { .. } = self.pointer {
+            return None;
+        }
+        let first_word = slot * self.list_pages * PAGE_WORDS;
+        let words = &self.lists[first_word..first_word + self.list_pages * PAGE_WORDS];
+        let mut list = Prps::new(self.lists.iova() + 8 * first_word as u64);
+        let mut store = |i: usize, word: u64| words[i][0].store(word, Ordering::Relaxed);
+        let mut add = |list: &mut Prps, segment: &Segment| {
+            let run = Run { iova: segment.iova(), len: segment.len() as u64 };
+            segment.space() == self.space && list.add(run, &mut store)
+        };
+        let [first, rest @ ..] = segments else { return None };
+        if !add(&mut list, first) {
+            return None;
+        }
+        // Scattered pages mostly are just that.
+        let written = list.joins_pages().unwrap_or(PAGE_WORDS);
+        let pages = store_pages(rest, &words[written..PAGE_WORDS], self.space);
+        let (pages, others) = rest.split_at(pages);
+        if let Some(last) = pages.last() {
+            list.add_pages(pages.len(), last.iova());
+        }
+        for segment in others {
+            if !add(&mut list, segment) {
+                return None;
+            }
+        }
+        Some(list.pointer())
+    }
+
     /// With a list in the slot's memory.
     fn listed_pointer(&mut self, runs: impl Iterator<Item = Run>, slot: usize) -> ([u64; 2], u16) {
         let first_word = slot * self.list_pages * PAGE_WORDS;
@@ -217,6 +252,22 @@ impl Queue {
         }
         [self.lists.iova() + 8 * word as u64, 0]
     }
+}
+
+/// Writes the addresses of those segments at the beginning that are whole pages of a space, one to a word, and
+/// returns how many those are.
+#[inline(never)]
+fn store_pages(segments: &[Segment], words: &[[AtomicU64; 1]], space: u64) -> usize {
+    let mut pages = 0;
+    for (segment, [word]) in segments.iter().zip(words) {
+        let (iova, len) = (segment.iova(), segment.len() as u64);
+        if !iova.is_multiple_of(prp::PAGE) || len != prp::PAGE || segment.space() != space {
+            break;
+        }
+        word.store(iova, Ordering::Relaxed);
+        pages += 1;
+    }
+    pages
 }
 
 pub(super) const NO_DATA: ([u64; 2], u16) = ([0; 2], 0);

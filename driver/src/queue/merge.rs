@@ -128,9 +128,16 @@ fn may_merge(node: &Node) -> bool {
 
 /// The memory of nodes in a row.
 fn parts(tree: &Tree, first: NodeId, count: u16, block_shift: u32) -> impl Iterator<Item = Run> + Clone {
-    let nodes = std::iter::successors(Some(first), |id| Some(tree[*id].next)).take(usize::from(count));
-    nodes.flat_map(move |id| {
-        let (chain, at) = tree.memory(id);
-        Parts::new(chain, at, tree[id].io.blocks() << block_shift)
+    let (mut id, mut left, mut parts) = (first, count, Parts::NONE);
+    std::iter::from_fn(move || {
+        loop {
+            if let Some(run) = parts.next() {
+                return Some(run);
+            }
+            left = left.checked_sub(1)?;
+            let (chain, at) = tree.memory(id);
+            parts = Parts::new(chain, at, tree[id].io.blocks() << block_shift);
+            id = tree[id].next;
+        }
     })
 }

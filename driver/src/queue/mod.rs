@@ -35,8 +35,8 @@ pub(crate) use self::overdue::SWEEPS;
 pub(crate) use self::ring::{CompletionRing, SubmissionRing};
 use self::runs::Run;
 use self::slots::{Piece, Slots};
-use crate::memory::{MemoryChain, SharedArray};
-use crate::request::{Cause, Failed, IoContainer, Line, Node, NodeId, Operation, Tree, Wire};
+use crate::memory::{MemoryChain, Position, SharedArray};
+use crate::request::{Cause, Failed, IoContainer, Line, Node, NodeId, Operation, Progress, Tree, Wire};
 use crate::spec::Completion;
 use crate::spec::command::DSM_DEALLOCATE;
 use crate::spec::io_opcode::{READ, WRITE};
@@ -301,7 +301,7 @@ impl Queue {
     // ---- down ----
 
     /// Starts a node that was admitted: as much of it as there are slots for; the rest waits.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn start(&mut self, tree: &mut Tree, id: NodeId) {
         if self.gate != 0 || !self.issue(tree, id) {
             self.hold(tree, id);
@@ -339,7 +339,8 @@ impl Queue {
     #[inline(never)]
     fn prepare_again(&mut self, node: &mut Node, slot: u32) -> bool {
         let has_slot = (slot as usize) < self.slots.depth();
-        let prepared = node.wire.is_prepared() || self.prepare(node);
+        let prepared =
+            node.wire.is_prepared() || self.prepare(node) || self.prepare_list(node, slot as usize);
         let ready = has_slot && prepared && self.is_within_limits(node);
         if ready {
             node.cursor = node.io.blocks();
@@ -354,7 +355,7 @@ impl Queue {
         let Some(Reachable { nsid, limits }) = self.namespaces.get(usize::from(node.namespace)) else {
             return false;
         };
-        let [segment] = node.io.memory().segments() else { return false };
+        let Some(segment) = node.io.memory().only_segment() else { return false };
         let (iova, len) = (segment.iova(), segment.len() as u64);
         let blocks = len >> limits.block_shift;
         // No blocks are a very large number here.
@@ -368,10 +369,48 @@ impl Queue {
         }
         let Some(dptr) = self.pointer.direct(Run { iova, len }) else { return false };
         let opcode = if node.io.operation() == Operation::Read { READ } else { WRITE };
+        let tail = nlb(&node.io, blocks);
         node.io.set_blocks(blocks);
-        node.wire = self.wire(*nsid, u16::from(opcode), (dptr, self.pointer.flags()), nlb(&node.io, blocks));
-        node.wire.bound = limits.bound(blocks);
+        let wire = self.wire(*nsid, u16::from(opcode), (dptr, self.pointer.flags()), tail);
+        node.wire = Wire { bound: limits.bound(blocks), ..wire };
         true
+    }
+
+    /// Prepares a command for memory in several segments, with a list in the memory of the slot that the node
+    /// has. Not one that takes several commands, or a bounce buffer.
+    #[inline(never)]
+    fn prepare_list(&self, node: &mut Node, slot: usize) -> bool {
+        let Some(Reachable { nsid, limits }) = self.namespaces.get(usize::from(node.namespace)) else {
+            return false;
+        };
+        let (chain, len) = (node.io.memory(), node.io.memory().len() as u64);
+        let blocks = len >> limits.block_shift;
+        if slot >= self.slots.depth()
+            || !node.io.is_usual()
+            || blocks << limits.block_shift != len
+            || blocks.wrapping_sub(1) >= limits.transfer
+            || blocks > limits.capacity
+        {
+            return false;
+        }
+        let Some(dptr) = self.whole_list(chain.segments(), slot) else { return false };
+        let opcode = if node.io.operation() == Operation::Read { READ } else { WRITE };
+        let tail = nlb(&node.io, blocks);
+        node.io.set_blocks(blocks);
+        let wire = self.wire(*nsid, u16::from(opcode), (dptr, 0), tail);
+        node.wire = Wire { bound: limits.bound(blocks), ..wire };
+        true
+    }
+
+    /// Points a command, if it is prepared, to other memory of the same length. False if it takes more
+    /// than that.
+    #[inline(always)]
+    pub(crate) fn point(&self, node: &mut Node) -> bool {
+        let Some(segment) = node.io.memory().only_segment() else { return false };
+        let run = Run { iova: segment.iova(), len: segment.len() as u64 };
+        let Some(dptr) = self.pointer.direct(run) else { return false };
+        node.wire.dptr = dptr;
+        segment.space() == self.space
     }
 
     /// Whether the LBA of a prepared command is within the limits.
@@ -389,7 +428,7 @@ impl Queue {
     }
 
     /// Issues pieces until the node has none left (true) or there is no room for the next (false).
-    #[inline]
+    #[inline(always)]
     fn issue(&mut self, tree: &mut Tree, id: NodeId) -> bool {
         let node = &mut tree[id];
         if !node.wire.is_prepared() || node.cursor > 0 {
@@ -397,21 +436,20 @@ impl Queue {
         }
         let Some(slot) = self.slots.take() else { return false };
         (node.cursor, node.in_flight) = (node.io.blocks(), 1);
-        let (wire, lba) = (node.wire, node.io.lba());
-        let piece = if node.event.is_none() {
-            Piece::Whole
+        let cid = if node.event.is_none() {
+            self.slots.occupy(slot, id, Piece::Whole)
         } else {
             // A completion that is an event takes the longer way, where pieces are counted.
             node.wire.forget();
-            Piece::Part { first: 0, blocks: node.io.blocks() as u32 }
+            self.slots.occupy(slot, id, Piece::Part { first: 0, blocks: node.io.blocks() as u32 })
         };
-        let cid = self.slots.occupy(slot, id, piece);
-        self.push(&wire, cid, lba);
+        self.push(&node.wire, cid, node.io.lba());
         true
     }
 
     #[inline(never)]
     fn issue_pieces(&mut self, tree: &mut Tree, id: NodeId) -> bool {
+        self.issue_runs(tree, id);
         while tree[id].unissued() > 0 {
             let Some(slot) = self.slots.take() else { return false };
             let Some(cut) = self.cut(tree, id, slot) else {
@@ -455,6 +493,49 @@ impl Queue {
             Operation::Flush => self.push(wire, cid, 0),
             _ => self.push(wire, cid, io.lba().wrapping_add(first)),
         }
+    }
+
+    /// Issues pieces of a read or write that is cut by its limits alone, as long as each piece lies in one
+    /// segment and needs no list. Whatever else comes is left.
+    #[inline(never)]
+    fn issue_runs(&mut self, tree: &mut Tree, id: NodeId) {
+        let Node { namespace, cursor: mut first, .. } = tree[id];
+        let Reachable { nsid, limits } = *self.reachable(namespace);
+        let io = &tree[id].io;
+        let opcode = match io.operation() {
+            Operation::Read => READ,
+            Operation::Write => WRITE,
+            _ => return,
+        };
+        let (lba, end, tail) = (io.lba(), io.blocks(), nlb(io, 1));
+        // What one command can carry all of may be prepared, elsewhere.
+        if first == 0 && limits.transfer_from(lba, end) == end {
+            return;
+        }
+        let mut wire = self.wire(nsid, u16::from(opcode), ([0; 2], self.pointer.flags()), tail);
+        let (chain, mut at) = tree.memory(id);
+        let (from, mut issued, pointer) = (first, 0, self.pointer);
+        'segments: for segment in chain.segments().get(at.segment..).unwrap_or_default() {
+            let (begin, len) = (segment.iova(), segment.len() as u64);
+            while at.offset < len {
+                let blocks = limits.transfer_from(lba.wrapping_add(first), end - first);
+                let run = Run { iova: begin + at.offset, len: blocks << limits.block_shift };
+                if blocks == 0 || run.len > len - at.offset {
+                    break 'segments;
+                }
+                let Some(dptr) = pointer.direct(run) else { break 'segments };
+                let Some(slot) = self.slots.take() else { break 'segments };
+                (wire.dptr, wire.tail) = (dptr, tail + blocks - 1);
+                let cid = self.slots.occupy(slot, id, Piece::Part { first, blocks: blocks as u32 });
+                self.push(&wire, cid, lba.wrapping_add(first));
+                at.offset += run.len;
+                first += blocks;
+                issued += 1;
+            }
+            at = Position { segment: at.segment + 1, offset: 0 };
+        }
+        self.counted.splits += u64::from(issued) - u64::from(from == 0 && issued > 0);
+        tree.issued(id, first, at, issued);
     }
 
     /// Writes a command into the ring; its dwords 10 and 11 are given.
@@ -576,6 +657,25 @@ impl Queue {
     #[inline(never)]
     fn exception(&mut self, tree: &mut Tree, high: u64) {
         let index = self.slots.index(high);
+        // After a reset a flush may have come too late.
+        if self.counted.resets == 0
+            && let Some((id, blocks)) = self.slots.land_part(index, high)
+        {
+            self.advance();
+            let node = &mut tree[id];
+            node.settle(None);
+            let (finished, waits) = (node.is_finished(), node.waits);
+            if node.observed {
+                tree.observe(id, blocks, Progress::Done);
+            }
+            match finished {
+                // One that failed may still stand in the line.
+                true if waits => self.drop_unissued(tree, id),
+                true => tree.finish(id),
+                false => {}
+            }
+            return;
+        }
         if self.slots.is_marked(index) && self.look_again(tree, index, high) {
             return;
         }

@@ -5,7 +5,7 @@
 
 use super::runs::Run;
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// Entries of a list page.
 const PER_PAGE: usize = 512;
 
@@ -33,20 +33,14 @@ pub(super) fn contiguous(run: Run, table: Table) -> Option<[u64; 2]> {
 /// The number of bytes, from the start of `runs` on, that one list can express: all, or up to the
 /// first joint that does not lie on a page boundary on both sides. None, unless they begin on a dword.
 pub(super) fn expressible(runs: impl Iterator<Item = Run>) -> u64 {
-    let mut bytes = 0;
-    let mut end: Option<u64> = None;
+    let mut list = Prps::new(0);
     for run in runs {
-        let expressible = match end {
-            None => run.iova % 4 == 0,
-            Some(end) => end % PAGE == 0 && run.iova % PAGE == 0,
-        };
-        if !expressible {
+        if !list.joins(run) {
             break;
         }
-        bytes += run.len;
-        end = Some(run.iova + run.len);
+        list.extend(run);
     }
-    bytes
+    list.bytes
 }
 
 /// The data pointer of `runs`, which `expressible` measured, with a list written through `store`
@@ -57,29 +51,96 @@ pub(super) fn scattered(
     list: u64,
     mut store: impl FnMut(usize, u64),
 ) -> [u64; 2] {
-    let mut entries = runs.flat_map(|run| {
-        let (first, last) = (run.iova / PAGE, (run.iova + run.len - 1) / PAGE);
-        std::iter::once(run.iova).chain((first + 1..=last).map(|page| page * PAGE))
-    });
-    let first = entries.next().unwrap_or(0);
-    let mut words = 0;
-    let mut previous = 0;
-    for entry in entries {
-        // The last word of a full page turns into the pointer to the next one as soon as there is
-        // more than it.
-        if words > 0 && words % PER_PAGE == 0 {
-            store(words - 1, list + 8 * words as u64);
-            store(words, previous);
-            words += 1;
-        }
-        store(words, entry);
-        previous = entry;
-        words += 1;
+    let mut list = Prps::new(list);
+    runs.for_each(|run| _ = list.add(run, &mut store));
+    list.pointer()
+}
+
+/// PRPs in the making.
+pub(super) struct Prps {
+    /// Where the list is.
+    list: u64,
+    first: u64,
+    /// The last entry of the list, and their number, with pointers to further pages.
+    last: u64,
+    words: usize,
+    /// The end of the last run.
+    end: u64,
+    bytes: u64,
+}
+
+impl Prps {
+    #[inline(always)]
+    pub(super) fn new(list: u64) -> Prps {
+        Prps { list, first: 0, last: 0, words: 0, end: 0, bytes: 0 }
     }
-    match words {
-        0 => [first, 0],
-        1 => [first, previous],
-        _ => [first, list],
+
+    /// Whether a run can follow: the joint lies on a page boundary on both sides, or is none.
+    #[inline(always)]
+    fn joins(&self, run: Run) -> bool {
+        match self.bytes {
+            0 => run.iova.is_multiple_of(4),
+            _ => (self.end | run.iova).is_multiple_of(PAGE) || self.end == run.iova,
+        }
+    }
+
+    #[inline(always)]
+    fn extend(&mut self, run: Run) {
+        self.end = run.iova + run.len;
+        self.bytes += run.len;
+    }
+
+    /// Adds the pages of a run, if it can follow.
+    #[inline(always)]
+    pub(super) fn add(&mut self, run: Run, store: &mut impl FnMut(usize, u64)) -> bool {
+        if !self.joins(run) {
+            return false;
+        }
+        let mut page = match self.bytes {
+            0 => (run.iova | (PAGE - 1)) + 1,
+            _ => run.iova.next_multiple_of(PAGE),
+        };
+        if self.bytes == 0 {
+            self.first = run.iova;
+        }
+        self.extend(run);
+        while page < self.end {
+            // The last word of a full page turns into the pointer to the next one as soon as there is
+            // more than it.
+            if self.words.is_multiple_of(PER_PAGE) && self.words > 0 {
+                store(self.words - 1, self.list + 8 * self.words as u64);
+                store(self.words, self.last);
+                self.words += 1;
+            }
+            store(self.words, page);
+            self.last = page;
+            self.words += 1;
+            page += PAGE;
+        }
+        true
+    }
+
+    /// The number of words in the first page of the list, if just pages can follow there.
+    #[inline(always)]
+    pub(super) fn joins_pages(&self) -> Option<usize> {
+        (self.end.is_multiple_of(PAGE) && self.words < PER_PAGE).then_some(self.words)
+    }
+
+    /// Counts pages that were written to the first page of the list.
+    #[inline(always)]
+    pub(super) fn add_pages(&mut self, pages: usize, last: u64) {
+        self.extend(Run { iova: last, len: PAGE });
+        self.bytes += (pages as u64 - 1) * PAGE;
+        (self.words, self.last) = (self.words + pages, last);
+    }
+
+    #[inline(always)]
+    pub(super) fn pointer(&self) -> [u64; 2] {
+        match self.words {
+            0 => [self.first, 0],
+            1 => [self.first, self.last],
+            _ => [self.first, self.list],
+        }
     }
 }
 

@@ -18,6 +18,9 @@ pub(super) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
+    pub(super) const NONE: Parts<'static> = Parts { segments: &[], skip: 0, left: 0 };
+
+    #[inline]
     pub(super) fn new(chain: &'a MemoryChain, at: Position, len: u64) -> Parts<'a> {
         let segments = chain.segments().get(at.segment..).unwrap_or_default();
         Parts { segments, skip: at.offset, left: len }

@@ -3,6 +3,8 @@
 //! A CID is the slot's index with a generation above it, so that a completion that comes twice or
 //! late names no slot. FFFFh is never a CID. Knows CIDs; must not know commands.
 
+use std::ops::Range;
+
 use crate::request::NodeId;
 use crate::spec::Completion;
 
@@ -49,6 +51,18 @@ impl Slot {
     #[inline(always)]
     fn expect(&self) -> u64 {
         u64::from(self.high) << 32 | u64::from(self.low)
+    }
+
+    /// The next generation, modulo 2^16, as the slot's low word; the SQ identifier below is not touched.
+    #[inline(always)]
+    fn begin(&mut self, generation: u32) -> u32 {
+        let mut low = self.low.wrapping_add(generation);
+        if low >= NO_CID {
+            std::hint::cold_path();
+            low = low.wrapping_add(generation);
+        }
+        self.low = low;
+        low
     }
 }
 
@@ -122,6 +136,21 @@ impl Slots {
         Some((slot.node, index))
     }
 
+    /// The node of a slot, and the blocks of it that the command in it carried, if a completion's high word
+    /// says that this succeeded, and the command carried a part by no other means than the request's own
+    /// memory: then the slot is free.
+    #[inline(always)]
+    pub(super) fn land_part(&mut self, index: usize, high: u64) -> Option<(NodeId, Range<u64>)> {
+        let slot = self.get(index);
+        let Piece::Part { first, blocks } = slot.piece else { return None };
+        if high >> 16 | u64::from(NOT_WHOLE) << 32 != slot.expect() {
+            return None;
+        }
+        let node = slot.node;
+        self.free(index);
+        Some((node, first..first + u64::from(blocks)))
+    }
+
     /// Takes a free slot.
     #[inline(always)]
     pub(super) fn take(&mut self) -> Option<usize> {
@@ -131,13 +160,11 @@ impl Slots {
     /// Puts a command into a slot that was taken, and returns its low word: the CID where dword 0 has it.
     #[inline(always)]
     pub(super) fn occupy(&mut self, index: usize, node: NodeId, piece: Piece) -> u32 {
+        let generation = self.generation;
         let slot = self.get_mut(index);
         (slot.node, slot.piece) = (node, piece);
-        let cid = self.occupy_again(index);
-        if piece != Piece::Whole {
-            self.get_mut(index).high = NOT_WHOLE;
-        }
-        cid
+        slot.high = if piece == Piece::Whole { 0 } else { NOT_WHOLE };
+        slot.begin(generation)
     }
 
     /// Puts all of the same node into a slot once more, and returns its low word.
@@ -145,14 +172,8 @@ impl Slots {
     pub(super) fn occupy_again(&mut self, index: usize) -> u32 {
         let generation = self.generation;
         let slot = self.get_mut(index);
-        // The next generation, modulo 2^16; the SQ identifier below is not touched.
-        let mut low = slot.low.wrapping_add(generation);
-        if low >= NO_CID {
-            std::hint::cold_path();
-            low = low.wrapping_add(generation);
-        }
-        (slot.low, slot.high) = (low, 0);
-        low
+        slot.high = 0;
+        slot.begin(generation)
     }
 
     /// Gives a taken slot back.

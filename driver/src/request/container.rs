@@ -254,6 +254,12 @@ impl IoContainer {
         moves && !self.fua && !self.no_merge && !self.atomic
     }
 
+    /// The container, where it is not looked at any more: only its memory is taken away there.
+    #[inline(always)]
+    pub(crate) fn take(&mut self) -> IoContainer {
+        IoContainer { memory: std::mem::take(&mut self.memory), ..*self }
+    }
+
     /// A container for blocks of this one, from the one with offset `first` on; it has no memory of its
     /// own.
     pub(crate) fn part(&self, first: u64, blocks: u64) -> IoContainer {

@@ -140,6 +140,7 @@ impl Failed {
 
 impl Node {
     /// Counts a piece that completed.
+    #[inline(always)]
     pub(crate) fn settle(&mut self, failed: Option<Failed>) {
         assert!(self.in_flight > 0, "a piece completed that was not in flight");
         self.in_flight -= 1;
@@ -178,11 +179,13 @@ impl Node {
     }
 
     /// Blocks for which there is no command yet.
+    #[inline(always)]
     pub(crate) fn unissued(&self) -> u64 {
         self.io.extent() - self.cursor
     }
 
     /// Nothing of it is under way, and nothing is left to be issued.
+    #[inline(always)]
     pub(crate) fn is_finished(&self) -> bool {
         self.in_flight == 0 && self.unissued() == 0
     }
@@ -199,12 +202,14 @@ impl Node {
     }
 
     /// Ready to be issued from its beginning, once more.
+    #[inline(always)]
     pub(crate) fn rewind(&mut self) {
         self.wire.forget();
         self.rewind_prepared();
     }
 
     /// The same, but what was prepared for its command stays.
+    #[inline(always)]
     pub(crate) fn rewind_prepared(&mut self) {
         self.cursor = 0;
         self.at = self.start;
@@ -334,9 +339,23 @@ impl Attention {
 
     /// Unless there is anything to do, the polls to come are quiet.
     pub(crate) fn end_full(&mut self) {
+        self.resume_quiet(Attention::QUIET);
+    }
+
+    /// Lets the next poll be a full one, unless the number of quiet polls that is returned is
+    /// [resumed](Attention::resume_quiet).
+    #[inline(always)]
+    pub(crate) fn suspend_quiet(&mut self) -> u32 {
+        self.polls -= u64::from(self.quiet);
+        std::mem::take(&mut self.quiet)
+    }
+
+    /// Unless there is anything to do, so many polls to come are quiet.
+    #[inline(always)]
+    pub(crate) fn resume_quiet(&mut self, quiet: u32) {
         if self.what == 0 {
-            self.quiet = Attention::QUIET;
-            self.polls += u64::from(Attention::QUIET);
+            self.quiet = quiet;
+            self.polls += u64::from(quiet);
         }
     }
 
@@ -354,7 +373,8 @@ pub(crate) struct Tree {
     nodes: Vec<Node>,
     /// What layers keep with nodes; empty as long as there are no layers.
     frames: Vec<[u64; FRAMES]>,
-    vacant: Vec<NodeId>,
+    /// The first of those that nobody has; they are linked like a line.
+    vacant: NodeId,
     /// Requests, without their children: in the tree, and at most.
     requests: u32,
     capacity: u32,
@@ -379,7 +399,7 @@ impl Tree {
             id: id.expect("fewer than 2^32 pollers"),
             nodes: Vec::new(),
             frames: Vec::new(),
-            vacant: Vec::new(),
+            vacant: NodeId::NONE,
             requests: 0,
             capacity,
             children: 0,
@@ -418,44 +438,79 @@ impl Tree {
         let len = self.nodes.len() as u32;
         let end = len.checked_add(by).filter(|end| *end < u32::MAX).expect("fewer than 2^32 nodes");
         self.nodes.extend(std::iter::repeat_with(Node::vacant).take(by as usize));
-        self.vacant.reserve(end as usize);
-        self.vacant.extend((len..end).rev().map(NodeId));
+        (len..end).rev().for_each(|index| self.vacate(NodeId(index)));
     }
 
-    /// Puts a container in, or gives it back when the tree is full.
-    pub(crate) fn insert(&mut self, io: IoContainer, layer: u16) -> Result<NodeId, IoContainer> {
+    /// Takes a place for a request, which is then [filled](Tree::fill); `None` when the tree is full.
+    #[inline(always)]
+    pub(crate) fn place(&mut self) -> Option<NodeId> {
         if self.requests >= self.capacity {
-            return Err(io);
+            return None;
         }
-        let Some(id) = self.vacant.pop() else { return Err(io) };
+        let id = self.occupy()?;
         self.requests += 1;
+        Some(id)
+    }
+
+    /// Puts a container into its place.
+    #[inline(always)]
+    pub(crate) fn fill(&mut self, id: NodeId, io: IoContainer, layer: u16) {
         let node = &mut self[id];
-        node.io = io;
-        node.layer = layer;
-        node.event = None;
-        (node.observed, node.judged) = (false, false);
-        node.owner = id;
-        node.parent = NodeId::NONE;
-        node.start = Position::default();
+        // Field by field, since a node as a value would be copied; all flags, which is one store.
+        // There is no memory in a vacant one: nothing to drop.
+        std::mem::forget(std::mem::replace(&mut node.io, io));
+        (node.layer, node.event, node.owner, node.parent) = (layer, None, id, NodeId::NONE);
+        (node.observed, node.judged, node.orphan, node.forfeited) = (false, false, false, false);
+        (node.parked, node.exclusive, node.waits) = (false, false, false);
+        (node.start, node.block_shift) = (Position::default(), 0);
         node.rewind();
-        Ok(id)
     }
 
     /// Takes a container out.
+    #[inline(always)]
     pub(crate) fn remove(&mut self, id: NodeId) -> IoContainer {
         let node = &mut self[id];
         assert!(node.in_flight == 0 && !node.waits, "a node left the tree that was under way");
         assert!(!node.owner.is_none(), "a node left the tree twice");
-        (node.owner, node.parked) = (NodeId::NONE, false);
+        node.owner = NodeId::NONE;
+        if node.forfeited || node.orphan || !node.parent.is_none() {
+            return self.remove_unusual(id);
+        }
+        let io = node.io.take();
+        self.requests -= 1;
+        self.vacate(id);
+        io
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn remove_unusual(&mut self, id: NodeId) -> IoContainer {
+        let node = &mut self[id];
         node.bury();
-        let io = std::mem::take(&mut node.io);
+        let io = node.io.take();
         let parent = std::mem::replace(&mut node.parent, NodeId::NONE);
         match std::mem::take(&mut node.orphan) {
             true => self.orphans -= 1,
             false => self.requests -= u32::from(parent.is_none()),
         }
-        self.vacant.push(id);
+        self.vacate(id);
         io
+    }
+
+    #[inline(always)]
+    fn occupy(&mut self) -> Option<NodeId> {
+        let id = self.vacant;
+        if id.is_none() {
+            return None;
+        }
+        self.vacant = self[id].next;
+        Some(id)
+    }
+
+    #[inline(always)]
+    fn vacate(&mut self, id: NodeId) {
+        self[id].next = self.vacant;
+        self.vacant = id;
     }
 
     /// The next `blocks` blocks of a node as a child: the node's cursor moves on.
@@ -493,7 +548,7 @@ impl Tree {
     }
 
     fn adopt(&mut self, parent: NodeId, io: IoContainer, owner: NodeId, start: Position) -> NodeId {
-        let id = self.vacant.pop().expect("room was reserved for the children of every request");
+        let id = self.occupy().expect("room was reserved for the children of every request");
         let Node { layer, block_shift, cursor: offset, .. } = self[parent];
         self.frames[id.0 as usize] = self.frames[parent.0 as usize];
         let node = &mut self[id];
@@ -524,7 +579,9 @@ impl Tree {
         self.observed.pop()
     }
 
-    fn observe(&mut self, id: NodeId, blocks: Range<u64>, progress: Progress) {
+    /// Blocks of a node settled, if somebody observes it.
+    #[inline]
+    pub(crate) fn observe(&mut self, id: NodeId, blocks: Range<u64>, progress: Progress) {
         if self[id].observed {
             self.observed.push((id, blocks, progress));
             self.attention.add_news();
@@ -583,6 +640,15 @@ impl Tree {
                 self[id].at = memory.advance(at, blocks << block_shift);
             }
         }
+    }
+
+    /// Moves a node's cursor over blocks for which so many commands were issued, and to where the memory of
+    /// the next piece begins.
+    #[inline(always)]
+    pub(crate) fn issued(&mut self, id: NodeId, cursor: u64, at: Position, commands: u32) {
+        let node = &mut self[id];
+        (node.cursor, node.at) = (cursor, at);
+        node.in_flight += commands;
     }
 
     /// Whether a node that failed can go on: not one whose owner ended it, and nobody reads into memory that

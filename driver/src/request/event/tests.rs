@@ -7,7 +7,7 @@ use proptest::sample::Index;
 
 use super::*;
 use crate::request::Cause;
-use crate::request::{IoContainer, Tree};
+use crate::request::Tree;
 use crate::spec::Status;
 
 const FAR: Duration = Duration::from_secs(30);
@@ -15,7 +15,7 @@ const FAR: Duration = Duration::from_secs(30);
 /// Requests for leaves to stand for.
 fn requests(count: u32) -> Vec<NodeId> {
     let mut tree = Tree::new(count);
-    (0..count).map(|_| tree.insert(IoContainer::default(), 0).expect("there is room")).collect()
+    (0..count).map(|_| tree.place().expect("there is room")).collect()
 }
 
 fn failure(lba: u64) -> Failure {
