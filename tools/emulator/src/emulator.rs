@@ -136,7 +136,7 @@ impl Emulator {
     /// did; 0 means that nothing will happen until the driver does something or time passes. A
     /// controller with a thread of its own needs no steps.
     pub fn step(&self) -> usize {
-        self.shared.controller().poll()
+        self.shared.step()
     }
 
     /// Lets virtual time go on. Nothing happens before the next step. Without effect on a

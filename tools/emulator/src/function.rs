@@ -22,6 +22,9 @@ use crate::media::{MediaError, Store};
 const MSI_WINDOW: RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 /// How far virtual time goes on when the driver waits: large beside a poll, small beside a time-out.
 const PAUSE: Duration = Duration::from_millis(1);
+/// The same, once nothing has happened in so many pauses in a row: what is waited for does not come.
+const LONG_PAUSE: Duration = Duration::from_millis(8);
+const IDLE_PAUSES: u32 = 256;
 
 /// A controller, and the lock that its thread shares with everybody who calls in.
 pub(crate) struct Shared {
@@ -30,6 +33,8 @@ pub(crate) struct Shared {
     /// Virtual time, if the controller is stepped.
     time: Option<Arc<AtomicU64>>,
     controller: Mutex<Controller>,
+    /// Pauses in a row in which a stepped controller had nothing to do.
+    idle_pauses: AtomicU32,
     /// Callers that wait for the controller's thread to let go of the lock.
     waiting: AtomicU32,
 }
@@ -59,7 +64,22 @@ impl Shared {
     }
 
     fn new((name, iova_bits): (String, u8), time: Option<Arc<AtomicU64>>, controller: Controller) -> Shared {
-        Shared { name, iova_bits, time, controller: Mutex::new(controller), waiting: AtomicU32::new(0) }
+        let (idle_pauses, waiting) = (AtomicU32::new(0), AtomicU32::new(0));
+        Shared { name, iova_bits, time, controller: Mutex::new(controller), idle_pauses, waiting }
+    }
+
+    /// Polls a stepped controller, and returns how much it did.
+    pub(crate) fn step(&self) -> usize {
+        let work = self.controller().poll();
+        if work > 0 {
+            self.idle_pauses.store(0, Ordering::Relaxed);
+        }
+        work
+    }
+
+    /// The same in a pause, and tells whether there has been nothing to do in many of them.
+    fn step_is_idle(&self) -> bool {
+        self.step() == 0 && self.idle_pauses.fetch_add(1, Ordering::Relaxed) >= IDLE_PAUSES
     }
 
     /// The controller, for a caller.
@@ -211,8 +231,7 @@ impl Function for EmulatedFunction {
         if self.shared.time().is_none() {
             return std::thread::yield_now();
         }
-        self.shared.controller().poll();
-        self.shared.advance(PAUSE);
+        self.shared.advance(if self.shared.step_is_idle() { LONG_PAUSE } else { PAUSE });
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Bench {
     pub longest: u64,
     /// Events are claimed as soon as they settle.
     pub hurry: bool,
+    /// Room for the data of a request that came back.
+    pub bytes: Vec<u8>,
 }
 
 impl Bench {

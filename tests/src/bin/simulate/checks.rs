@@ -42,7 +42,7 @@ impl Run {
         outcome.reached = bench.reached;
         outcome.faults = bench.plan.iter().map(|planned| (planned.kind, planned.struck)).collect();
         drop((bench.emulators, bench.volumes));
-        bench.memories.end().map(drop)
+        bench.memories.end()
     }
 
     /// All sets are settled, and told so.

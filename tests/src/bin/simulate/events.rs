@@ -57,6 +57,8 @@ pub struct Node {
     pub moments: Option<[bool; 2]>,
     /// Scans that it is left alone after it settled.
     pub patience: u64,
+    /// A set that settled and is what follows from its members, which have settled as well.
+    pub checked: bool,
 }
 
 impl Bench {
@@ -74,6 +76,7 @@ impl Bench {
             deadline: None,
             moments: None,
             patience: if self.chance.one_in(4) { self.chance.below(20) } else { 0 },
+            checked: false,
         });
         let number = self.nodes.len() - 1;
         self.active.push(number);
@@ -130,9 +133,13 @@ impl Bench {
         if late && state == State::Pending {
             return Err(format!("event {number} is pending after its deadline"));
         }
-        let what = self.nodes[number].what.clone();
-        match what {
-            What::Set { wanted, of } => self.check_set(number, state, wanted, &of),
+        match self.nodes[number].what {
+            What::Set { .. } if self.nodes[number].checked => Ok(()),
+            What::Set { wanted, ref of } => {
+                self.check_set(number, state, wanted, of)?;
+                self.nodes[number].checked = matches!(state, State::Settled(..));
+                Ok(())
+            }
             What::Part { tag } => self.look_at_part(station, tag, number, state),
             What::Request { tag } => match state {
                 State::Settled(verdict, totals) => self.finish(station, number, tag, verdict, totals),
@@ -178,11 +185,15 @@ impl Bench {
     }
 
     /// A set is what follows from its members.
-    fn check_set(&mut self, number: usize, state: State, wanted: usize, of: &[usize]) -> Result<(), String> {
+    fn check_set(&self, number: usize, state: State, wanted: usize, of: &[usize]) -> Result<(), String> {
         let members = || of.iter().map(|member| &self.nodes[*member]);
-        let known = members().all(|member| !member.unknown);
-        let succeeded = members().filter(|member| member.success == Some(true)).count();
-        let failed = members().filter(|member| member.success == Some(false)).count();
+        let (mut known, mut settled, mut succeeded, mut failed) = (true, true, 0, 0);
+        for member in members() {
+            known &= !member.unknown;
+            settled &= member.totals.is_some();
+            succeeded += usize::from(member.success == Some(true));
+            failed += usize::from(member.success == Some(false));
+        }
         let expected = match () {
             () if succeeded >= wanted && !(wanted > 0 && of.is_empty()) => Some(true),
             () if failed + wanted > of.len() => Some(false),
@@ -196,7 +207,6 @@ impl Bench {
         if !ended && known && expected != node.success {
             return told(format!("is {state:?} with {succeeded} successes and {failed} failures"));
         }
-        let settled = members().all(|member| member.totals.is_some());
         if known && settled != node.totals.is_some() {
             return told(format!("is {state:?}, its members are settled: {settled}"));
         }

@@ -121,17 +121,22 @@ impl Bench {
         let oldest = self.lives.values().map(|live| live.since).min().unwrap_or(self.now).min(live.since);
         let (now, block) = (self.now, self.block);
         let volume = &mut self.volumes[live.volume];
-        let bytes = io.memory().to_vec();
+        let len = if live.operation == Operation::Read { done as usize * block } else { io.memory().len() };
+        if self.bytes.len() < len {
+            self.bytes.resize(len, 0);
+        }
+        let bytes = &mut self.bytes[..len];
+        io.memory().copy_to_slice(0, bytes);
+        let bytes = &*bytes;
         match (live.operation, live.write) {
             (Operation::Read, _) => {
-                let read = &bytes[..done as usize * block];
-                volume.model.check(live.lba, read, live.since)?;
+                volume.model.check(live.lba, bytes, live.since)?;
                 if !volume.tree.has_mirror() {
-                    volume.model.seen(live.lba, read, live.since, now);
+                    volume.model.seen(live.lba, bytes, live.since, now);
                 }
             }
             (Operation::Raw, _) if !ended => {
-                let Comparison { equal, other } = volume.model.compare(live.lba, &bytes, live.since);
+                let Comparison { equal, other } = volume.model.compare(live.lba, bytes, live.since);
                 let found =
                     matches!(result, Err(Failure { cause: Cause::Status(Status::COMPARE_FAILURE), .. }));
                 match result {

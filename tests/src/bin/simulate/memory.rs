@@ -2,12 +2,18 @@
 //!
 //! Knows where memory comes from; must not know what it is for.
 
+use std::cell::RefCell;
+use std::ops::RangeInclusive;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kiovec::memory::vm_memory::{GuestAddress, GuestMemoryMmap};
-use kiovec::memory::{DmaSpace, ExternalMemory, GuestRegistration, MemoryChain, Registration};
+use kiovec::memory::{
+    Access, DmaSpace, Domain, ExternalMemory, GuestRegistration, Mapping, MemoryChain, Registration,
+};
+use kiovec::{Controller, Poller, QueueOptions};
+use kiovec_emulator::{Config, Emulator};
 
 use crate::chance::Chance;
 use crate::reach::{Point, Reached};
@@ -16,6 +22,78 @@ use crate::reach::{Point, Reached};
 const PARTS: usize = 16;
 const PART: usize = 64 << 10;
 const PAGE: usize = 4096;
+
+/// What a space that is used again has from the beginning: as much as all but very few seeds have at a time.
+const REGIONS: [(usize, usize); 2] = [(16, 2 << 20), (4, 6 << 20)];
+
+thread_local! {
+    /// A space that waits for its next seed, and its regions.
+    static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
+}
+
+/// A space that seeds have one after the other: to get memory from the kernel and to give it back takes longer than
+/// most seeds do. Each of them finds it as it was in the beginning, but for what is written in it.
+struct Kept {
+    space: DmaSpace,
+    regions: Vec<(u64, u64, Access)>,
+}
+
+impl Kept {
+    /// With regions for data, and one for what controllers only read.
+    fn new() -> Result<Kept, kiovec::Error> {
+        let space = DmaSpace::new()?;
+        let lengths = REGIONS.iter().flat_map(|(count, len)| std::iter::repeat_n(*len, *count));
+        let data: Vec<_> = lengths.map(|len| space.allocate(len)).collect::<Result<_, _>>()?;
+        drop(data);
+        let emulator = Emulator::stepped(Config::default())
+            .map_err(|error| kiovec::Error::InvalidInput(error.to_string()))?;
+        let controller = Controller::open(emulator.function(), &space)?;
+        Poller::new(1).add_queue(&controller, QueueOptions::default())?;
+        drop(controller);
+        let regions = regions(&space)?;
+        Ok(Kept { space, regions })
+    }
+}
+
+/// Makes a space for the seeds to come, so that no seed is charged with it. True if it is a new one.
+pub fn prepare() -> Result<bool, kiovec::Error> {
+    let is_new = KEPT.with_borrow(Option::is_none);
+    if is_new {
+        KEPT.set(Some(Kept::new()?));
+    }
+    Ok(is_new)
+}
+
+/// Where all regions of a space lie, in their order: what a domain is told that is attached to it.
+fn regions(space: &DmaSpace) -> Result<Vec<(u64, u64, Access)>, kiovec::Error> {
+    let look = Arc::new(Look::default());
+    drop(space.attach(Arc::<Look>::clone(&look))?);
+    Ok(std::mem::take(&mut look.0.lock().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// A domain that no device is behind.
+#[derive(Default)]
+struct Look(Mutex<Vec<(u64, u64, Access)>>);
+
+impl Domain for Look {
+    fn name(&self) -> String {
+        "nobody".into()
+    }
+
+    fn iova_ranges(&self) -> Vec<RangeInclusive<u64>> {
+        vec![0..=u64::MAX]
+    }
+
+    fn map(&self, mapping: &Mapping<'_>) -> Result<(), kiovec::Error> {
+        let seen = (mapping.iova(), mapping.len(), mapping.access());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+        Ok(())
+    }
+
+    fn unmap(&self, _: u64, _: u64) -> Result<(), kiovec::Error> {
+        Ok(())
+    }
+}
 
 /// Memory of an application, which tells when it is gone.
 struct Owner {
@@ -59,6 +137,8 @@ pub enum Shape {
 /// All memory of a seed.
 pub struct Memories {
     space: DmaSpace,
+    /// The regions of a space that other seeds had.
+    kept: Option<Vec<(u64, u64, Access)>>,
     registered: Registration,
     guest: GuestRegistration,
     taken: Parts,
@@ -67,9 +147,14 @@ pub struct Memories {
 }
 
 impl Memories {
-    /// With an application's memory and a guest's beside the space's own.
-    pub fn new() -> Result<Memories, kiovec::Error> {
-        let space = DmaSpace::new()?;
+    /// With an application's memory and a guest's beside the space's own; which begins empty and grows, or is one that
+    /// other seeds had.
+    pub fn new(grows: bool) -> Result<Memories, kiovec::Error> {
+        let kept = if grows { None } else { KEPT.take() };
+        let (space, kept) = match kept {
+            Some(Kept { space, regions }) => (space, Some(regions)),
+            None => (DmaSpace::new()?, None),
+        };
         let gone = Arc::<AtomicBool>::default();
         let owner = Owner { bytes: vec![0; PARTS * PART + PAGE], gone: Arc::clone(&gone) };
         let registered = space.register(owner)?;
@@ -77,7 +162,7 @@ impl Memories {
             .map_err(|error| kiovec::Error::InvalidInput(error.to_string()))?;
         let ram = Arc::new(ram);
         let guest = space.register_guest(Arc::clone(&ram))?;
-        Ok(Memories { space, registered, guest, taken: Parts::default(), gone, ram })
+        Ok(Memories { space, kept, registered, guest, taken: Parts::default(), gone, ram })
     }
 
     /// The space.
@@ -180,13 +265,19 @@ impl Memories {
         Ok(pieces.iter().filter_map(|piece| piece.segments().first()).map(|first| first.iova()).collect())
     }
 
-    /// Ends the registrations: what is wrong, if somebody still has memory of them.
-    pub fn end(self) -> Result<DmaSpace, String> {
-        let Memories { space, registered, guest, gone, ram, .. } = self;
+    /// Ends the registrations: what is wrong, if somebody still has memory of them. A space that is what it was in the
+    /// beginning is kept for the next seed.
+    pub fn end(self) -> Result<(), String> {
+        let Memories { space, kept, registered, guest, gone, ram, .. } = self;
         drop((registered, guest));
-        match gone.load(Ordering::Relaxed) && Arc::strong_count(&ram) == 1 {
-            true => Ok(space),
-            false => Err("memory that was registered is still in use at the end".into()),
+        if !gone.load(Ordering::Relaxed) || Arc::strong_count(&ram) != 1 {
+            return Err("memory that was registered is still in use at the end".into());
         }
+        if let Some(kept) = kept
+            && regions(&space).is_ok_and(|regions| regions == kept)
+        {
+            KEPT.set(Some(Kept { space, regions: kept }));
+        }
+        Ok(())
     }
 }

@@ -15,6 +15,7 @@ use crate::chance::Chance;
 use crate::events::What;
 use crate::faults::{self, Act};
 use crate::heap::Mark;
+use crate::memory::Memories;
 use crate::reach::{Point, Reached};
 use crate::request::{Live, Observer, fill};
 use crate::trace::{Step, Trace};
@@ -69,9 +70,32 @@ pub struct Outcome {
     pub reached: Reached,
 }
 
+/// One in so many seeds begins with no memory, and gets regions while controllers are attached.
+const GROWS: u64 = 16;
+
 /// Runs a seed.
 pub fn run(seed: u64, printed: bool) -> Outcome {
+    let (outcome, alone) = run_once(seed, printed);
+    match &outcome.failure {
+        // In memory that no other seed had it must be the same, or it cannot be replayed.
+        Some(why) if !alone => match run_once(seed, printed).0 {
+            Outcome { failure: None, .. } => {
+                let failure = Some(format!("{why} (only in memory that other seeds had before)"));
+                Outcome { failure, ..outcome }
+            }
+            again => again,
+        },
+        _ => outcome,
+    }
+}
+
+/// Runs a seed, and tells whether it had memory of its own.
+fn run_once(seed: u64, printed: bool) -> (Outcome, bool) {
     crate::model::prepare();
+    let alone = match crate::memory::prepare() {
+        Ok(is_new) => is_new || seed.is_multiple_of(GROWS),
+        Err(error) => return (Outcome { failure: Some(error.to_string()), ..Outcome::default() }, true),
+    };
     let mark = Mark::new();
     let mut outcome = Outcome::default();
     let result = run_to_end(seed, printed, &mut outcome);
@@ -83,7 +107,7 @@ pub fn run(seed: u64, printed: bool) -> Outcome {
         () => Ok(()),
     });
     outcome.failure = result.err();
-    outcome
+    (outcome, alone)
 }
 
 /// What the outcome itself holds, for all that matters.
@@ -95,7 +119,8 @@ fn run_to_end(seed: u64, printed: bool, outcome: &mut Outcome) -> Result<(), Str
     let mut chance = Chance::new(seed);
     let mut trace = Trace::new(printed);
     let mut reached = Reached::default();
-    let world = World::draw(&mut chance, &mut trace, &mut reached)?;
+    let memories = Memories::new(seed.is_multiple_of(GROWS)).map_err(|error| error.to_string())?;
+    let world = World::draw(&mut chance, memories, &mut trace, &mut reached)?;
     let mut run = Run::new(world, chance, trace, reached)?;
     let result = run.all();
     run.bench.count_strikes();
@@ -156,6 +181,7 @@ impl Run {
             polled_at: 0,
             longest: 0,
             hurry: false,
+            bytes: Vec::new(),
         };
         Ok(Run { stations, controllers, bench, free, budget, held: vec![None; count] })
     }

@@ -143,7 +143,12 @@ fn emulate(settings: &str) -> Result<Emulator, String> {
 
 impl World {
     /// Draws one. What cannot be put together is an error.
-    pub fn draw(chance: &mut Chance, trace: &mut Trace, reached: &mut Reached) -> Result<World, String> {
+    pub fn draw(
+        chance: &mut Chance,
+        memories: Memories,
+        trace: &mut Trace,
+        reached: &mut Reached,
+    ) -> Result<World, String> {
         let block = chance.pick(&[512, 4096]);
         let count = chance.weighted(&[(3, 1), (3, 2), (2, 3)]);
         let stacked = if chance.below(5) < 3 { chance.count(1..MOST_STACKED + 1) } else { 0 };
@@ -157,7 +162,6 @@ impl World {
         for device in &devices {
             trace.note(0, &Step::World { what: device.settings.clone() });
         }
-        let memories = Memories::new().map_err(|error| error.to_string())?;
         let shapes: Vec<(u32, u64)> =
             devices.iter().map(|device| (device.namespaces, device.blocks)).collect();
         let mut plan = faults::draw(chance, &shapes, 400 / count as u64);
