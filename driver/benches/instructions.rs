@@ -4,12 +4,10 @@
 //! I/Os; only what happens inside `counted_poll` is counted, and the difference is what the I/Os
 //! cost. The counts do not depend on how busy the machine is.
 //!
-//! `instructions.txt` beside this file has the counts as they were last. The bench fails where one has
-//! grown by more than 2 %, or is over its budget and was not before. `KIOVEC_BENCH_UPDATE=1` writes the
-//! file anew.
+//! `instructions.txt` beside this file has the counts as they were last, and `counts` says when that is a
+//! failure.
 
-use std::collections::HashMap;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use kiovec::layer::{Disk, Stack};
@@ -19,6 +17,10 @@ use kiovec::{
     State, Target,
 };
 use kiovec_emulator::{Config, Emulator};
+
+use self::counts::{Failure, Row};
+
+mod counts;
 
 /// A line of the table.
 struct Line {
@@ -202,8 +204,6 @@ const MANY: u64 = 3 * FEW;
 /// Makes the program run one line instead of printing the table: its index and a number of I/Os.
 const CHILD: &str = "KIOVEC_BENCH_CHILD";
 
-type Failure = Box<dyn std::error::Error>;
-
 fn main() -> ExitCode {
     let result = match std::env::var(CHILD) {
         Ok(spec) => child(&spec),
@@ -218,82 +218,24 @@ fn main() -> ExitCode {
     }
 }
 
-/// The counts as they were last: a line each, of the count, `over` if it was over its budget, and the name.
+/// The counts as they were last.
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
-/// Writes the file anew.
-const UPDATE: &str = "KIOVEC_BENCH_UPDATE";
-/// What a count may grow by.
-const GROWTH: f64 = 1.02;
 
 fn table() -> Result<(), Failure> {
-    let before = last_counts()?;
-    let update = std::env::var_os(UPDATE).is_some();
-    let mut values = HashMap::from([("", 0.0)]);
-    let (mut file, mut wrong, mut over) = (String::new(), Vec::new(), 0);
-    println!(
-        "{:<48} {:>10} {:>10} {:>10}",
-        "driver instructions per I/O (callgrind)", "counted", "last", "budget"
-    );
-    for line in TABLE {
+    counts::table(FILE.as_ref(), "driver instructions per I/O (callgrind)", TABLE, |line, values| {
         let value = match &line.value {
             Value::Counted(_) => counted(line.name)?,
             Value::Difference { of, less, part } => (values[of] - values[less]) * part,
             Value::Ratio { of, to } => values[of] / values[to],
             Value::Bytes(bytes) => *bytes as f64,
         };
-        // As it is shown and kept.
-        let digits = if matches!(line.value, Value::Ratio { .. }) { 2 } else { 1 };
-        let shown = format!("{value:.digits$}");
-        let value = shown.parse()?;
-        values.insert(line.name, value);
         let budget = line.budget.as_ref().map(|budget| match budget {
             Budget::Most(most) => *most,
             Budget::Over(other, more) => values[other] + more,
         });
-        let is_over = budget.is_some_and(|budget| value > budget);
-        let (last, was_over) = before.get(line.name).copied().unzip();
-        let mut notes = String::new();
-        if is_over {
-            notes += if was_over == Some(true) { "  not within its budget yet" } else { "  OVER ITS BUDGET" };
-            over += 1;
-        }
-        if last.is_some_and(|last: f64| value > last * GROWTH + 0.05) {
-            notes += "  HAS GROWN";
-        }
-        if last.is_none() {
-            notes += "  NEW";
-        }
-        let column = |number: Option<f64>| number.map_or("-".into(), |number| format!("{number:.digits$}"));
-        println!("{:<48} {shown:>10} {:>10} {:>10}{notes}", line.name, column(last), column(budget));
-        if notes.contains(char::is_uppercase) {
-            wrong.push(format!("{}:{notes}", line.name));
-        }
-        file += &format!("{shown:>8} {:<5}{}\n", if is_over { "over" } else { "" }, line.name);
-    }
-    println!("{over} lines are not within their budgets");
-    if update {
-        std::fs::write(FILE, file)?;
-        println!("written to {FILE}");
-        return Ok(());
-    }
-    match wrong.is_empty() {
-        true => Ok(()),
-        false => {
-            Err(format!("{}\nif that is meant to be so, run it with {UPDATE}=1", wrong.join("\n")).into())
-        }
-    }
-}
-
-fn last_counts() -> Result<HashMap<String, (f64, bool)>, Failure> {
-    let mut counts = HashMap::new();
-    for line in std::fs::read_to_string(FILE).unwrap_or_default().lines() {
-        let (number, rest) =
-            line.trim_start().split_once(' ').ok_or("instructions.txt: a line without a name")?;
-        let rest = rest.trim_start();
-        let (over, name) = rest.strip_prefix("over ").map_or((false, rest), |name| (true, name));
-        counts.insert(name.to_string(), (number.parse()?, over));
-    }
-    Ok(counts)
+        let digits = if matches!(line.value, Value::Ratio { .. }) { 2 } else { 1 };
+        Ok(Row { name: line.name, value, digits, budget })
+    })
 }
 
 /// What an I/O costs.
@@ -303,20 +245,9 @@ fn counted(name: &str) -> Result<f64, Failure> {
 
 /// Runs one line under callgrind.
 fn collected(name: &str, ios: u64) -> Result<u64, Failure> {
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .args(COUNTED.map(|name| format!("--toggle-collect=instructions::{name}")))
-        .arg(format!("--toggle-collect={NOT_COUNTED}"))
-        .arg(std::env::current_exe()?)
-        .env(CHILD, format!("{ios} {name}"))
-        .output()
-        .map_err(|e| format!("valgrind: {e}; install it with: apt-get install valgrind"))?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    let collected = text.lines().find_map(|line| line.split_once("Collected : "));
-    match collected {
-        Some((_, number)) if output.status.success() => Ok(number.trim().parse()?),
-        _ => Err(format!("{name}: no count:\n{text}").into()),
-    }
+    let functions: Vec<String> = COUNTED.map(|name| format!("instructions::{name}")).to_vec();
+    let functions: Vec<&str> = functions.iter().map(String::as_str).chain([NOT_COUNTED]).collect();
+    counts::collected(&functions, CHILD, &format!("{ios} {name}"))
 }
 
 fn child(spec: &str) -> Result<(), Failure> {

@@ -21,16 +21,17 @@ pub enum Polling {
 }
 
 /// How a worker idles.
-#[derive(Debug)]
-pub enum Idle {
+pub enum Idle<'a> {
     Spin,
     /// Somebody else needs the core.
     Yield,
     Adaptive(Backoff),
+    /// The device is in this thread, and gets its turn.
+    Step(&'a dyn Fn()),
 }
 
-impl Idle {
-    pub fn new(polling: Polling, crowded: bool) -> Idle {
+impl<'a> Idle<'a> {
+    pub fn new(polling: Polling, crowded: bool) -> Idle<'a> {
         match (polling, crowded) {
             (Polling::Adaptive, _) => Idle::Adaptive(Backoff::default()),
             (Polling::Spin, true) => Idle::Yield,
@@ -53,6 +54,7 @@ impl Idle {
             Idle::Spin => {}
             Idle::Yield => yield_now(),
             Idle::Adaptive(backoff) => backoff.nothing_found(),
+            Idle::Step(device) => device(),
         }
     }
 

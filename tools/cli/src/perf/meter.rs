@@ -14,7 +14,7 @@ pub struct Meter<'a> {
     clock: Clock,
     /// The time of this poll; 0 before anybody asked.
     now: u64,
-    /// When each request was submitted, or should have been, by its tag.
+    /// When each request was submitted, or should have been, by its tag, for those who do not keep that in the tag.
     pub started: Box<[u64]>,
     latency: Latency,
     /// Counted only where there are reads too.
@@ -144,11 +144,17 @@ impl<'a> Meter<'a> {
         self.clock.nanos()
     }
 
+    /// A request took so many nanoseconds.
+    #[inline(always)]
+    pub fn took(&mut self, nanos: u64) {
+        self.latency.record(nanos);
+    }
+
     /// A request completed `now`, and its tag's next one begins then, unless it is told otherwise.
     #[inline(always)]
     pub fn record(&mut self, tag: usize, now: u64) {
         let started = std::mem::replace(&mut self.started[tag], now);
-        self.latency.record(now.wrapping_sub(started));
+        self.took(now.wrapping_sub(started));
     }
 
     #[cold]

@@ -6,6 +6,7 @@
 mod compare;
 mod control;
 mod cores;
+pub mod counted;
 mod counters;
 mod course;
 mod idle;

@@ -3,6 +3,8 @@
 //! Everything is allocated before the first I/O. A container stays where it is from then on: each
 //! completion makes it the next request.
 
+use std::hint::cold_path;
+
 use kiovec::layer::Layer;
 use kiovec::memory::DmaSpace;
 use kiovec::{Done, IoContainer, Operation, QueueOptions, Refusal};
@@ -27,7 +29,7 @@ pub struct Worker<'a, L: Layer> {
     route: Route<L>,
     lane: Lane<'a>,
     control: &'a Control,
-    idle: Idle,
+    idle: Idle<'a>,
     supply: Supply,
 }
 
@@ -43,8 +45,10 @@ struct Lane<'a> {
 /// Where memory comes from for containers that lost theirs.
 struct Supply {
     space: DmaSpace,
-    /// Bytes of an I/O, by tag.
-    sizes: Vec<usize>,
+    /// What sizes there are, and how many containers of each: where there are several, a tag is a container's
+    /// number.
+    sizes: Vec<u64>,
+    depth: u64,
 }
 
 /// Runs a worker from first to last.
@@ -77,19 +81,25 @@ impl<'a, L: Layer> Worker<'a, L> {
         gauge: &'a Gauge,
     ) -> Result<Worker<'a, L>> {
         let idle = containers(job, opened)?;
-        let sizes = idle.iter().map(|io| io.memory().len()).collect();
-        let supply = Supply { space: opened.space.clone(), sizes };
+        let supply = Supply { space: opened.space.clone(), sizes: job.sizes(), depth: job.depth.into() };
         let bereft = Vec::with_capacity(idle.len());
         let lane = Lane { meter: Meter::new(idle.len(), gauge), idle, bereft, refused: None };
         Ok(Worker { route, lane, control, idle: Idle::new(job.polling, job.crowded), supply })
+    }
+
+    /// The same, with another way to wait.
+    pub fn idling(self, idle: Idle<'a>) -> Worker<'a, L> {
+        Worker { idle, ..self }
     }
 
     /// New memory for what has none any more: the device goes on without the controller that has it.
     #[cold]
     fn restock(&mut self) -> Result<()> {
         for mut io in self.lane.bereft.drain(..) {
-            let size = self.supply.sizes[io.get_tag() as usize];
-            io.replace_memory(self.supply.space.allocate(size)?);
+            let Supply { space, sizes, depth } = &self.supply;
+            let number = io.get_tag() / depth;
+            let size = sizes.get(number as usize).or(sizes.last()).copied().unwrap_or_default();
+            io.replace_memory(space.allocate(size as usize)?);
             self.lane.idle.push(io);
         }
         Ok(())
@@ -132,8 +142,7 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
             io.set_lba(request.lba);
             io.set_operation(request.operation);
             work.prepare(request, io.data_mut());
-            let now = self.lane.now::<W>();
-            self.lane.meter.started[io.get_tag() as usize] = now;
+            io.set_tag(self.lane.now::<W>());
             self.route.poller.submit(self.route.target, io).map_err(kiovec::Error::from)?;
         }
         Ok(())
@@ -188,44 +197,50 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
 impl Lane<'_> {
     #[inline(always)]
     fn now<W: Workload>(&mut self) -> u64 {
-        if W::EXACT_TIMES { self.meter.now::<true>() } else { self.meter.now::<false>() }
+        if W::TOUCHES_DATA { self.meter.now::<true>() } else { self.meter.now::<false>() }
     }
 
-    /// A completion becomes the next request.
+    /// A completion becomes the next request. Its tag is when it began.
     #[inline(always)]
     fn turn_around<W: Workload, L: Layer>(&mut self, work: &mut W, mut done: Done<'_, L>) {
         let now = self.now::<W>();
         let result = done.result();
-        let mut io = done.in_place();
-        let (finished, tag) = (request(&io), io.get_tag() as usize);
-        // The next request begins now, unless preparing it takes long.
-        self.meter.record(tag, now);
-        if W::MIXED {
-            self.meter.writes += u64::from(finished.operation == Operation::Write);
-        }
         if let Err(failure) = result {
+            cold_path();
+            self.meter.failed(done.io().operation(), Reason::Driver(failure));
             if Reason::Driver(failure).is_lost() {
                 // It would fail at once, over and over, and be counted as I/O.
-                return self.retire(work, done);
+                self.meter.took(now.wrapping_sub(done.io().get_tag()));
+                return self.put_away(work, done);
             }
-            self.meter.failed(finished.operation, Reason::Driver(failure));
         }
-        work.completed(finished, io.data_mut(), result.is_ok());
-        if done.io().memory().is_empty() {
+        if W::TOUCHES_DATA {
+            let mut io = done.in_place();
+            work.completed(request(&io), io.data_mut(), result.is_ok());
+        }
+        // A command of its own that succeeded had memory.
+        if (result.is_err() || !L::NONE) && done.io().memory().is_empty() {
             return self.bereft.push(done.take());
         }
         let Some(next) = work.next() else {
-            self.idle.push(done.take());
-            return;
+            self.meter.took(now.wrapping_sub(done.io().get_tag()));
+            return self.idle.push(done.take());
         };
         let mut io = done.in_place();
+        let (began, operation) = (io.get_tag(), io.operation());
         io.set_lba(next.lba);
         if W::MIXED {
             io.set_operation(next.operation);
         }
-        work.prepare(next, io.data_mut());
-        if W::EXACT_TIMES {
-            self.meter.started[tag] = self.meter.nanos();
+        // The next request begins now, unless preparing it takes long.
+        io.set_tag(now);
+        if W::TOUCHES_DATA {
+            work.prepare(next, io.data_mut());
+            io.set_tag(self.meter.nanos());
+        }
+        self.meter.took(now.wrapping_sub(began));
+        if W::MIXED {
+            self.meter.writes += u64::from(operation == Operation::Write);
         }
         if let Err(rejected) = done.resubmit() {
             self.refused = Some(rejected.reason);
@@ -234,13 +249,18 @@ impl Lane<'_> {
 
     /// A completion is the last of its container, for now.
     fn retire<W: Workload, L: Layer>(&mut self, work: &mut W, done: Done<'_, L>) {
-        let result = done.result();
-        let mut io = done.take();
-        let finished = request(&io);
-        if let Err(failure) = result {
-            self.meter.failed(finished.operation, Reason::Driver(failure));
+        if let Err(failure) = done.result() {
+            self.meter.failed(done.io().operation(), Reason::Driver(failure));
         }
-        work.completed(finished, io.data_mut(), result.is_ok());
+        self.put_away(work, done);
+    }
+
+    /// Takes a container out. Inlined, so that a `Done` need not be in memory for it.
+    #[inline(always)]
+    fn put_away<W: Workload, L: Layer>(&mut self, work: &mut W, done: Done<'_, L>) {
+        let success = done.result().is_ok();
+        let mut io = done.take();
+        work.completed(request(&io), io.data_mut(), success);
         self.keep(io);
     }
 

@@ -16,8 +16,9 @@ pub struct Request {
 
 /// Decides which request comes next.
 pub trait Workload {
-    /// Whether deciding takes so long that the clock has to be read for each request.
-    const EXACT_TIMES: bool;
+    /// Whether it fills memory and looks at it: that takes so long that the clock has to be read for each
+    /// request.
+    const TOUCHES_DATA: bool;
     /// Whether there are both reads and writes, so that they have to be counted.
     const MIXED: bool;
 
@@ -103,7 +104,7 @@ impl<const RANDOM: bool, const MIXED: bool> Plain<RANDOM, MIXED> {
 }
 
 impl<const RANDOM: bool, const MIXED: bool> Workload for Plain<RANDOM, MIXED> {
-    const EXACT_TIMES: bool = false;
+    const TOUCHES_DATA: bool = false;
     const MIXED: bool = MIXED;
 
     #[inline(always)]
@@ -132,7 +133,7 @@ impl Skewed {
 }
 
 impl Workload for Skewed {
-    const EXACT_TIMES: bool = false;
+    const TOUCHES_DATA: bool = false;
     const MIXED: bool = true;
 
     #[inline(always)]
@@ -193,7 +194,7 @@ impl Varied {
 }
 
 impl Workload for Varied {
-    const EXACT_TIMES: bool = false;
+    const TOUCHES_DATA: bool = false;
     const MIXED: bool = true;
 
     fn next(&mut self) -> Option<Request> {

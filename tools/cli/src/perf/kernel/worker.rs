@@ -82,7 +82,7 @@ impl<'a> Worker<'a> {
         // What is written or read back as a whole is due at once.
         let paced = matches!(phase, Phase::WarmUp | Phase::Measure);
         while let Some(slot) = self.idle.pop() {
-            let now = if W::EXACT_TIMES { self.meter.nanos() } else { self.meter.now::<false>() };
+            let now = if W::TOUCHES_DATA { self.meter.nanos() } else { self.meter.now::<false>() };
             let due = if paced { self.pace.take(now) } else { Some(now) };
             let next = due.and_then(|_| work.next_sized());
             self.exhausted |= due.is_some() && next.is_none();
@@ -94,7 +94,7 @@ impl<'a> Worker<'a> {
             work.prepare(request, data(&mut self.ring, slot, bytes));
             self.meter.started[slot] = match (&self.pace, paced) {
                 (Pace::Every { .. }, true) => due,
-                _ if W::EXACT_TIMES => self.meter.nanos(),
+                _ if W::TOUCHES_DATA => self.meter.nanos(),
                 _ => now,
             };
             let offset = request.lba * self.block_size;

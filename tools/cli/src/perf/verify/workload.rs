@@ -131,7 +131,7 @@ impl Verified {
 
 impl Workload for Verified {
     /// Filling and checking take longer than many an I/O.
-    const EXACT_TIMES: bool = true;
+    const TOUCHES_DATA: bool = true;
     const MIXED: bool = true;
 
     fn completed<'d>(&mut self, request: Request, data: impl Iterator<Item = &'d mut [u8]>, success: bool) {
