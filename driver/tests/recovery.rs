@@ -7,8 +7,8 @@ use std::time::Duration;
 use kiovec::memory::{DmaSpace, MemoryChain, RawCommands};
 use kiovec::spec::{Cns, Command, Status, admin_opcode};
 use kiovec::{
-    Cause, Controller, Event, Failure, IoContainer, Poller, QueueId, QueueOptions, QueueStats, Replay, State,
-    Target,
+    Cause, Controller, Error, Event, Failure, IoContainer, Poller, QueueId, QueueOptions, QueueStats, Replay,
+    State, Target,
 };
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults, Remedy};
 
@@ -353,6 +353,76 @@ fn a_fatal_status_costs_a_reset() {
     assert_eq!((rig.stats().timeouts, rig.stats().resets), (0, 1));
 }
 
+/// Its failure is over with the reset: who asks is told so, and it is not reset for it again, however long it is silent.
+#[test]
+fn a_controller_that_was_reset_is_as_good_as_before() {
+    let mut rig = rig("mdts=5");
+    rig.emulator.hold(Commands::reads());
+    rig.read(0, 4);
+    rig.look();
+    rig.emulator.fail();
+    let mut outcomes = Vec::new();
+    assert!(matches!(rig.controller.check(), Err(Error::Fatal { .. })));
+    while rig.stats().resets == 0 {
+        rig.turn(&mut outcomes);
+    }
+    rig.controller.check().unwrap();
+    // More idle polls than until the controller's status is read.
+    (0..70_000).for_each(|_| rig.turn(&mut outcomes));
+    assert_eq!((rig.stats().resets, outcomes.len()), (1, 0));
+    rig.emulator.release_all();
+    assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
+}
+
+/// Resets that are asked for cost what is in flight a delay. However many they are, the controller is not given up for
+/// them; and while one lasts, nothing is wrong with it.
+#[test]
+fn resets_that_are_asked_for_lose_nothing() {
+    let mut rig = rig("mdts=1");
+    let mut other = beside(&rig);
+    rig.emulator.hold(Commands::io());
+    (0..8).for_each(|i| rig.write(100 + 8 * i, 8, i as u8 + 1));
+    other.read(0, 4);
+    let (mut outcomes, mut others) = (Vec::new(), Vec::new());
+    for round in 1..=6 {
+        rig.controller.reset().unwrap();
+        rig.controller.reset().unwrap();
+        rig.controller.check().unwrap();
+        assert!(matches!(rig.controller.namespace(1), Err(Error::Resetting { .. })));
+        for _ in 0..8 * LOOK {
+            rig.turn(&mut outcomes);
+            other.turn(&mut others);
+        }
+        assert_eq!((rig.stats().resets, other.stats().resets), (round, round));
+        assert!(rig.stats().resent > 0 && outcomes.is_empty() && others.is_empty());
+    }
+    rig.emulator.release_all();
+    let outcomes = rig.settle(TIMEOUT);
+    assert_eq!((outcomes.len(), other.settle(TIMEOUT).len()), (8, 1));
+    assert!(outcomes.iter().all(|outcome| outcome.1 == Ok(())));
+    for i in 0..8 {
+        rig.read(100 + 8 * i, 8);
+    }
+    let back = rig.settle(TIMEOUT);
+    assert!((0..8).zip(&back).all(|(i, read)| read.1 == Ok(()) && read.2.iter().all(|byte| *byte == i + 1)));
+    assert_eq!((rig.stats().timeouts, rig.stats().aborts, rig.stats().faults), (0, 0, 0));
+}
+
+/// With nobody polling, whoever asks for events goes on with the reset.
+#[test]
+fn a_reset_without_pollers_is_carried_out_by_events() {
+    let emulator = emulator("mdts=5");
+    let controller = Controller::open(emulator.function(), &DmaSpace::new().unwrap()).unwrap();
+    let before = emulator.counters().resets;
+    controller.reset().unwrap();
+    let again = (0..LOOK).find(|_| {
+        let _ = controller.events().count();
+        emulator.step();
+        controller.namespace(1).is_ok()
+    });
+    assert!(again.is_some() && emulator.counters().resets == before + 1);
+}
+
 /// Queue pairs of two pollers stop together and go on together; one that has nothing in flight as well.
 #[test]
 fn two_pollers_are_reset_together() {
@@ -507,6 +577,8 @@ fn resets_that_do_not_help_have_an_end() {
         assert!(matches!(outcome.1.unwrap_err().cause, Cause::ControllerLost | Cause::OutcomeUnknown));
     }
     assert!(rig.emulator.counters().resets <= before + 4);
+    assert!(matches!(rig.controller.reset(), Err(Error::Lost { .. })));
+    assert!(matches!(rig.controller.check(), Err(Error::Lost { .. })));
 }
 
 /// One command is never answered, all others are: the request fails, the others go on.

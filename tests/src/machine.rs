@@ -376,6 +376,22 @@ pub static MACHINES: &[Machine] = &[
         limit: Duration::from_secs(300),
     },
     Machine {
+        name: "recovery",
+        processors: 2,
+        iommu: Some(PLAIN_IOMMU),
+        controllers: &[&LEG, &OTHER_LEG, &THIRD_LEG, &TWIN, &OTHER_TWIN],
+        cases: &[
+            "modules-loaded",
+            "contended",
+            "killed-again-and-again",
+            "reset-under-load",
+            "answers-late",
+            "dead-bar",
+            "no-dma-faults",
+        ],
+        limit: Duration::from_secs(300),
+    },
+    Machine {
         name: "atomic",
         processors: 1,
         iommu: Some(PLAIN_IOMMU),

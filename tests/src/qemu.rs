@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use serde_json::{Value, json};
 use crate::machine::{
     Access, Address, Atomic, Content, Controller, Defect, Machine, Mdts, Model, Namespace, RootPort,
 };
+use crate::monitor::Entrance;
+use crate::operator::{CONTROLLER_ENABLED, Operator, namespace_id};
 use crate::process;
 use crate::report::{EXIT_PORT, Ending, Line};
 
@@ -66,6 +69,8 @@ pub struct Run {
 #[derive(Debug)]
 struct Files {
     directory: PathBuf,
+    /// Where the monitor's socket is. Below /tmp: its path has 107 bytes at most, which TARGET's may use up.
+    rendezvous: PathBuf,
 }
 
 impl Files {
@@ -77,9 +82,17 @@ impl Files {
         self.directory.join("qemu.log")
     }
 
+    fn monitor(&self) -> PathBuf {
+        self.rendezvous.join("monitor")
+    }
+
     fn medium(&self, controller: &Controller, namespace: &Namespace) -> PathBuf {
         self.directory.join(format!("{}-{}.raw", controller.serial, namespace.nsid))
     }
+}
+
+fn rendezvous(machine: &Machine) -> PathBuf {
+    std::env::temp_dir().join(format!("kiovec-{}-{}", machine.name, std::process::id()))
 }
 
 /// The QEMU that tests/install found to have a client for vfio-user; `work` is TARGET/qemu.
@@ -124,9 +137,11 @@ pub fn run(
     directory: &Path,
     heard: impl FnMut(&Line) + Send,
 ) -> Result<Run, Error> {
-    let files = Files { directory: directory.to_owned() };
+    let files = Files { directory: directory.to_owned(), rendezvous: rendezvous(machine) };
     make_media(machine, &files)?;
+    fs::create_dir(&files.rendezvous).map_err(|e| Error::File(files.rendezvous.clone(), e))?;
     let outcome = run_with(machine, boot, &files, heard);
+    fs::remove_dir_all(&files.rendezvous).map_err(|e| Error::File(files.rendezvous.clone(), e))?;
     for_media(machine, |controller, namespace| {
         let path = files.medium(controller, namespace);
         fs::remove_file(&path).map_err(|e| Error::File(path, e))
@@ -138,22 +153,33 @@ fn run_with(
     machine: &Machine,
     boot: &Boot,
     files: &Files,
-    heard: impl FnMut(&Line) + Send,
+    mut heard: impl FnMut(&Line) + Send,
 ) -> Result<Run, Error> {
     let log = files.complaints();
     let complaints = File::create(&log).map_err(|e| Error::File(log.clone(), e))?;
     let failed = |e| Error::NoQemu(boot.program.clone(), e);
+    let entrance = files.monitor();
+    let entrance = Entrance::open(&entrance).map_err(|e| Error::File(entrance, e))?;
     let mut command = Command::new(&boot.program);
     command
         .args(arguments(machine, boot, files))
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(complaints);
+        .stderr(Stdio::piped());
     process::end_with_parent(&mut command);
     let mut child = command.spawn().map_err(failed)?;
-    let report = child.stdout.take();
+    let (tracing, traced) = mpsc::channel();
+    let mut operator = child.stdin.take().map(|answers| Operator::new(entrance, answers, traced));
+    let mut heard = move |line: &Line| {
+        if let (Line::Ask(ask), Some(operator)) = (line, &mut operator) {
+            operator.obey(ask);
+        }
+        heard(line);
+    };
+    let (report, said) = (child.stdout.take(), child.stderr.take());
     let (lines, status) = thread::scope(|scope| {
-        let reader = scope.spawn(|| report.map_or_else(Vec::new, |report| read_report(report, heard)));
+        let reader = scope.spawn(|| report.map_or_else(Vec::new, |report| read_report(report, &mut heard)));
+        scope.spawn(|| said.map(|said| keep(said, complaints, &tracing)));
         let status = process::wait(&mut child, machine.limit);
         (reader.join().unwrap_or_default(), status)
     });
@@ -163,6 +189,18 @@ fn run_with(
         Err(e) => Err(Error::File(path, e)),
     };
     Ok(Run { lines, ending: ending(status), console: read(files.console())?, complaints: read(log)? })
+}
+
+/// Writes what QEMU says to a file, and passes on which controllers were enabled.
+fn keep(said: impl io::Read, mut complaints: File, traced: &Sender<String>) {
+    for line in BufReader::new(said).split(b'\n').map_while(Result::ok) {
+        // A log without a line is better than a QEMU that waits for somebody to read.
+        let _ = complaints.write_all(&[&line[..], b"\n"].concat());
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if line.contains(CONTROLLER_ENABLED) {
+            let _ = traced.send(line);
+        }
+    }
 }
 
 fn ending(status: Option<ExitStatus>) -> Ending {
@@ -175,7 +213,7 @@ fn ending(status: Option<ExitStatus>) -> Ending {
     }
 }
 
-fn read_report(report: ChildStdout, mut heard: impl FnMut(&Line)) -> Vec<Line> {
+fn read_report(report: ChildStdout, heard: &mut impl FnMut(&Line)) -> Vec<Line> {
     let mut lines = Vec::new();
     // Bytes, not text: firmware or a dying guest may write anything.
     for bytes in BufReader::new(report).split(b'\n').map_while(Result::ok) {
@@ -227,16 +265,16 @@ fn arguments(machine: &Machine, boot: &Boot, files: &Files) -> Vec<String> {
         }
         add("-device", controller_device(controller, boot).to_string());
         for namespace in own_namespaces(controller) {
-            let node = format!("{}-{}", controller.serial, namespace.nsid);
+            let node = namespace_id(controller.serial, namespace.nsid);
             add("-blockdev", medium_node(namespace, &node, &files.medium(controller, namespace)).to_string());
             add("-device", namespace_device(controller, namespace, &node).to_string());
         }
     }
+    let option = |path: PathBuf| path.display().to_string().replace(',', ",,");
+    add("-chardev", format!("socket,id=monitor,path={}", option(files.monitor())));
+    add("-mon", "chardev=monitor,mode=control".into());
     // The kernel's console and the report go separate ways, so that neither can cut into the other's lines.
-    add(
-        "-chardev",
-        format!("file,id=console,path={}", files.console().display().to_string().replace(',', ",,")),
-    );
+    add("-chardev", format!("file,id=console,path={}", option(files.console())));
     add("-serial", "chardev:console".into());
     add("-serial", "stdio".into());
     add("-device", format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4"));
@@ -303,6 +341,7 @@ fn device_address(address: Address) -> String {
 fn namespace_device(controller: &Controller, namespace: &Namespace, node: &str) -> Value {
     json!({
         "driver": "nvme-ns",
+        "id": node,
         "drive": node,
         "bus": controller.serial,
         "nsid": namespace.nsid,
@@ -421,7 +460,7 @@ mod tests {
     }
 
     fn arguments_of(machine: &Machine) -> Vec<String> {
-        arguments(machine, &boot(), &Files { directory: "/run,1".into() })
+        arguments(machine, &boot(), &Files { directory: "/run,1".into(), rendezvous: "/tmp,1".into() })
     }
 
     fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
@@ -523,7 +562,8 @@ mod tests {
     #[test]
     fn a_comma_in_a_path_is_escaped() {
         let arguments = arguments_of(&MACHINES[0]);
-        assert_eq!(values(&arguments, "-chardev"), ["file,id=console,path=/run,,1/console.log"]);
+        let expected = ["socket,id=monitor,path=/tmp,,1/monitor", "file,id=console,path=/run,,1/console.log"];
+        assert_eq!(values(&arguments, "-chardev"), expected);
     }
 
     #[test]

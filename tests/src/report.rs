@@ -1,7 +1,8 @@
 //! The lines in which a guest tells its results, and the exit codes that go with them.
 //!
-//! `CASE name ok 12 ms`, `CASE name FAILED 12 ms: why`, at the very end `END n passed, n failed`. Everything
-//! else on the line is talk. QEMU's exit code has to agree: a guest that dies, or that powers off, exits 0.
+//! `CASE name ok 12 ms`, `CASE name FAILED 12 ms: why`, at the very end `END n passed, n failed`. In between, `ASK what`
+//! is for the machine's operator, whose answer, `DONE` or `REFUSED why`, goes the other way. Everything else on the
+//! line is talk. QEMU's exit code has to agree: a guest that dies, or that powers off, exits 0.
 
 use std::fmt;
 use std::time::Duration;
@@ -41,6 +42,79 @@ pub enum Line {
         /// How many failed.
         failed: usize,
     },
+    /// Something is to be done from outside.
+    Ask(Ask),
+}
+
+/// What only somebody outside of a machine can do to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// A namespace finishes no more I/O, until its controller was reset.
+    Stall {
+        /// The controller's serial number.
+        serial: String,
+        /// The namespace.
+        nsid: u32,
+    },
+    /// Nothing, but the answer comes when no namespace is stalled any more.
+    Recovered,
+    /// The guest's kernel is asked to let go of a controller in a slot.
+    Unplug {
+        /// Its serial number.
+        serial: String,
+    },
+    /// Nothing, but the answer comes when such a controller is gone.
+    Unplugged {
+        /// Its serial number.
+        serial: String,
+    },
+}
+
+/// The answer: nothing, or why it was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer(pub Option<String>);
+
+impl fmt::Display for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ask::Stall { serial, nsid } => write!(f, "ASK stall {serial} {nsid}"),
+            Ask::Recovered => f.write_str("ASK recovered"),
+            Ask::Unplug { serial } => write!(f, "ASK unplug {serial}"),
+            Ask::Unplugged { serial } => write!(f, "ASK unplugged {serial}"),
+        }
+    }
+}
+
+impl Ask {
+    fn parse(line: &str) -> Option<Ask> {
+        let words: Vec<&str> = line.strip_prefix("ASK ")?.split(' ').collect();
+        match words[..] {
+            ["stall", serial, nsid] => Some(Ask::Stall { serial: serial.into(), nsid: nsid.parse().ok()? }),
+            ["recovered"] => Some(Ask::Recovered),
+            ["unplug", serial] => Some(Ask::Unplug { serial: serial.into() }),
+            ["unplugged", serial] => Some(Ask::Unplugged { serial: serial.into() }),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            None => f.write_str("DONE"),
+            Some(why) => write!(f, "REFUSED {}", why.replace(['\n', '\r'], " ")),
+        }
+    }
+}
+
+impl Answer {
+    /// Reads a line; `None` if it is no answer.
+    pub fn parse(line: &str) -> Option<Answer> {
+        match line.trim_end() {
+            "DONE" => Some(Answer(None)),
+            line => line.strip_prefix("REFUSED ").map(|why| Answer(Some(why.to_owned()))),
+        }
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -61,6 +135,7 @@ impl fmt::Display for Line {
         match self {
             Line::Case(outcome) => outcome.fmt(f),
             Line::End { passed, failed } => write!(f, "END {passed} passed, {failed} failed"),
+            Line::Ask(ask) => ask.fmt(f),
         }
     }
 }
@@ -72,6 +147,9 @@ impl Line {
         if let Some(rest) = line.strip_prefix("END ") {
             let (passed, failed) = rest.strip_suffix(" failed")?.split_once(" passed, ")?;
             return Some(Line::End { passed: passed.parse().ok()?, failed: failed.parse().ok()? });
+        }
+        if let Some(ask) = Ask::parse(line) {
+            return Some(Line::Ask(ask));
         }
         let (name, rest) = line.strip_prefix("CASE ")?.split_once(' ')?;
         let (verdict, rest) = rest.split_once(' ')?;
@@ -88,7 +166,7 @@ impl Line {
 fn cases(lines: &[Line]) -> impl Iterator<Item = &Outcome> {
     lines.iter().filter_map(|line| match line {
         Line::Case(outcome) => Some(outcome),
-        Line::End { .. } => None,
+        Line::End { .. } | Line::Ask(_) => None,
     })
 }
 
@@ -158,8 +236,19 @@ mod tests {
     #[test]
     fn lines_come_back_as_they_were_written() {
         let end = Line::End { passed: 3, failed: 1 };
-        for line in [case("bind", None), case("perf-odd", Some("exit code 0: no error")), end] {
+        let serial = || "KIOVEC".to_owned();
+        let asks = [
+            Ask::Stall { serial: serial(), nsid: 2 },
+            Ask::Recovered,
+            Ask::Unplug { serial: serial() },
+            Ask::Unplugged { serial: serial() },
+        ];
+        let cases = [case("bind", None), case("perf-odd", Some("exit code 0: no error")), end];
+        for line in cases.into_iter().chain(asks.map(Line::Ask)) {
             assert_eq!(Line::parse(&format!("{line}\r\n")), Some(line));
+        }
+        for answer in [Answer(None), Answer(Some("no such device".into()))] {
+            assert_eq!(Answer::parse(&format!("{answer}\n")), Some(answer));
         }
     }
 
@@ -171,9 +260,17 @@ mod tests {
 
     #[test]
     fn talk_is_not_a_result() {
-        for talk in
-            ["", "CASE", "CASE x", "CASE x maybe 1 ms", "END", "END 1 passed", "[    0.1] CASE x ok 1 ms"]
-        {
+        for talk in [
+            "",
+            "CASE",
+            "CASE x",
+            "CASE x maybe 1 ms",
+            "END",
+            "END 1 passed",
+            "[    0.1] CASE x ok 1 ms",
+            "ASK x",
+            "ASK stall y",
+        ] {
             assert_eq!(Line::parse(talk), None, "{talk:?}");
         }
     }

@@ -236,18 +236,27 @@ impl Controller {
         self.quirks.has(quirk)
     }
 
-    /// Fails if the controller has stopped: CSTS.CFS, or registers that read as all ones. Reads a
-    /// register: not for the I/O path.
+    /// Fails if the controller has stopped: CSTS.CFS, or registers that read as all ones; or if it was given up. While it
+    /// is reset nothing is wrong with it. Reads a register: not for the I/O path.
     pub fn check(&self) -> Result<()> {
+        let lost = match self.era() {
+            Era::Resetting(_) => return Ok(()),
+            Era::Running(_) => false,
+            Era::Lost { .. } => true,
+        };
         if self.failed.load(Ordering::Relaxed) {
             return Err(Error::Fatal { device: self.name().into() });
         }
         let checked = registers::check(&*self.function);
-        // Whoever looks first disables it: all others are to learn the cause, not that it is disabled.
+        // Whoever looks first has it reset: all others are to learn the cause, not that it is disabled.
         if matches!(checked, Err(Error::Fatal { .. })) {
             self.failed.store(true, Ordering::Relaxed);
         }
-        checked
+        match checked {
+            // The last rung has disabled it.
+            Ok(()) | Err(Error::Disabled { .. }) if lost => Err(Error::Lost { device: self.name().into() }),
+            checked => checked,
+        }
     }
 
     /// What the controller has reported of its own accord, oldest first, until there is nothing more. Any

@@ -6,6 +6,7 @@
 //! for the reset of the function, and for the few admin commands at the end, each of which is granted
 //! [`SETUP_MILLIS`]. Knows the order of steps; must not know what is in a queue.
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::admin::AdminQueue;
@@ -124,9 +125,31 @@ impl Controller {
         self.era.get()
     }
 
-    /// Begins a reset, if there is none already. Not at all while another thread uses the admin queue: ask
-    /// again.
-    pub(crate) fn reset(&self) {
+    /// Resets the controller, as a command that is never completed has it reset: its queue pairs stop, it is disabled,
+    /// enabled and set up as before, and what was in flight is sent again or fails, each as
+    /// [`Poller::set_replay`](crate::Poller::set_replay) says. A volatile write cache may be lost with it.
+    ///
+    /// Returns when the reset has begun, or if there is one already. Pollers carry it out, all that have a queue pair of
+    /// the controller; without any, [`events`](Controller::events) does. Until it is over admin commands fail with
+    /// [`Error::Resetting`]; [`QueueStats::resets`](crate::QueueStats::resets) tells when. However often it is asked
+    /// for, that is not held against the controller. Waits for an admin command of another thread.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if the controller was given up.
+    pub fn reset(&self) -> Result<()> {
+        let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
+        if admin.course.is_running() {
+            self.stop(&mut admin);
+        }
+        match admin.course.stage {
+            Stage::Lost => Err(Error::Lost { device: self.name().into() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins a reset because the controller does not do what it should, if there is none already. Not at all while
+    /// another thread uses the admin queue: ask again.
+    pub(crate) fn recover(&self) {
         if let Some(mut admin) = self.try_admin() {
             self.begin(&mut admin);
         }
@@ -141,6 +164,12 @@ impl Controller {
             return self.lose(course);
         }
         course.attempts += 1;
+        self.stop(admin);
+    }
+
+    /// Has all queue pairs stop, which is how each reset begins.
+    fn stop(&self, admin: &mut Admin) {
+        let course = &mut admin.course;
         course.function_reset = false;
         course.pairs.iter_mut().for_each(|(_, stopped)| *stopped = false);
         course.stage = Stage::Stopping(admin.queue.nanos().saturating_add(STOP_MILLIS * 1_000_000));
@@ -211,6 +240,7 @@ impl Controller {
         match self.prepare(admin) {
             Ok(()) => {
                 admin.course.stage = Stage::Running;
+                self.failed.store(false, Ordering::Relaxed);
                 self.era.change();
             }
             Err(error) => self.next_rung(admin, now, &error),

@@ -102,7 +102,7 @@ impl Pair {
         }
         let Err(error) = self.controller.check() else { return };
         if !matches!(error, Error::Gone { .. } | Error::Disconnected { .. }) {
-            return self.controller.reset();
+            return self.controller.recover();
         }
         // One that is gone reaches nothing.
         let reaches_nothing = self.controller.quiesce().is_ok() || matches!(error, Error::Gone { .. });

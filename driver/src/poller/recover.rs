@@ -62,7 +62,7 @@ impl Pair {
         }
         let found = queue.sweep();
         if found.lost > 0 {
-            controller.reset();
+            controller.recover();
         } else if found.overdue > 0 {
             queue.abort_overdue(|cid| controller.abort(*qid, cid));
         }
@@ -93,7 +93,7 @@ impl Pair {
                         (self.era, self.unproved) = (era, true);
                         self.queue.resume(tree);
                     }
-                    Err(_) => self.controller.reset(),
+                    Err(_) => self.controller.recover(),
                 }
             }
         }

@@ -176,6 +176,22 @@ pub fn verify_by(path: &Path, extent: &Extent, most: u64) -> Verdict {
     })
 }
 
+/// Calls `each` with every unit of a device's first ones, and what the device has there.
+pub fn read_each(
+    path: &Path,
+    units: u64,
+    bytes: u64,
+    mut each: impl FnMut(u64, &[u8]) -> Verdict,
+) -> Verdict {
+    let failed = |e| format!("reading {}: {e}", path.display());
+    let file = open_direct(path).map_err(failed)?;
+    let mut buffer = Aligned::new(bytes as usize);
+    (0..units).try_for_each(|unit| {
+        file.read_exact_at(buffer.get(), unit * bytes).map_err(failed)?;
+        each(unit, buffer.get())
+    })
+}
+
 /// Reads two block devices over the extent; they have to hold the same, whatever it is.
 pub fn same(paths: [&Path; 2], extent: &Extent) -> Verdict {
     let failed = |e| format!("reading {extent} of {paths:?}: {e}");

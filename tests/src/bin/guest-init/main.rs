@@ -13,12 +13,14 @@ mod device_mapper;
 mod disk;
 mod exit;
 mod kmsg;
+mod operator;
 mod pci;
 mod program;
 mod reboot;
 mod reporter;
 mod slot;
 mod uevent;
+mod vfio;
 
 /// How a case ended: nothing to say, or why it failed.
 type Verdict = Result<(), String>;

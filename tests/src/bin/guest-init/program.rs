@@ -17,6 +17,7 @@ pub const USER: &str = "tester";
 const USER_ID: u32 = 1000;
 /// No single program needs longer, even emulated.
 pub const LIMIT: Duration = Duration::from_secs(90);
+/// What a program that is being started writes to; then the files get the names of its process.
 const OUT: &str = "/run/stdout";
 const ERR: &str = "/run/stderr";
 
@@ -82,7 +83,11 @@ impl Program {
         let child = self.command.spawn().map_err(|e| format!("{text}: {e}"));
         disable_transparent_hugepages(false)?;
         setrlimit(Resource::Memlock, before).map_err(|e| format!("setrlimit: {e}"))?;
-        child
+        let child = child?;
+        for path in [OUT, ERR] {
+            fs::rename(path, of_process(path, &child)).map_err(|e| format!("{path}: {e}"))?;
+        }
+        Ok(child)
     }
 
     /// Runs it to its end.
@@ -108,12 +113,19 @@ impl Program {
     }
 }
 
-/// Waits for the end of the program that was started last, `limit` at most; `text` is its command line.
+fn of_process(path: &str, child: &Child) -> String {
+    format!("{path}-{}", child.id())
+}
+
+/// Waits for the end of a program that was started, `limit` at most; `text` is its command line.
 pub fn finish(text: String, mut child: Child, limit: Duration) -> Result<Output, String> {
     let status = process::wait(&mut child, limit).map_err(|e| format!("{text}: {e}"))?;
-    let read = |path: &str| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let out = read(OUT).map_err(|e| format!("{OUT}: {e}"))?;
-    let err = read(ERR).map_err(|e| format!("{ERR}: {e}"))?;
+    let read = |path: &str| {
+        let path = of_process(path, &child);
+        let bytes = fs::read(&path).and_then(|bytes| fs::remove_file(&path).map(|()| bytes));
+        bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(|e| format!("{path}: {e}"))
+    };
+    let (out, err) = (read(OUT)?, read(ERR)?);
     println!("$ {text}\n{out}{err}[{status:?}]");
     let status = status.ok_or_else(|| format!("{text}: still running after {} s", limit.as_secs()))?;
     Ok(Output { text, code: status.code(), out, err })

@@ -3,27 +3,33 @@
 //!
 //! `read` expects what the guest's kernel wrote before; `write` writes, reads back, and prints a manifest that the
 //! kernel's driver is held against afterwards; `duplicate` writes the same memory to two controllers, and its manifest
-//! holds for both; `merge` has neighbours share a command over a defect of the medium.
+//! holds for both; `merge` has neighbours share a command over a defect of the medium; `generations` writes on, whatever
+//! happens, and keeps account of it.
 
 mod device;
 mod duplicate;
+mod generations;
 mod merge;
 mod plan;
 mod shape;
 mod worker;
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiovec::memory::DmaSpace;
 use kiovec::pci::Vfio;
-use kiovec::{Controller, DataForm, Operation};
+use kiovec::{Controller, DataForm, Operation, QueueOptions, QueueStats};
 use kiovec_tests::machine::kernel_seed;
+use serde_json::json;
 
 use device::Device;
+use generations::Task;
 use plan::{Action, Geometry, Step};
 use shape::Shape;
 use worker::{Job, Way};
@@ -63,6 +69,27 @@ enum What {
         #[arg(long)]
         write: bool,
     },
+    /// Expect what the ledger says, write more, and note in the ledger what was acknowledged
+    Generations {
+        #[command(flatten)]
+        one: One,
+        /// The namespace
+        nsid: u32,
+        /// The file of the ledger
+        ledger: PathBuf,
+        /// End after so many writes, instead of writing until it is killed
+        #[arg(long)]
+        writes: Option<u64>,
+        /// End after the controller was reset so often
+        #[arg(long)]
+        resets: Option<u64>,
+        /// Seconds that the controller may take for a command
+        #[arg(long)]
+        command_timeout: Option<u64>,
+        /// Reset the controller after so many writes each
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+        reset_every: Option<u64>,
+    },
 }
 
 #[derive(Debug, Clone, Args)]
@@ -96,7 +123,8 @@ fn main() -> ExitCode {
     let (What::Read(One { device, .. })
     | What::Write(One { device, .. })
     | What::Duplicate { one: One { device, .. }, .. }
-    | What::Merge { one: One { device, .. }, .. }) = &what;
+    | What::Merge { one: One { device, .. }, .. }
+    | What::Generations { one: One { device, .. }, .. }) = &what;
     match run(&what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -131,6 +159,27 @@ fn run(what: &What) -> Result<(), Failure> {
             let bad = merge::Bad { nsid: *nsid, lba: *lba, operation };
             let stats = merge::run(&controller, form.data(), &bad)?;
             println!("one request failed alone; {} merges, {} commands", stats.merges, stats.commands);
+            Ok(())
+        }
+        What::Generations {
+            one: One { form, device },
+            nsid,
+            ledger,
+            writes,
+            resets,
+            command_timeout,
+            reset_every,
+        } => {
+            let controller = open(device, &DmaSpace::new()?)?;
+            let task = Task { nsid: *nsid, writes: *writes, resets: *resets, reset_every: *reset_every };
+            let mut options = QueueOptions::default().data(form.data());
+            if let Some(seconds) = command_timeout {
+                options = options.command_timeout(Duration::from_secs(*seconds));
+            }
+            let stats = generations::run(&controller, options, ledger, task)?;
+            let QueueStats { timeouts, aborts, resets, resent, faults, .. } = stats;
+            let counted = json!({ "timeouts": timeouts, "aborts": aborts, "resets": resets, "resent": resent, "faults": faults });
+            println!("{counted}");
             Ok(())
         }
     }

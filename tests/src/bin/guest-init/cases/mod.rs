@@ -6,6 +6,7 @@ mod kernel;
 mod layers;
 mod legs;
 mod perf;
+mod recovery;
 mod served;
 mod setup;
 
@@ -72,6 +73,11 @@ const CASES: &[(&str, Case)] = &[
     ("defects", legs::defects),
     ("defects-under-merged", legs::defects_under_merged),
     ("atomic-writes", legs::atomic_writes),
+    ("killed-again-and-again", recovery::killed_again_and_again),
+    ("reset-under-load", recovery::reset_under_load),
+    ("answers-late", recovery::answers_late),
+    ("contended", recovery::contended),
+    ("dead-bar", recovery::dead_bar),
     ("served-as-described", served::as_described),
     ("many-at-once", served::many_at_once),
     ("deallocates", served::deallocates),

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::setup;
 use crate::program::{LIMIT, Output, Program, finish, program};
-use crate::{Verdict, ensure, pci};
+use crate::{Verdict, ensure, pci, vfio};
 
 fn perf(options: &str) -> Program {
     program(&format!("kiovec perf {options} {}", SCRATCH.bdf()))
@@ -139,17 +139,11 @@ pub fn wait_until_busy(child: &mut Child) -> Verdict {
         if start.is_some_and(|start| used >= start + TICKS) {
             return Ok(());
         }
-        if start.is_none() && has_device_open(child.id()) {
+        if start.is_none() && vfio::device_file(child.id()).is_some() {
             start = Some(used);
         }
     }
     Err("it did not get busy".into())
-}
-
-fn has_device_open(pid: u32) -> bool {
-    let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
-    let mut targets = links.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-    targets.any(|target| target.to_string_lossy().contains("vfio-device"))
 }
 
 /// Processor time, user and system, in clock ticks: fields 14 and 15 of proc_pid_stat(5).
