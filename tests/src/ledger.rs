@@ -17,6 +17,9 @@ pub const UNITS: u64 = 256;
 /// Bytes of a unit: several blocks of either size, so that one that is written by halves shows.
 pub const UNIT_BYTES: u64 = 16 << 10;
 
+/// Units that a writer has in flight at most.
+pub const IN_FLIGHT: u64 = 32;
+
 const ENTRY: u64 = 16;
 /// Patterns of generations are apart from those of the kernel.
 const SEEDS: u64 = 0x67_656e_0000_0000;
@@ -68,6 +71,12 @@ impl Ledger {
     /// The sum of all acknowledged generations: more of it is progress.
     pub fn acknowledged(&self) -> io::Result<u64> {
         (0..UNITS).map(|unit| Ok(self.entry(unit)?.acknowledged)).sum()
+    }
+
+    /// Units that were submitted and not acknowledged.
+    pub fn in_flight(&self) -> io::Result<u64> {
+        let open = |unit| self.entry(unit).map(|entry| u64::from(entry.submitted != entry.acknowledged));
+        (0..UNITS).map(open).sum()
     }
 
     /// Whether what was read of a unit is what it may hold, block by block.
@@ -134,6 +143,7 @@ mod tests {
             let (old, new) = (unit(3, 4), unit(3, 5));
             ledger.check(3, &[&new[..4096], &old[4096..]].concat(), 4096).expect("one block is the new one");
             assert!(ledger.check(3, &[&new[..512], &old[512..]].concat(), 4096).is_err(), "half a block");
+            assert_eq!(ledger.in_flight().expect("read"), 1);
             assert!(ledger.check(3, &unit(3, 3), 512).is_err(), "an acknowledged write is lost");
         });
     }

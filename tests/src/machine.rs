@@ -356,6 +356,7 @@ pub static MACHINES: &[Machine] = &[
             "modules-loaded",
             "kernel-writes",
             "defects",
+            "defects-fail-alone",
             "defects-under-merged",
             "kiovec-duplicates-prp",
             "kiovec-duplicates-sgl",
@@ -387,6 +388,9 @@ pub static MACHINES: &[Machine] = &[
             "reset-under-load",
             "answers-late",
             "dead-bar",
+            // Each takes one away for good.
+            "removed-while-verifying",
+            "unplugged-while-verifying",
             "no-dma-faults",
         ],
         limit: Duration::from_secs(300),

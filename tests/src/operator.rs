@@ -57,7 +57,6 @@ impl Operator {
             // A stall is over before anything else is listened to.
             Ask::Recovered => Ok(()),
             Ask::Unplug { serial } => self.monitor()?.execute("device_del", &json!({ "id": serial })),
-            Ask::Unplugged { serial } => self.monitor()?.wait_for("DEVICE_DELETED", serial),
         }
     }
 

@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 /// The seed whose pattern is zeros.
 pub const ZEROS: u64 = 0;
+/// Stands in an [`Extent`] for data that nobody knows: that of a write that failed.
+pub const UNKNOWN: u64 = u64::MAX;
 
 /// Fills `data`, which lies at byte `offset` of the namespace, with the pattern of `seed`.
 ///
@@ -39,7 +41,7 @@ fn word(seed: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A stretch of a namespace that holds the pattern of `seed`. As text: `EXTENT nsid offset length seed`.
+/// A stretch of a namespace that holds the pattern of `seed`, unless that is [`UNKNOWN`]. As text: `EXTENT nsid offset length seed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// The namespace.

@@ -63,11 +63,6 @@ pub enum Ask {
         /// Its serial number.
         serial: String,
     },
-    /// Nothing, but the answer comes when such a controller is gone.
-    Unplugged {
-        /// Its serial number.
-        serial: String,
-    },
 }
 
 /// The answer: nothing, or why it was not done.
@@ -80,7 +75,6 @@ impl fmt::Display for Ask {
             Ask::Stall { serial, nsid } => write!(f, "ASK stall {serial} {nsid}"),
             Ask::Recovered => f.write_str("ASK recovered"),
             Ask::Unplug { serial } => write!(f, "ASK unplug {serial}"),
-            Ask::Unplugged { serial } => write!(f, "ASK unplugged {serial}"),
         }
     }
 }
@@ -92,7 +86,6 @@ impl Ask {
             ["stall", serial, nsid] => Some(Ask::Stall { serial: serial.into(), nsid: nsid.parse().ok()? }),
             ["recovered"] => Some(Ask::Recovered),
             ["unplug", serial] => Some(Ask::Unplug { serial: serial.into() }),
-            ["unplugged", serial] => Some(Ask::Unplugged { serial: serial.into() }),
             _ => None,
         }
     }
@@ -237,12 +230,8 @@ mod tests {
     fn lines_come_back_as_they_were_written() {
         let end = Line::End { passed: 3, failed: 1 };
         let serial = || "KIOVEC".to_owned();
-        let asks = [
-            Ask::Stall { serial: serial(), nsid: 2 },
-            Ask::Recovered,
-            Ask::Unplug { serial: serial() },
-            Ask::Unplugged { serial: serial() },
-        ];
+        let asks =
+            [Ask::Stall { serial: serial(), nsid: 2 }, Ask::Recovered, Ask::Unplug { serial: serial() }];
         let cases = [case("bind", None), case("perf-odd", Some("exit code 0: no error")), end];
         for line in cases.into_iter().chain(asks.map(Line::Ask)) {
             assert_eq!(Line::parse(&format!("{line}\r\n")), Some(line));

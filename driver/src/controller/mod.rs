@@ -15,7 +15,7 @@ mod watch;
 
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -83,8 +83,8 @@ pub struct Controller {
     qids: Mutex<Vec<u16>>,
     quirks: Quirks,
     space: DmaSpace,
-    /// It had a fatal status.
-    failed: AtomicBool,
+    /// The era in which it had a fatal status.
+    failed: AtomicU64,
     era: SharedEra,
     /// It was told that Command Retry Delays are known.
     advanced_retry: bool,
@@ -160,7 +160,7 @@ impl Controller {
         std::mem::forget(undo);
         static IDS: AtomicU64 = AtomicU64::new(1);
         Ok(Arc::new(Controller {
-            failed: AtomicBool::new(false),
+            failed: AtomicU64::new(u64::MAX),
             id: IDS.fetch_add(1, Ordering::Relaxed),
             registers,
             era: SharedEra::default(),
@@ -239,23 +239,26 @@ impl Controller {
     /// Fails if the controller has stopped: CSTS.CFS, or registers that read as all ones; or if it was given up. While it
     /// is reset nothing is wrong with it. Reads a register: not for the I/O path.
     pub fn check(&self) -> Result<()> {
-        let lost = match self.era() {
+        let era = self.era();
+        let (number, checked) = match era {
             Era::Resetting(_) => return Ok(()),
-            Era::Running(_) => false,
-            Era::Lost { .. } => true,
+            Era::Running(number) if self.failed.load(Ordering::Relaxed) == number => {
+                return Err(Error::Fatal { device: self.name().into() });
+            }
+            Era::Running(number) => (Some(number), registers::check(&*self.function)),
+            Era::Lost { .. } => (None, registers::check(&*self.function)),
         };
-        if self.failed.load(Ordering::Relaxed) {
-            return Err(Error::Fatal { device: self.name().into() });
-        }
-        let checked = registers::check(&*self.function);
-        // Whoever looks first has it reset: all others are to learn the cause, not that it is disabled.
-        if matches!(checked, Err(Error::Fatal { .. })) {
-            self.failed.store(true, Ordering::Relaxed);
-        }
-        match checked {
+        match (number, checked) {
+            // What was read is of no era.
+            _ if self.era() != era => Ok(()),
             // The last rung has disabled it.
-            Ok(()) | Err(Error::Disabled { .. }) if lost => Err(Error::Lost { device: self.name().into() }),
-            checked => checked,
+            (None, Ok(()) | Err(Error::Disabled { .. })) => Err(Error::Lost { device: self.name().into() }),
+            (Some(number), Err(error @ Error::Fatal { .. })) => {
+                // Whoever looks first has it reset: all others are to learn the cause, not that it is disabled.
+                self.failed.store(number, Ordering::Relaxed);
+                Err(error)
+            }
+            (_, checked) => checked,
         }
     }
 

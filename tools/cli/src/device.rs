@@ -230,9 +230,12 @@ impl Opened {
         Ok(Stack::new(&self.device.plan, &self.space, &mut disk)?)
     }
 
-    /// The controllers that have stopped, and why.
+    /// The controllers that are lost, and why. One that has failed is not, as long as the driver can reset it.
     pub fn lost(&self) -> Vec<kiovec::Error> {
-        self.controllers.iter().filter_map(|controller| controller.check().err()).collect()
+        let is_lost = |error: &kiovec::Error| {
+            !matches!(error, kiovec::Error::Fatal { .. } | kiovec::Error::Disabled { .. })
+        };
+        self.controllers.iter().filter_map(|controller| controller.check().err().filter(is_lost)).collect()
     }
 }
 

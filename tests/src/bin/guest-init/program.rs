@@ -62,6 +62,12 @@ impl Program {
         self
     }
 
+    /// Lets it be told something while it runs.
+    pub fn listening(mut self) -> Self {
+        self.command.stdin(Stdio::piped());
+        self
+    }
+
     /// Runs it without transparent hugepages.
     pub fn small_pages(mut self) -> Self {
         self.small_pages = true;

@@ -1,18 +1,18 @@
 //! A writer that may be killed, reset and stalled at any time: it notes what it submits and what was acknowledged, and
 //! begins by holding the medium against what the writers before it have noted.
 
+use std::io::stdin;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kiovec::{Controller, IoContainer, Poller, QueueId, QueueOptions, QueueStats, Target};
-use kiovec_tests::ledger::{Ledger, UNIT_BYTES, UNITS, seed};
+use kiovec_tests::ledger::{IN_FLIGHT, Ledger, UNIT_BYTES, UNITS, seed};
 use kiovec_tests::pattern;
 
 use crate::Failure;
 
-/// Units in flight at most; less than half of them, so that there is always one that is not.
-const DEPTH: u64 = 32;
 /// From one completion to the next; longer than all that the driver may take to recover.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -23,8 +23,8 @@ pub struct Task {
     /// It is over after so many writes and so many resets of the controller; never, if neither is given.
     pub writes: Option<u64>,
     pub resets: Option<u64>,
-    /// The controller is reset after so many writes each.
-    pub reset_every: Option<u64>,
+    /// The controller is reset with each line that comes on standard input.
+    pub reset_on_line: bool,
 }
 
 struct Writer<'a> {
@@ -46,24 +46,39 @@ pub fn run(
     task: Task,
 ) -> Result<QueueStats, Failure> {
     let ledger = Ledger::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let mut poller = Poller::new(DEPTH as u32);
-    let queue = poller.add_queue(controller, options.depth(DEPTH as usize))?;
+    let mut poller = Poller::new(IN_FLIGHT as u32);
+    let queue = poller.add_queue(controller, options.depth(IN_FLIGHT as usize))?;
     let namespace = controller.namespace(task.nsid)?;
     let block = namespace.block_size().ok_or("no block size")? as usize;
     let disk = poller.add_namespace(queue, &namespace)?;
     let in_flight = vec![None; UNITS as usize];
     let mut writer = Writer { controller, poller, queue, disk, ledger: &ledger, block, in_flight };
     writer.check()?;
+    if task.reset_on_line {
+        reset_on_line(Arc::downgrade(controller));
+    }
     writer.write(&task)?;
     writer.check()?;
     Ok(writer.poller.stats(queue))
 }
 
+/// From another thread than the one that polls, as long as there is a controller.
+fn reset_on_line(controller: Weak<Controller>) {
+    thread::spawn(move || {
+        for _ in stdin().lines().map_while(Result::ok) {
+            let Some(controller) = controller.upgrade() else { break };
+            if let Err(error) = controller.reset() {
+                eprintln!("kiovec-guest-io: {error}");
+            }
+        }
+    });
+}
+
 impl Writer<'_> {
     /// Reads all units, and holds them against the ledger.
     fn check(&mut self) -> Result<(), Failure> {
-        for first in (0..UNITS).step_by(DEPTH as usize) {
-            for unit in first..first + DEPTH {
+        for first in (0..UNITS).step_by(IN_FLIGHT as usize) {
+            for unit in first..first + IN_FLIGHT {
                 let memory = self.controller.space().allocate(UNIT_BYTES as usize)?;
                 self.poller.submit(self.disk, IoContainer::read(self.lba(unit), memory).tag(unit))?;
             }
@@ -82,7 +97,7 @@ impl Writer<'_> {
         let (mut done, mut unit) = (0, 0);
         let mut progress = Instant::now();
         loop {
-            while self.poller.outstanding() < DEPTH as usize && !self.is_over(task, done) {
+            while self.poller.outstanding() < IN_FLIGHT as usize && !self.is_over(task, done) {
                 // A stride without a common divisor: it comes by all of them, neighbours far apart.
                 unit = (unit + 97) % UNITS;
                 if self.in_flight[unit as usize].is_none() {
@@ -100,9 +115,6 @@ impl Writer<'_> {
             for unit in acknowledged {
                 self.acknowledge(unit)?;
                 (done, progress) = (done + 1, Instant::now());
-                if task.reset_every.is_some_and(|every| done % every == 0) {
-                    self.controller.reset()?;
-                }
             }
         }
     }

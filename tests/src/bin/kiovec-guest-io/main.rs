@@ -3,9 +3,10 @@
 //!
 //! `read` expects what the guest's kernel wrote before; `write` writes, reads back, and prints a manifest that the
 //! kernel's driver is held against afterwards; `duplicate` writes the same memory to two controllers, and its manifest
-//! holds for both; `merge` has neighbours share a command over a defect of the medium; `generations` writes on, whatever
-//! happens, and keeps account of it.
+//! holds for both; `merge` has neighbours share a command over a defect of the medium; `alone` has requests all around
+//! one; `generations` writes on, whatever happens, and keeps account of it.
 
+mod alone;
 mod device;
 mod duplicate;
 mod generations;
@@ -30,6 +31,7 @@ use serde_json::json;
 
 use device::Device;
 use generations::Task;
+use merge::Bad;
 use plan::{Action, Geometry, Step};
 use shape::Shape;
 use worker::{Job, Way};
@@ -58,17 +60,9 @@ enum What {
         other: String,
     },
     /// Read or write neighbours in one command, one of them over a defect
-    Merge {
-        #[command(flatten)]
-        one: One,
-        /// The namespace
-        nsid: u32,
-        /// The block that cannot be read or written
-        lba: u64,
-        /// Write instead of read
-        #[arg(long)]
-        write: bool,
-    },
+    Merge(AtDefect),
+    /// Read the kernel's patterns all around a defect, or write others and print a manifest
+    Alone(AtDefect),
     /// Expect what the ledger says, write more, and note in the ledger what was acknowledged
     Generations {
         #[command(flatten)]
@@ -86,9 +80,9 @@ enum What {
         /// Seconds that the controller may take for a command
         #[arg(long)]
         command_timeout: Option<u64>,
-        /// Reset the controller after so many writes each
-        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
-        reset_every: Option<u64>,
+        /// Reset the controller with each line that comes on standard input
+        #[arg(long)]
+        reset_on_line: bool,
     },
 }
 
@@ -98,6 +92,26 @@ struct One {
     form: Form,
     /// The function, 0000:00:10.0; to read and to write, it can be layers: mirror(0000:01:00.0,0000:02:00.0)
     device: String,
+}
+
+#[derive(Debug, Clone, Args)]
+struct AtDefect {
+    #[command(flatten)]
+    one: One,
+    /// The namespace
+    nsid: u32,
+    /// The block that cannot be read or written
+    lba: u64,
+    /// Write instead of read
+    #[arg(long)]
+    write: bool,
+}
+
+impl AtDefect {
+    fn bad(&self) -> Bad {
+        let operation = if self.write { Operation::Write } else { Operation::Read };
+        Bad { nsid: self.nsid, lba: self.lba, operation }
+    }
 }
 
 /// The form of data pointers; each has its half of every namespace.
@@ -123,7 +137,8 @@ fn main() -> ExitCode {
     let (What::Read(One { device, .. })
     | What::Write(One { device, .. })
     | What::Duplicate { one: One { device, .. }, .. }
-    | What::Merge { one: One { device, .. }, .. }
+    | What::Merge(AtDefect { one: One { device, .. }, .. })
+    | What::Alone(AtDefect { one: One { device, .. }, .. })
     | What::Generations { one: One { device, .. }, .. }) = &what;
     match run(&what) {
         Ok(()) => ExitCode::SUCCESS,
@@ -153,12 +168,17 @@ fn run(what: &What) -> Result<(), Failure> {
             println!("{} writes read back from both", steps.len());
             Ok(())
         }
-        What::Merge { one: One { form, device }, nsid, lba, write } => {
-            let controller = open(device, &DmaSpace::new()?)?;
-            let operation = if *write { Operation::Write } else { Operation::Read };
-            let bad = merge::Bad { nsid: *nsid, lba: *lba, operation };
-            let stats = merge::run(&controller, form.data(), &bad)?;
+        What::Merge(at) => {
+            let controller = open(&at.one.device, &DmaSpace::new()?)?;
+            let stats = merge::run(&controller, at.one.form.data(), &at.bad())?;
             println!("one request failed alone; {} merges, {} commands", stats.merges, stats.commands);
+            Ok(())
+        }
+        What::Alone(at) => {
+            let controller = open(&at.one.device, &DmaSpace::new()?)?;
+            let (written, failure) = alone::run(&controller, at.one.form.data(), &at.bad())?;
+            written.iter().for_each(|extent| println!("{extent}"));
+            println!("one request failed: {failure}");
             Ok(())
         }
         What::Generations {
@@ -168,10 +188,10 @@ fn run(what: &What) -> Result<(), Failure> {
             writes,
             resets,
             command_timeout,
-            reset_every,
+            reset_on_line,
         } => {
             let controller = open(device, &DmaSpace::new()?)?;
-            let task = Task { nsid: *nsid, writes: *writes, resets: *resets, reset_every: *reset_every };
+            let task = Task { nsid: *nsid, writes: *writes, resets: *resets, reset_on_line: *reset_on_line };
             let mut options = QueueOptions::default().data(form.data());
             if let Some(seconds) = command_timeout {
                 options = options.command_timeout(Duration::from_secs(*seconds));

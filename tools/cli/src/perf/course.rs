@@ -10,6 +10,7 @@ use super::latency::Latency;
 use super::layers::Counted;
 use super::meter::{Meter, Reason, Slice};
 use super::random::{Random, mix};
+use super::recovery::Recovery;
 use super::verify::{Checks, Stage, Verified};
 use super::workload::{Plain, Skewed, Varied, Workload};
 use crate::Result;
@@ -35,6 +36,7 @@ pub struct Tally {
     pub counters: Counters,
     /// Completions that answer nothing, from first to last.
     pub faults: u64,
+    pub recovery: Recovery,
     /// I/Os that failed, from first to last.
     pub errors: u64,
     pub first_error: Option<(Operation, Reason)>,
@@ -145,8 +147,9 @@ pub trait Engine<'a> {
         if job.read_back && self.control().phase() == Phase::Finish {
             self.pass(work, Stage::ReadBack)?;
         }
-        let Tally { errors, first_error, faults, waits, .. } = self.tally();
-        Ok(Tally { checks: Some(work.checks.clone()), errors, first_error, faults, waits, ..measured })
+        let Tally { errors, first_error, faults, recovery, waits, .. } = self.tally();
+        let checks = Some(work.checks.clone());
+        Ok(Tally { checks, errors, first_error, faults, recovery, waits, ..measured })
     }
 
     /// Once through all units.

@@ -1,6 +1,7 @@
 //! What a run is going to do: the options, as they apply to one device.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hugepage_setup::Bytes;
 use kiovec::{Controller, DataForm, Namespace, QueueOptions};
@@ -51,6 +52,8 @@ pub struct Job {
     pub read_back: bool,
     pub seed: u64,
     pub data: DataForm,
+    /// What a controller may take for a command, if that is not the driver's default.
+    pub command_timeout: Option<Duration>,
     pub cores: Vec<usize>,
     pub parts: Vec<Part>,
     /// Bytes that one command moves at most.
@@ -111,6 +114,7 @@ impl Job {
             read_back: options.verify && options.io_pattern.writes(),
             seed: options.seed.unwrap_or_else(random::seed),
             data: options.data.into(),
+            command_timeout: options.command_timeout,
             max_transfer,
             namespaces,
             cores,

@@ -23,6 +23,7 @@ mod places;
 mod progress;
 mod random;
 mod range;
+mod recovery;
 mod report;
 mod route;
 mod run;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use hugepage_setup::parse_bytes;
-use kiovec::DataForm;
+use kiovec::{DataForm, QueueOptions};
 use kiovec_emulator::Media;
 
 use super::cores::Cores;
@@ -124,6 +124,15 @@ pub struct Options {
     /// The seed of the random LBAs and of the data; without this, another one for each run.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+
+    /// Seconds that a controller may take for a command, 30 without this: then the command is aborted, and if that
+    /// does not help, the controller reset. The I/O goes on.
+    #[arg(long, value_name = "SECONDS", value_parser = command_timeout)]
+    pub command_timeout: Option<Duration>,
+
+    /// Reset the controllers again and again, after so many seconds each. The I/O goes on.
+    #[arg(long, value_name = "SECONDS", value_parser = interval)]
+    pub reset_every: Option<Duration>,
 
     /// How data pointers are made.
     #[arg(long, value_enum, default_value_t = Data::Auto)]
@@ -279,6 +288,10 @@ impl Options {
         if self.data != Data::Auto {
             return Err(Error::Usage(format!("--data: the kernel chooses for {device}; leave it out")));
         }
+        if self.command_timeout.is_some() || self.reset_every.is_some() {
+            let what = format!("--command-timeout and --reset-every: the kernel looks after {device} itself");
+            return Err(Error::Usage(what + "; leave them out"));
+        }
         self.check_consent(device)
     }
 
@@ -371,6 +384,23 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
     }
 }
 
+/// What the driver takes as a command timeout.
+fn command_timeout(text: &str) -> std::result::Result<Duration, String> {
+    let (time, most) = (seconds(text)?, *QueueOptions::COMMAND_TIMEOUTS.end());
+    match QueueOptions::COMMAND_TIMEOUTS.contains(&time) {
+        true => Ok(time),
+        false => Err(format!("a command timeout is 0.001 to {} seconds", most.as_secs())),
+    }
+}
+
+/// Seconds between two resets: more often, and nothing is done between them.
+fn interval(text: &str) -> std::result::Result<Duration, String> {
+    match seconds(text)? {
+        time if time < Duration::from_millis(100) => Err("at least 0.1 seconds".into()),
+        time => Ok(time),
+    }
+}
+
 /// Seconds, at least a little.
 fn duration(text: &str) -> std::result::Result<Duration, String> {
     match seconds(text)? {
@@ -423,6 +453,9 @@ mod tests {
     fn times() {
         assert_eq!(duration("0.5"), Ok(Duration::from_millis(500)));
         assert_eq!(seconds("0"), Ok(Duration::ZERO));
+        assert_eq!(command_timeout("86400"), Ok(Duration::from_secs(86_400)));
+        assert!(command_timeout("86401").is_err() && command_timeout("0").is_err());
+        assert!(interval("0.1").is_ok() && interval("0.05").is_err());
         for bad in ["0", "-1", "nan", "inf", "1e300", "5s", ""] {
             assert!(duration(bad).is_err(), "{bad}");
         }

@@ -15,6 +15,7 @@ use super::latency::Latency;
 use super::layers::Counted;
 use super::meter::Reason;
 use super::options::Options;
+use super::recovery::Recovery;
 use super::series::{self, Point};
 use super::sketch::{self, Style};
 use super::subject::{Attached, Subject};
@@ -204,6 +205,10 @@ impl<'a> Report<'a> {
         self.workers.iter().filter_map(|worker| worker.waits).reduce(Waits::add)
     }
 
+    fn recovery(&self) -> Recovery {
+        self.workers.iter().map(|worker| worker.recovery).sum()
+    }
+
     fn per_io_counts(&self) -> &'static [Count] {
         if self.attached.driver().is_some() { &PER_IO } else { &PER_KERNEL_IO }
     }
@@ -343,6 +348,7 @@ impl<'a> Report<'a> {
         if let Some(waits) = self.waits() {
             text += &waits.text();
         }
+        text += &self.recovery().text().unwrap_or_default();
         if let Some(Checks { checked, unchecked, mismatches, .. }) = &self.checks {
             let _ = writeln!(
                 text,
@@ -386,6 +392,7 @@ impl<'a> Report<'a> {
             "errors": self.sum(|worker| worker.errors),
             "first_error": self.first_error().map(|(op, failure)| format!("{}: {failure}", lower(op))),
             "faults": self.sum(|worker| worker.faults),
+            "recovery": self.attached.driver().map(|_| self.recovery().json()),
             "iops": self.iops(),
             "mib_per_second": self.mib(self.iops()),
             "latency_ns": self.latencies(),

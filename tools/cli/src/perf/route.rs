@@ -8,6 +8,7 @@ use kiovec::{Namespace, Poller, QueueId, QueueOptions, Target};
 
 use super::counters::Counters;
 use super::layers::Counted;
+use super::recovery::Recovery;
 use crate::device::Opened;
 use crate::{Error, Result};
 
@@ -72,6 +73,11 @@ impl<L: Layer> Route<L> {
     /// What its queue pairs have counted since they were created.
     pub fn counters(&self) -> Counters {
         self.queues.iter().map(|queue| Counters::from(self.poller.stats(*queue))).sum()
+    }
+
+    /// What its queue pairs did about commands that took too long.
+    pub fn recovery(&self) -> Recovery {
+        self.queues.iter().map(|queue| Recovery::from(self.poller.stats(*queue))).sum()
     }
 
     /// Commands that each of its queue pairs can hold.

@@ -14,6 +14,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::control::{Control, Phase};
 use super::course::Tally;
 use super::progress::Progress;
+use super::recovery::Resets;
 use super::subject::Attached;
 use super::{Options, Side, kernel, worker};
 use crate::{Error, Result};
@@ -102,6 +103,7 @@ struct Supervisor<'a> {
     slice: Duration,
     progress: Progress,
     stall: Stall,
+    resets: Resets,
     /// When the phase began that ends by the clock.
     since: Instant,
     /// Whether all workers have found that they are measured.
@@ -129,6 +131,7 @@ impl<'a> Supervisor<'a> {
             slice: (time / SLICES).max(SHORTEST_SLICE),
             progress: Progress::new(warmup + time, label, sides.iter().flat_map(size).collect()),
             stall: Stall::new(control.gauges.len(), PATIENCE),
+            resets: Resets::new(sides.first().and_then(|side| side.options.reset_every)),
             since: Instant::now(),
             measuring: false,
         }
@@ -156,6 +159,7 @@ impl<'a> Supervisor<'a> {
                 cause = self.trouble();
             }
             self.move_on();
+            self.reset();
             thread::park_timeout(self.pause());
         }
         self.progress.finish();
@@ -186,6 +190,14 @@ impl<'a> Supervisor<'a> {
         Error::Failed(format!(
             "{device}: no completion for {seconds} s with I/O in flight; reset it or power-cycle it, and see dmesg"
         ))
+    }
+
+    /// Only while all workers poll: before, they create queue pairs.
+    fn reset(&mut self) {
+        let phases = Phase::WarmUp..=Phase::Finish;
+        if phases.contains(&self.control.phase()) && self.control.all_started() {
+            self.resets.turn(self.sides.iter().map(|side| &*side.attached));
+        }
     }
 
     /// Begins the next phase when it is time.

@@ -55,7 +55,8 @@ struct Supply {
 pub fn run(job: &Job, index: usize, opened: &Opened, control: &Control, gauge: &Gauge) -> Result<Tally> {
     // Before anything is allocated, so that memory is close to the core.
     cores::pin(job.cores[index])?;
-    let options = QueueOptions::default().depth(job.queue_depth()).data(job.data);
+    let mut options = QueueOptions::default().depth(job.queue_depth()).data(job.data);
+    options.command_timeout = job.command_timeout.or(options.command_timeout);
     if !opened.device.is_stack() {
         let route = Route::direct(opened, &job.namespaces, job.depth, options)?;
         let mut worker = Worker::new(route, job, opened, control, gauge)?;
@@ -185,6 +186,7 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
         let meter = &self.lane.meter;
         Tally {
             faults: self.route.counters().faults,
+            recovery: self.route.recovery(),
             errors: meter.errors,
             first_error: meter.first_error,
             waits: self.idle.waits(),

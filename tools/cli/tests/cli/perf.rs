@@ -134,3 +134,40 @@ fn every_core_has_a_worker() {
         assert!((sum("iops") - number(&report["iops"])).abs() < 1.0);
     }
 }
+
+/// Controllers that are reset in the middle of I/O cost it nothing but time, and the report says that they were.
+#[test]
+fn resets_under_load_lose_nothing() {
+    let device = "emulated:size=4M,media=ram,queues=2";
+    let line = format!("perf {device} -w randrw --verify -q 16 --numjobs 2 {SHORT}");
+    let report = json(&format!("{line} --reset-every 0.1"));
+    assert_eq!((number(&report["errors"]), number(&report["verify"]["mismatches"])), (0.0, 0.0));
+    let recovery = &report["recovery"];
+    assert!(number(&recovery["queue_pair_resets"]) >= 1.0, "{recovery}");
+    assert_eq!(number(&recovery["timeouts"]), 0.0);
+    let text = text(&format!("{line} --reset-every 0.2"));
+    assert!(text.contains("recovery, warm-up included: 0 commands timed out"), "{text}");
+}
+
+/// A controller that fails again after each reset is given up, and that is what is said of it.
+#[test]
+fn a_controller_that_stays_fatal_is_given_up() {
+    let output = kiovec(&format!("perf emulated:fatal_after=1000 -q 16 {SHORT}"));
+    let error = stderr(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.lines().count() <= 2 && error.contains("resets did not bring it back"), "{error}");
+}
+
+#[test]
+fn command_timeouts_and_resets_are_the_drivers() {
+    assert!(!text(&format!("perf {SHORT} -q 4 --command-timeout 3600")).contains("recovery"));
+    for (line, what) in [
+        ("--command-timeout 0", "0.001 to 86400 seconds"),
+        ("--reset-every 0.01", "at least 0.1 seconds"),
+        ("kernel:/dev/null --reset-every 1", "leave them out"),
+        ("kernel:/dev/null --command-timeout 1", "leave them out"),
+    ] {
+        let error = stderr(&kiovec(&format!("perf {line}")));
+        assert!(error.contains(what) && error.lines().count() == 1, "{line}: {error}");
+    }
+}

@@ -1,16 +1,22 @@
 //! Equal controllers in slots of their own: the same memory to two, and one of them lost. And media with defects.
 
 use std::fs;
+use std::process::Child;
 use std::time::Duration;
 
 use kiovec_tests::machine::{
-    Access, Atomic, Controller, DEFECTIVE, Defect, LEG, Machine, Model, Namespace, OTHER_LEG,
+    Access, Atomic, Controller, DEFECTIVE, Defect, LEG, Machine, Model, Namespace, OTHER_LEG, THIRD_LEG,
+    kernel_extent,
 };
+use kiovec_tests::pattern::{self, Extent, UNKNOWN};
+use kiovec_tests::report::Ask;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::io::manifest;
-use super::perf::{sound, wait_until_busy};
+use super::perf::{sound, sound_report, wait_until_busy};
+use crate::operator::ask;
 use crate::program::{Program, finish, program};
-use crate::{Verdict, disk, ensure, pci, slot};
+use crate::{Verdict, disk, ensure, kmsg, pci, slot};
 
 /// From the loss of a controller to the end of a program that cannot do without it. `kiovec perf` gives up one that is
 /// merely silent after 30 s; this has to be something that it knew.
@@ -69,6 +75,56 @@ pub fn removed_in_use(_: &'static Machine) -> Verdict {
     let run = perf(&OTHER_LEG, "-w randrw --yes-destroy-data -q 32 -o 4096 -t 600");
     ends(&OTHER_LEG, run, || slot::remove(&OTHER_LEG))?;
     is_gone(&OTHER_LEG)
+}
+
+/// The same in the middle of a run that verifies: what a person sees is one error, and no result. A run on another
+/// controller, in a process of its own, notices nothing.
+pub fn removed_while_verifying(_: &'static Machine) -> Verdict {
+    pci::rebind(&OTHER_LEG, "vfio-pci")?;
+    pci::rebind(&THIRD_LEG, "vfio-pci")?;
+    let verify = "-w randrw --verify --yes-destroy-data -q 16 -o 4096 -a 0 --json -t 600";
+    let beside = perf(&THIRD_LEG, verify);
+    let text = beside.to_string();
+    let mut other = beside.start()?;
+    let lost = wait_until_busy(&mut other)
+        .and_then(|()| ends(&OTHER_LEG, perf(&OTHER_LEG, verify), || slot::remove(&OTHER_LEG)))
+        .and_then(|()| wait_until_busy(&mut other));
+    end_early(&other)?;
+    let output = finish(text, other, PROMPTLY)?;
+    lost.map_err(|why| format!("{why}: {output}"))?;
+    ensure!(output.code == Some(0), "{output}");
+    sound_report(&output)?;
+    is_gone(&OTHER_LEG)
+}
+
+/// The kernel is asked to let a controller go that a run has in use: the kernel waits for the run, which goes on, and
+/// whose data are right; with its end the controller is gone.
+pub fn unplugged_while_verifying(_: &'static Machine) -> Verdict {
+    pci::rebind(&LEG, "vfio-pci")?;
+    let run = perf(&LEG, "-w randrw --verify --yes-destroy-data -q 16 -o 4096 -t 600 -a 0 --json");
+    let text = run.to_string();
+    let mut user = run.start()?;
+    let asked = wait_until_busy(&mut user).and_then(|()| {
+        let mut log = kmsg::Follower::new().map_err(|e| format!("/dev/kmsg: {e}"))?;
+        ask(&Ask::Unplug { serial: LEG.serial.to_owned() })?;
+        let bdf = LEG.bdf();
+        log.wait_for(&format!("request for {bdf}"), PROMPTLY, |record| {
+            record.contains(&bdf) && record.contains("device request")
+        })?;
+        wait_until_busy(&mut user)
+    });
+    end_early(&user)?;
+    let output = finish(text, user, PROMPTLY)?;
+    asked.map_err(|why| format!("{why}: {output}"))?;
+    ensure!(output.code == Some(0), "{output}");
+    sound_report(&output)?;
+    output.out_has(&["\"interrupted\": true"])?;
+    is_gone(&LEG)
+}
+
+/// As somebody does who has seen enough of a run.
+pub fn end_early(run: &Child) -> Verdict {
+    kill_process(Pid::from_child(run), Signal::INT).map_err(|e| format!("kill: {e}"))
 }
 
 /// A run on a controller that gets lost in its middle ends by itself, and says why.
@@ -140,6 +196,63 @@ pub fn defects_under_merged(_: &'static Machine) -> Verdict {
         program(&line).succeeds()?;
     }
     Ok(())
+}
+
+/// Of many requests around a defect, exactly the one over it fails, and says what the medium said; what is read beside
+/// it is what the kernel wrote, and what is written beside it the kernel reads, and all that nobody has written.
+pub fn defects_fail_alone(_: &'static Machine) -> Verdict {
+    const FORMS: [&str; 2] = ["prp", "sgl"];
+    pci::rebind(&DEFECTIVE, "nvme")?;
+    for namespace in DEFECTIVE.namespaces {
+        let known = pattern::overlay(kernel_extent(namespace), &holes(namespace))?;
+        known.iter().filter(is_known).try_for_each(|extent| disk::write(&DEFECTIVE, extent))?;
+    }
+    pci::rebind(&DEFECTIVE, "vfio-pci")?;
+    let mut written = Vec::new();
+    for (index, namespace) in DEFECTIVE.namespaces.iter().enumerate() {
+        for defect in namespace.defects {
+            let (nsid, lba) = (namespace.nsid, defect.sector * 512 / u64::from(namespace.block));
+            let (write, said) = match defect.access {
+                Access::Read => ("", "Unrecovered Read Error"),
+                Access::Write => ("--write", "Write Fault"),
+            };
+            // Both forms, on namespaces of their own.
+            let (form, bdf) = (FORMS[index % 2], DEFECTIVE.bdf());
+            let line = format!("kiovec-guest-io alone {form} {bdf} {nsid} {lba} {write}");
+            let output = program(&line).succeeds()?;
+            output.out_has(&["one request failed", said, "at LBA"])?;
+            written.extend(pattern::manifest(&output.out)?);
+        }
+    }
+    pci::rebind(&DEFECTIVE, "nvme")?;
+    DEFECTIVE.namespaces.iter().try_for_each(|namespace| kernel_reads_all_but_holes(namespace, &written))
+}
+
+fn kernel_reads_all_but_holes(namespace: &Namespace, written: &[Extent]) -> Verdict {
+    let is_unread = |hole: &Extent| !written.iter().any(|extent| meets(extent, hole));
+    let holes = holes(namespace).into_iter().filter(is_unread);
+    let over: Vec<Extent> = written.iter().copied().chain(holes).collect();
+    let all = pattern::overlay(kernel_extent(namespace), &over)?;
+    ensure!(all.len() > namespace.defects.len() + 2, "nothing was written on namespace {}", namespace.nsid);
+    all.iter().filter(is_known).try_for_each(|extent| disk::verify(&DEFECTIVE, extent))
+}
+
+fn is_known(extent: &&Extent) -> bool {
+    extent.seed != UNKNOWN
+}
+
+fn meets(extent: &Extent, hole: &Extent) -> bool {
+    extent.nsid == hole.nsid && extent.offset < hole.end() && hole.offset < extent.end()
+}
+
+/// The blocks of a namespace that the kernel cannot write, or read.
+fn holes(namespace: &Namespace) -> Vec<Extent> {
+    let len = u64::from(namespace.block);
+    let hole = |defect: &Defect| {
+        let offset = defect.sector * 512 / len * len;
+        Extent { nsid: namespace.nsid, offset, len, seed: UNKNOWN }
+    };
+    namespace.defects.iter().map(hole).collect()
 }
 
 fn kiovec_meets(namespace: &Namespace, defect: &Defect) -> Verdict {

@@ -1,21 +1,24 @@
 //! Whatever happens to a driver or to its controller in the middle of writes, what was acknowledged is there: for the
 //! next driver, and for the kernel's own.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use kiovec_tests::ledger::{Ledger, UNIT_BYTES, UNITS};
+use kiovec_tests::ledger::{IN_FLIGHT, Ledger, UNIT_BYTES, UNITS};
 use kiovec_tests::machine::{Controller, LEG, Machine, OTHER_LEG, OTHER_TWIN, TWIN};
 use kiovec_tests::process;
 use kiovec_tests::report::Ask;
 
-use super::legs::{PROMPTLY, works};
+use super::legs::{PROMPTLY, end_early, works};
 use super::perf::{sound_report, wait_until_busy};
 use crate::operator::ask;
 use crate::program::{LIMIT, Output, Program, finish, program};
 use crate::{Verdict, disk, ensure, pci, vfio};
 
+/// How often a controller is reset.
+const RESETS: u64 = 3;
 /// How often a driver is killed.
 const KILLS: u32 = 4;
 /// Acknowledged writes until something happens to a writer.
@@ -63,6 +66,23 @@ impl Writing {
         Ok(())
     }
 
+    /// The namespace finishes nothing until its controller is reset; returns when it has as much as it can have.
+    fn stall(&self, writer: &mut Child) -> Verdict {
+        stall(self.controller, self.nsid)?;
+        let deadline = Instant::now() + PATIENCE;
+        let failed = |e| format!("{}: {e}", self.path.display());
+        loop {
+            let before = self.acknowledged()?;
+            let ended =
+                process::ended(writer, Duration::from_millis(100)).map_err(|e| format!("poll: {e}"))?;
+            ensure!(!ended, "the writer ended by itself");
+            if self.ledger.in_flight().map_err(failed)? == IN_FLIGHT && self.acknowledged()? == before {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "its writes are not stalled");
+        }
+    }
+
     /// The kernel's own driver finds what was acknowledged.
     fn kernel_agrees(&self) -> Verdict {
         pci::rebind(self.controller, "nvme")?;
@@ -73,14 +93,15 @@ impl Writing {
     }
 }
 
-/// A driver is killed in the middle of its writes, and the next one starts at once; again and again.
+/// A driver is killed with a queue full of writes in flight, and the next one starts at once; again and again. They are
+/// stalled as in [`reset_under_load`]: the kernel resets what nobody has open.
 pub fn killed_again_and_again(_: &'static Machine) -> Verdict {
     let writing = Writing::on(&OTHER_LEG, 1)?;
     for kill in 0..KILLS {
         let run = writing.writer(["prp", "sgl"][kill as usize % 2], "");
         let text = run.to_string();
         let mut writer = run.start()?;
-        let progress = writing.wait_for_progress(&mut writer);
+        let progress = writing.wait_for_progress(&mut writer).and_then(|()| writing.stall(&mut writer));
         writer.kill().map_err(|e| format!("kill: {e}"))?;
         let output = finish(text, writer, PROMPTLY)?;
         progress.map_err(|why| format!("after {kill} kills: {why}: {output}"))?;
@@ -89,19 +110,37 @@ pub fn killed_again_and_again(_: &'static Machine) -> Verdict {
     writing.kernel_agrees()
 }
 
-/// A controller is reset again and again in the middle of writes: all of them go on, each is there afterwards.
+/// A controller is reset again and again with a queue full of writes in flight: all of them go on, each is there
+/// afterwards.
+///
+/// They are stalled first, so that QEMU has fetched them all: what it fetches while it resets, it completes on a queue
+/// that it has freed (10.0), and dies.
 pub fn reset_under_load(_: &'static Machine) -> Verdict {
     let writing = Writing::on(&LEG, 2)?;
-    let output = writing.writer("sgl", "--writes 1500 --reset-every 250").succeeds()?;
+    let run = writing.writer("sgl", &format!("--writes 600 --resets {RESETS} --reset-on-line"));
+    let text = run.to_string();
+    let mut writer = run.listening().start()?;
+    let reset = (0..RESETS).try_for_each(|_| {
+        writing.wait_for_progress(&mut writer)?;
+        writing.stall(&mut writer)?;
+        let line = writer.stdin.as_mut().map(|stdin| stdin.write_all(b"\n"));
+        line.unwrap_or(Ok(())).map_err(|e| format!("telling it to reset: {e}"))?;
+        ask(&Ask::Recovered)
+    });
+    let output = finish(text, writer, LIMIT)?;
+    reset.map_err(|why| format!("{why}: {output}"))?;
+    ensure!(output.code == Some(0), "{output}");
     let (resets, resent) = (number(&output, "resets")?, number(&output, "resent")?);
-    ensure!(resets >= 4 && resent > 0, "what was in flight was not sent again: {output}");
+    ensure!(resets == RESETS && resent > 0, "what was in flight was not sent again: {output}");
+    ensure!(number(&output, "timeouts")? == 0, "timed out before it was reset: {output}");
     nothing_odd(&output)?;
     writing.kernel_agrees()
 }
 
 /// A device finishes nothing any more: the driver asks for Aborts, which QEMU's controller cannot do, and resets it.
-/// What was late is there afterwards, once.
+/// A run that verifies goes on, and says so; and of a writer, what was late is there afterwards.
 pub fn answers_late(_: &'static Machine) -> Verdict {
+    late_run_goes_on()?;
     let writing = Writing::on(&LEG, 1)?;
     let run = writing.writer("prp", "--command-timeout 1 --resets 1 --writes 600");
     let text = run.to_string();
@@ -118,6 +157,33 @@ pub fn answers_late(_: &'static Machine) -> Verdict {
     }
     nothing_odd(&output)?;
     writing.kernel_agrees()
+}
+
+fn late_run_goes_on() -> Verdict {
+    pci::rebind(&LEG, "vfio-pci")?;
+    let workload = "-w randrw --verify --yes-destroy-data -q 16 -o 4096 -t 600 -a 0 --nsid 1 --json";
+    let run = program(&format!("kiovec perf {workload} --command-timeout 1 {}", LEG.bdf()));
+    let text = run.to_string();
+    let mut run = run.start()?;
+    let stalled = wait_until_busy(&mut run)
+        .and_then(|()| stall(&LEG, 1))
+        .and_then(|()| ask(&Ask::Recovered))
+        .and_then(|()| wait_until_busy(&mut run));
+    end_early(&run)?;
+    let output = finish(text, run, LIMIT)?;
+    stalled.map_err(|why| format!("{why}: {output}"))?;
+    ensure!(output.code == Some(0), "{output}");
+    sound_report(&output)?;
+    for counter in ["timeouts", "aborts", "queue_pair_resets", "resent"] {
+        ensure!(recovery(&output, counter)? > 0, "no {counter}: {output}");
+    }
+    Ok(())
+}
+
+/// What `kiovec perf` counted of that.
+fn recovery(output: &Output, name: &str) -> Result<u64, String> {
+    let value = &output.json()?["recovery"][name];
+    value.as_u64().ok_or_else(|| format!("{name} is {value}: {output}"))
 }
 
 /// The namespace finishes nothing until its controller is reset.
