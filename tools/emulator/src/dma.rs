@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
-use kiovec::memory::{Access, Mapping};
+use kiovec::memory::{Access, Guarded, Mapping};
 
 use crate::mapped_file::MappedFile;
 
@@ -84,7 +84,7 @@ fn next_epoch() -> u64 {
 /// How many mappings had been lost before a copy that begins now.
 #[inline]
 fn losses_before() -> u64 {
-    let losses = MappedFile::losses();
+    let losses = Guarded::losses();
     compiler_fence(Ordering::SeqCst);
     losses
 }
@@ -132,7 +132,7 @@ impl Dma {
     fn still_there(&self, losses: u64) -> Result<(), Fault> {
         // Counted by a signal handler in this thread, in the middle of the copy: not to be read before it.
         compiler_fence(Ordering::SeqCst);
-        if MappedFile::losses() == losses { Ok(()) } else { self.check_files() }
+        if Guarded::losses() == losses { Ok(()) } else { self.check_files() }
     }
 
     #[cold]
