@@ -7,6 +7,7 @@
 mod abort;
 mod admin;
 mod event;
+mod loss;
 mod namespace;
 mod quirks;
 mod registers;
@@ -16,7 +17,7 @@ mod watch;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use zerocopy::FromBytes;
@@ -24,6 +25,7 @@ use zerocopy::FromBytes;
 use self::abort::Aborts;
 use self::admin::AdminQueue;
 use self::event::Inbox;
+use self::loss::Loss;
 use self::namespace::Known;
 pub(crate) use self::namespace::Live;
 use self::quirks::Quirks;
@@ -86,6 +88,8 @@ pub struct Controller {
     /// It had a fatal status.
     failed: AtomicBool,
     era: SharedEra,
+    /// Why it was lost.
+    loss: OnceLock<Loss>,
     /// It was told that Command Retry Delays are known.
     advanced_retry: bool,
     // Before the function: unmapping needs the IOMMU, which may go with the last function behind it.
@@ -164,6 +168,7 @@ impl Controller {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             registers,
             era: SharedEra::default(),
+            loss: OnceLock::new(),
             advanced_retry,
             admin: Mutex::new(Admin {
                 queue: admin,
@@ -236,9 +241,13 @@ impl Controller {
         self.quirks.has(quirk)
     }
 
-    /// Fails if the controller has stopped: CSTS.CFS, or registers that read as all ones. Reads a
-    /// register: not for the I/O path.
+    /// Fails if the controller was lost, and says why; or has stopped: CSTS.CFS, or registers that read as all
+    /// ones. One that is being reset is expected back. Reads a register: not for the I/O path.
     pub fn check(&self) -> Result<()> {
+        self.outlived()?;
+        if matches!(self.era(), Era::Resetting(_)) {
+            return Ok(());
+        }
         if self.failed.load(Ordering::Relaxed) {
             return Err(Error::Fatal { device: self.name().into() });
         }
@@ -262,9 +271,10 @@ impl Controller {
     }
 
     /// Goes on with events as far as that is possible without waiting: not at all while another thread uses
-    /// the admin queue. Reads no register.
+    /// the admin queue. Reads no register, unless something was told of the function.
     pub(crate) fn attend(&self) {
         let Some(mut admin) = self.try_admin() else { return };
+        self.heed(&mut admin);
         if !admin.course.is_running() {
             return self.advance(&mut admin);
         }
@@ -426,6 +436,7 @@ impl Controller {
 
     fn commands<T>(&self, f: impl FnOnce(&mut Commands<'_>) -> Result<T>) -> Result<T> {
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
+        self.outlived()?;
         if let Some(refusal) = admin.course.refusal(self.name()) {
             return Err(refusal);
         }

@@ -9,6 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::admin::AdminQueue;
+use super::loss::Loss;
 use super::registers::Change;
 use super::{Admin, Commands, Controller};
 use crate::memory::MemoryChain;
@@ -101,7 +102,6 @@ impl Course {
     pub(super) fn refusal(&self, device: &str) -> Option<Error> {
         match self.stage {
             Stage::Running => None,
-            Stage::Lost => Some(Error::Lost { device: device.into() }),
             _ => Some(Error::Resetting { device: device.into() }),
         }
     }
@@ -138,7 +138,7 @@ impl Controller {
             return;
         }
         if course.attempts == MOST_ATTEMPTS {
-            return self.lose(course);
+            return self.lose(course, Loss::GivenUp);
         }
         course.attempts += 1;
         course.function_reset = false;
@@ -171,7 +171,7 @@ impl Controller {
                     self.disable(admin, now);
                 } else if now > until {
                     // Somebody may still ring doorbells, whatever becomes of the controller.
-                    self.lose(&mut admin.course);
+                    self.lose(&mut admin.course, Loss::GivenUp);
                 }
             }
             Stage::Disabling(change) => match self.registers.is_disabled(&change, now) {
@@ -211,6 +211,7 @@ impl Controller {
         match self.prepare(admin) {
             Ok(()) => {
                 admin.course.stage = Stage::Running;
+                self.failed.store(false, Ordering::Relaxed);
                 self.era.change();
             }
             Err(error) => self.next_rung(admin, now, &error),
@@ -259,8 +260,11 @@ impl Controller {
     fn next_rung(&self, admin: &mut Admin, now: u64, error: &Error) {
         let gone = matches!(error, Error::Gone { .. } | Error::Disconnected { .. });
         // To reset what is gone can block for minutes in the kernel.
-        if gone || admin.course.function_reset || self.function.reset().is_err() {
-            return self.lose(&mut admin.course);
+        if gone {
+            return self.lose(&mut admin.course, Loss::Gone);
+        }
+        if admin.course.function_reset || self.function.reset().is_err() {
+            return self.lose(&mut admin.course, Loss::GivenUp);
         }
         admin.course.function_reset = true;
         // It is as after power-on. Should it not be, that shows here.
@@ -268,8 +272,9 @@ impl Controller {
     }
 
     /// The last rung: the function is kept from memory, and everything fails.
-    fn lose(&self, course: &mut Course) {
+    pub(super) fn lose(&self, course: &mut Course, loss: Loss) {
         course.stage = Stage::Lost;
+        let _ = self.loss.set(loss);
         let gone = || matches!(super::registers::check(&*self.function), Err(Error::Gone { .. }));
         self.era.lose(self.function.set_bus_master(false).is_ok() || gone());
     }

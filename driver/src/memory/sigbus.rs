@@ -165,7 +165,11 @@ impl Guarded {
     /// # Safety
     /// The range is whole pages of one mapping, of the caller's own, that stays mapped as long as the guard
     /// lives, and may at any time be replaced with private memory of zeros.
-    pub unsafe fn new(start: NonNull<u8>, len: usize, wake: Option<Arc<OwnedFd>>) -> std::io::Result<Guarded> {
+    pub unsafe fn new(
+        start: NonNull<u8>,
+        len: usize,
+        wake: Option<Arc<OwnedFd>>,
+    ) -> std::io::Result<Guarded> {
         let free = |row: &&Row| !row.claimed.swap(true, Ordering::Acquire);
         let row = TABLE.iter().find(free).ok_or(rustix::io::Errno::NOSPC)?;
         let address = start.as_ptr().expose_provenance();
