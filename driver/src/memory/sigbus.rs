@@ -188,8 +188,8 @@ impl Guarded {
         self.row.lost.load(Ordering::Relaxed)
     }
 
-    /// How many mappings were lost in this process. The count of the thread that touched one has changed
-    /// when its access returns.
+    /// How many mappings were lost in this process. One is counted before there is other memory in its place:
+    /// whoever has read from that, and looks then, finds another number than before it was lost.
     #[inline]
     pub fn losses() -> u64 {
         LOSSES.load(Ordering::Relaxed)
