@@ -242,12 +242,9 @@ impl Controller {
     }
 
     /// Fails if the controller was lost, and says why; or has stopped: CSTS.CFS, or registers that read as all
-    /// ones. One that is being reset is expected back. Reads a register: not for the I/O path.
+    /// ones. Reads a register: not for the I/O path.
     pub fn check(&self) -> Result<()> {
         self.outlived()?;
-        if matches!(self.era(), Era::Resetting(_)) {
-            return Ok(());
-        }
         if self.failed.load(Ordering::Relaxed) {
             return Err(Error::Fatal { device: self.name().into() });
         }

@@ -211,7 +211,6 @@ impl Controller {
         match self.prepare(admin) {
             Ok(()) => {
                 admin.course.stage = Stage::Running;
-                self.failed.store(false, Ordering::Relaxed);
                 self.era.change();
             }
             Err(error) => self.next_rung(admin, now, &error),
