@@ -390,8 +390,12 @@ fn a_controller_that_dies_is_reported_and_its_memory_kept() {
     }
 }
 
-/// Two servers, the first of which truncates the file of its doorbells; what becomes of 12 reads of each.
-fn truncate_in_the_middle() -> (Vec<Result<(), Cause>>, Vec<Result<(), Cause>>, Error) {
+/// What became of reads.
+type Results = Vec<Result<(), Cause>>;
+
+/// Two servers, the first of which truncates the file of its doorbells: what becomes of 12 reads of each, and what
+/// is said of the first.
+fn truncate_in_the_middle() -> ([Results; 2], Error) {
     let (space, mut poller) = (DmaSpace::new().unwrap(), Poller::new(64));
     let (mut servers, mut controllers, mut targets) = (vec![], vec![], vec![]);
     for truncates_at in [4, 0] {
@@ -426,15 +430,14 @@ fn truncate_in_the_middle() -> (Vec<Result<(), Cause>>, Vec<Result<(), Cause>>, 
     for server in servers {
         server.end();
     }
-    let [first, second] = results;
-    (first, second, error)
+    (results, error)
 }
 
 /// The process lives, everything of that controller comes back, and others go on.
 #[test]
 fn a_server_that_truncates_its_doorbells_is_lost() {
     kiovec::install_sigbus_handler().unwrap();
-    let (first, second, error) = truncate_in_the_middle();
+    let ([first, second], error) = truncate_in_the_middle();
     assert_eq!(second, [Ok(()); 12]);
     let good = first.iter().filter(|result| result.is_ok()).count();
     assert_eq!(good, 4);
