@@ -115,6 +115,14 @@ pub enum Error {
         /// The device as it was named.
         device: String,
     },
+    /// The kernel wants the function back, so it was given up.
+    #[error(
+        "{device}: the kernel wants the device back (it is being removed or unbound), so everything in flight has failed; close it, and what waits for it goes on"
+    )]
+    ReturnRequested {
+        /// The device as it was named.
+        device: String,
+    },
     /// CSTS.RDY of an enabled controller is 0.
     #[error("{device}: the controller was reset or lost its power behind the driver's back; open it again")]
     Disabled {

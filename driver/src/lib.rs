@@ -73,6 +73,7 @@ pub mod spec;
 
 pub use controller::{Controller, ControllerEvent, Namespace, NamespaceState};
 pub use error::{Error, Result};
+pub use memory::install_sigbus_handler;
 pub use poller::{
     BadRange, DataForm, Done, Poller, QueueId, QueueOptions, REQUEST_BYTES, Reactor, Rejected, Request,
     SLOT_BYTES, Target,

@@ -45,6 +45,13 @@ pub enum ControllerEvent {
         /// The Firmware Slot Information log.
         log: Option<Box<FirmwareSlotLog>>,
     },
+    /// The kernel wants the PCI function back: it is being removed, or unbound from vfio-pci, or it was pulled out.
+    /// The controller is lost by now, and everything in flight fails. What waits for the function goes on when all
+    /// handles of the controller, and pollers with queue pairs of it, are dropped.
+    ReturnRequested,
+    /// The bus reported an uncorrectable error (PCI Express Advanced Error Reporting). The controller is reset, or
+    /// lost if it does not answer.
+    BusError,
     /// Anything else. Its log page was read and dropped, so that the controller reports the next one.
     Other(AsyncEvent),
     /// So many events came at this place while as many waited as there is room for.

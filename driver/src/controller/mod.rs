@@ -7,6 +7,7 @@
 mod abort;
 mod admin;
 mod event;
+mod loss;
 mod namespace;
 mod quirks;
 mod registers;
@@ -16,7 +17,7 @@ mod watch;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use zerocopy::FromBytes;
@@ -24,6 +25,7 @@ use zerocopy::FromBytes;
 use self::abort::Aborts;
 use self::admin::AdminQueue;
 use self::event::Inbox;
+use self::loss::Loss;
 use self::namespace::Known;
 pub(crate) use self::namespace::Live;
 use self::quirks::Quirks;
@@ -86,6 +88,8 @@ pub struct Controller {
     /// The era in which it had a fatal status.
     failed: AtomicU64,
     era: SharedEra,
+    /// Why it was lost.
+    loss: OnceLock<Loss>,
     /// It was told that Command Retry Delays are known.
     advanced_retry: bool,
     // Before the function: unmapping needs the IOMMU, which may go with the last function behind it.
@@ -164,6 +168,7 @@ impl Controller {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             registers,
             era: SharedEra::default(),
+            loss: OnceLock::new(),
             advanced_retry,
             admin: Mutex::new(Admin {
                 queue: admin,
@@ -236,30 +241,24 @@ impl Controller {
         self.quirks.has(quirk)
     }
 
-    /// Fails if the controller has stopped: CSTS.CFS, or registers that read as all ones; or if it was given up. While it
-    /// is reset nothing is wrong with it. Reads a register: not for the I/O path.
+    /// Fails if the controller was lost, and says why; or has stopped: CSTS.CFS, or registers that read as all ones.
+    /// While it is reset nothing is wrong with it. Reads a register: not for the I/O path.
     pub fn check(&self) -> Result<()> {
         let era = self.era();
-        let (number, checked) = match era {
-            Era::Resetting(_) => return Ok(()),
-            Era::Running(number) if self.failed.load(Ordering::Relaxed) == number => {
-                return Err(Error::Fatal { device: self.name().into() });
-            }
-            Era::Running(number) => (Some(number), registers::check(&*self.function)),
-            Era::Lost { .. } => (None, registers::check(&*self.function)),
-        };
-        match (number, checked) {
-            // What was read is of no era.
-            _ if self.era() != era => Ok(()),
-            // The last rung has disabled it.
-            (None, Ok(()) | Err(Error::Disabled { .. })) => Err(Error::Lost { device: self.name().into() }),
-            (Some(number), Err(error @ Error::Fatal { .. })) => {
-                // Whoever looks first has it reset: all others are to learn the cause, not that it is disabled.
-                self.failed.store(number, Ordering::Relaxed);
-                Err(error)
-            }
-            (_, checked) => checked,
+        let Era::Running(number) = era else { return self.outlived() };
+        if self.failed.load(Ordering::Relaxed) == number {
+            return Err(Error::Fatal { device: self.name().into() });
         }
+        let checked = registers::check(&*self.function);
+        // What was read in the middle of a reset says nothing.
+        if self.era() != era {
+            return self.outlived();
+        }
+        // Whoever looks first has it reset: all others are to learn the cause, not that it is disabled.
+        if matches!(checked, Err(Error::Fatal { .. })) {
+            self.failed.store(number, Ordering::Relaxed);
+        }
+        checked
     }
 
     /// What the controller has reported of its own accord, oldest first, until there is nothing more. Any
@@ -274,9 +273,10 @@ impl Controller {
     }
 
     /// Goes on with events as far as that is possible without waiting: not at all while another thread uses
-    /// the admin queue. Reads no register.
+    /// the admin queue. Reads no register, unless something was told of the function.
     pub(crate) fn attend(&self) {
         let Some(mut admin) = self.try_admin() else { return };
+        self.heed(&mut admin);
         if !admin.course.is_running() {
             return self.advance(&mut admin);
         }
@@ -438,6 +438,7 @@ impl Controller {
 
     fn commands<T>(&self, f: impl FnOnce(&mut Commands<'_>) -> Result<T>) -> Result<T> {
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
+        self.outlived()?;
         if let Some(refusal) = admin.course.refusal(self.name()) {
             return Err(refusal);
         }

@@ -10,6 +10,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::admin::AdminQueue;
+use super::loss::Loss;
 use super::registers::Change;
 use super::{Admin, Commands, Controller};
 use crate::memory::MemoryChain;
@@ -102,7 +103,6 @@ impl Course {
     pub(super) fn refusal(&self, device: &str) -> Option<Error> {
         match self.stage {
             Stage::Running => None,
-            Stage::Lost => Some(Error::Lost { device: device.into() }),
             _ => Some(Error::Resetting { device: device.into() }),
         }
     }
@@ -135,14 +135,14 @@ impl Controller {
     /// for, that is not held against the controller. Waits for an admin command of another thread.
     ///
     /// # Errors
-    /// [`Error::Lost`] if the controller was given up.
+    /// Why the controller was lost, if it was.
     pub fn reset(&self) -> Result<()> {
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
         if admin.course.is_running() {
             self.stop(&mut admin);
         }
         match admin.course.stage {
-            Stage::Lost => Err(Error::Lost { device: self.name().into() }),
+            Stage::Lost => self.outlived(),
             _ => Ok(()),
         }
     }
@@ -161,7 +161,7 @@ impl Controller {
             return;
         }
         if course.attempts == MOST_ATTEMPTS {
-            return self.lose(course);
+            return self.lose(course, Loss::GivenUp);
         }
         course.attempts += 1;
         self.stop(admin);
@@ -200,7 +200,7 @@ impl Controller {
                     self.disable(admin, now);
                 } else if now > until {
                     // Somebody may still ring doorbells, whatever becomes of the controller.
-                    self.lose(&mut admin.course);
+                    self.lose(&mut admin.course, Loss::GivenUp);
                 }
             }
             Stage::Disabling(change) => match self.registers.is_disabled(&change, now) {
@@ -288,8 +288,11 @@ impl Controller {
     fn next_rung(&self, admin: &mut Admin, now: u64, error: &Error) {
         let gone = matches!(error, Error::Gone { .. } | Error::Disconnected { .. });
         // To reset what is gone can block for minutes in the kernel.
-        if gone || admin.course.function_reset || self.function.reset().is_err() {
-            return self.lose(&mut admin.course);
+        if gone {
+            return self.lose(&mut admin.course, Loss::Gone);
+        }
+        if admin.course.function_reset || self.function.reset().is_err() {
+            return self.lose(&mut admin.course, Loss::GivenUp);
         }
         admin.course.function_reset = true;
         // It is as after power-on. Should it not be, that shows here.
@@ -297,8 +300,9 @@ impl Controller {
     }
 
     /// The last rung: the function is kept from memory, and everything fails.
-    fn lose(&self, course: &mut Course) {
+    pub(super) fn lose(&self, course: &mut Course, loss: Loss) {
         course.stage = Stage::Lost;
+        let _ = self.loss.set(loss);
         let gone = || matches!(super::registers::check(&*self.function), Err(Error::Gone { .. }));
         self.era.lose(self.function.set_bus_master(false).is_ok() || gone());
     }

@@ -20,6 +20,7 @@ mod ranges;
 mod raw;
 mod region;
 mod shared;
+mod sigbus;
 mod source;
 mod space;
 
@@ -35,6 +36,7 @@ pub(crate) use map::Map;
 pub use raw::RawCommands;
 pub use region::Pages;
 pub(crate) use shared::{SharedArray, SharedRing};
+pub use sigbus::{Guarded, SigbusHandler, install_sigbus_handler};
 pub use space::{Attachment, DmaSpace};
 /// The crate whose types stand for a guest's memory, in the version that is meant here.
 pub use vm_memory;

@@ -5,6 +5,7 @@
 //! must not know what NVMe puts in its registers.
 
 mod address;
+mod bar;
 mod doorbell;
 mod vfio;
 pub mod vfio_user;
@@ -67,6 +68,12 @@ pub trait Function: Send + Sync {
         Error::Gone { device: self.name().into() }
     }
 
+    /// What was told of the function since the last time that this was asked, other than in its registers. Never
+    /// waits; asked at every look after a controller, so it is to cost little.
+    fn notice(&self) -> Option<Notice> {
+        None
+    }
+
     /// Function level reset: afterwards the function is as after power-on, with its configuration
     /// space restored.
     fn reset(&self) -> Result<()>;
@@ -100,6 +107,17 @@ pub trait Function: Send + Sync {
     fn pause(&self) {
         std::thread::yield_now();
     }
+}
+
+/// What is told of a function other than in its registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// Whoever lent it wants it back: it is being removed or unbound, and that waits until it is closed.
+    ReturnRequested,
+    /// An uncorrectable error on the way to it. It may be as before, as after a reset, or gone.
+    BusError,
+    /// Nobody answers for its registers any more, and nobody will: see [`Function::gone`].
+    Gone,
 }
 
 /// Where the time of a function comes from.

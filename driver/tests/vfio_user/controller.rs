@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +46,8 @@ struct Nvme {
     /// Reads until the server ends without a word.
     reads_left: u32,
     read: u32,
+    /// The read before whose completion the file of the doorbells is truncated.
+    truncates_at: u32,
     /// DMA_MAPs.
     maps: u32,
 }
@@ -67,6 +71,7 @@ impl Nvme {
             cqs: BTreeMap::new(),
             reads_left,
             read: 0,
+            truncates_at: 0,
             maps: 0,
         }
     }
@@ -89,7 +94,10 @@ impl Nvme {
     fn look_at_doorbells(&mut self) {
         for qid in [0, 1] {
             let mut tail = [0; 4];
-            rustix::io::pread(&self.doorbells, &mut tail, 0x1000 + 8 * u64::from(qid)).unwrap();
+            let at = 0x1000 + 8 * u64::from(qid);
+            if rustix::io::pread(&self.doorbells, &mut tail, at) != Ok(tail.len()) {
+                return;
+            }
             let tail = u32::from_le_bytes(tail);
             if self.seen.insert(qid, tail) != Some(tail) {
                 self.tail(qid, tail);
@@ -205,6 +213,9 @@ impl Nvme {
                         return;
                     }
                     self.read += 1;
+                    if self.read == self.truncates_at {
+                        rustix::fs::ftruncate(&self.doorbells, 0x1000).unwrap();
+                    }
                     self.dma_write(long(6), &[word(10) as u8; 4096]);
                     0
                 }
@@ -377,6 +388,78 @@ fn a_controller_that_dies_is_reported_and_its_memory_kept() {
         // Rings and data, with their parts of the table: nothing of what the first one had.
         assert_eq!(server.end().1, 4, "{way:?}");
     }
+}
+
+/// What became of reads.
+type Results = Vec<Result<(), Cause>>;
+
+/// Two servers, the first of which truncates the file of its doorbells: what becomes of 12 reads of each, and what
+/// is said of the first.
+fn truncate_in_the_middle() -> ([Results; 2], Error) {
+    let (space, mut poller) = (DmaSpace::new().unwrap(), Poller::new(64));
+    let (mut servers, mut controllers, mut targets) = (vec![], vec![], vec![]);
+    for truncates_at in [4, 0] {
+        let server =
+            Server::start(move |peer| Nvme { truncates_at, ..Nvme::new(peer, Way::Mapped, u32::MAX) }.run());
+        let function = server.open(LONG).unwrap();
+        assert_eq!(function.doorbell_path(), DoorbellPath::Mapped { sealed: false });
+        let controller = Controller::open(Arc::new(function), &space).unwrap();
+        let queue = poller.add_queue(&controller, QueueOptions::default().depth(4).merge(false)).unwrap();
+        targets.push(poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap());
+        servers.push(server);
+        controllers.push(controller);
+    }
+    for lba in 0..12 {
+        for (tag, target) in (0..).zip(&targets) {
+            let io = IoContainer::read(lba, space.allocate(4096).unwrap()).tag(tag);
+            poller.submit(*target, io).unwrap();
+        }
+    }
+    let mut results = [vec![], vec![]];
+    let began = std::time::Instant::now();
+    while results.iter().any(|results| results.len() < 12) {
+        assert!(began.elapsed() < LONG, "{results:?}");
+        poller.poll(|done| {
+            let result = done.result().map_err(|failure| failure.cause);
+            results[done.io().get_tag() as usize].push(result);
+        });
+    }
+    let error = controllers[0].check().unwrap_err();
+    controllers[1].check().unwrap();
+    drop((poller, controllers));
+    for server in servers {
+        server.end();
+    }
+    (results, error)
+}
+
+/// The process lives, everything of that controller comes back, and others go on.
+#[test]
+fn a_server_that_truncates_its_doorbells_is_lost() {
+    kiovec::install_sigbus_handler().unwrap();
+    let ([first, second], error) = truncate_in_the_middle();
+    assert_eq!(second, [Ok(()); 12]);
+    let good = first.iter().filter(|result| result.is_ok()).count();
+    assert_eq!(good, 4);
+    assert!(first.iter().all(|result| matches!(result, Ok(()) | Err(Cause::ControllerLost))), "{first:?}");
+    assert!(matches!(error, Error::Disconnected { .. }), "{error}");
+    assert!(error.to_string().contains("truncated the file of its doorbells"), "{error}");
+}
+
+/// What the documentation says of a program that has installed no handler, in a process of its own.
+#[test]
+fn without_a_handler_truncated_doorbells_end_the_process() {
+    const CHILD: &str = "KIOVEC_TRUNCATES";
+    if std::env::var_os(CHILD).is_some() {
+        use rustix::process::{Resource, Rlimit, setrlimit};
+        setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).unwrap();
+        truncate_in_the_middle();
+        return;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let name = "controller::without_a_handler_truncated_doorbells_end_the_process";
+    let status = child.args(["--exact", name]).env(CHILD, "1").output().unwrap().status;
+    assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
 }
 
 /// It stops in the middle of I/O and keeps the connection: all of it comes back at the deadline.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use kiovec_emulator::{Config, Server, SigbusHandler};
+use kiovec_emulator::{Config, Server};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -24,7 +24,7 @@ fn socket() -> &'static PathBuf {
     SOCKET.get_or_init(|| {
         let path = std::env::temp_dir().join(format!("kiovec-fuzz-{}", std::process::id()));
         let config = Config::parse("size=1M,media=ram,queues=2").expect("a configuration");
-        let sigbus = SigbusHandler::install().expect("a handler");
+        let sigbus = kiovec::install_sigbus_handler().expect("a handler");
         let mut server = Server::bind(config, &path, sigbus).expect("a server");
         // A name is needed to connect only: what is left behind by a process that crashes is a dead socket.
         std::thread::spawn(move || {

@@ -54,18 +54,23 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    let done = match cli.command {
-        Command::List(options) => list::run(&options),
-        Command::Identify(options) => identify::run(&options),
-        Command::Perf(options) => perf::run(*options),
-        Command::Serve(options) => serve::run(*options),
-    };
-    match done {
+    match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::note(format_args!("{error}"));
             error.exit_code()
         }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    // A device that vanishes is to cost its own command an error, and nothing the process.
+    kiovec::install_sigbus_handler()?;
+    match command {
+        Command::List(options) => list::run(&options),
+        Command::Identify(options) => identify::run(&options),
+        Command::Perf(options) => perf::run(*options),
+        Command::Serve(options) => serve::run(*options),
     }
 }
 

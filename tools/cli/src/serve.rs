@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use kiovec_emulator::{Connection, Counters, Media, Server, SigbusHandler};
+use kiovec_emulator::{Connection, Counters, Media, Server};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -54,7 +54,7 @@ pub fn run(options: Options) -> Result<()> {
     config.media = options.media.unwrap_or(config.media);
     config.core = options.core.or(config.core);
     let size = config.size;
-    let sigbus = SigbusHandler::install().map_err(Error::os("installing a signal handler"))?;
+    let sigbus = kiovec::install_sigbus_handler()?;
     let mut server = Server::bind(config, &options.socket, sigbus)?;
     // Who started it with nohup wants it to outlive the terminal.
     let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);

@@ -10,9 +10,9 @@ use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use kiovec::memory::{Access, Mapping};
+use kiovec::memory::{Access, Guarded, Mapping};
 
 use crate::mapped_file::MappedFile;
 
@@ -56,6 +56,8 @@ pub(crate) struct Dma {
     entries: Vec<Entry>,
     /// Where the last look-up ended: most follow one another in the same region.
     recent: Cell<usize>,
+    /// How many mappings were lost in this process, of which this table has none.
+    losses: Cell<u64>,
     /// Changes with every unmapping; no two tables of a process ever have the same.
     epoch: u64,
 }
@@ -81,17 +83,10 @@ fn next_epoch() -> u64 {
     EPOCHS.fetch_add(1, Ordering::Relaxed)
 }
 
-/// How many mappings had been lost before a copy that begins now.
-#[inline]
-fn losses_before() -> u64 {
-    let losses = MappedFile::losses();
-    compiler_fence(Ordering::SeqCst);
-    losses
-}
-
 impl Dma {
     pub(crate) fn new() -> Dma {
-        Dma { entries: Vec::new(), recent: Cell::new(0), epoch: next_epoch() }
+        let losses = Cell::new(Guarded::losses());
+        Dma { entries: Vec::new(), recent: Cell::new(0), losses, epoch: next_epoch() }
     }
 
     /// Lets the controller reach the memory of a mapping, until [`unmap`](Dma::unmap).
@@ -127,18 +122,26 @@ impl Dma {
     }
 
     /// After a copy: whether it went through memory that is there. A peer may truncate its file at any
-    /// time; what was copied then is zeros.
+    /// time; what is copied from then on, by any thread, is zeros.
     #[inline]
-    fn still_there(&self, losses: u64) -> Result<(), Fault> {
-        // Counted by a signal handler in this thread, in the middle of the copy: not to be read before it.
-        compiler_fence(Ordering::SeqCst);
-        if MappedFile::losses() == losses { Ok(()) } else { self.check_files() }
+    fn still_there(&self, iova: u64, len: u64) -> Result<(), Fault> {
+        // A mapping is counted as lost before there are zeros in its place, maybe by a signal handler in the
+        // middle of the copy: not to be read before it.
+        fence(Ordering::Acquire);
+        if Guarded::losses() == self.losses.get() { Ok(()) } else { self.check_files(iova, len) }
     }
 
     #[cold]
-    fn check_files(&self) -> Result<(), Fault> {
-        let lost = |entry: &Entry| entry.file.as_ref().is_some_and(|file| file.is_lost());
-        if self.entries.iter().any(lost) { Err(Fault) } else { Ok(()) }
+    fn check_files(&self, iova: u64, len: u64) -> Result<(), Fault> {
+        let losses = Guarded::losses();
+        fence(Ordering::Acquire);
+        let is_lost = |entry: &&Entry| entry.file.as_ref().is_some_and(|file| file.is_lost());
+        let mut lost = self.entries.iter().filter(is_lost).peekable();
+        if lost.peek().is_none() {
+            self.losses.set(losses);
+        }
+        let end = iova.saturating_add(len);
+        if lost.any(|entry| entry.iova < end && iova < entry.end) { Err(Fault) } else { Ok(()) }
     }
 
     /// Ends a mapping. No reference and no usable window into it is left.
@@ -177,37 +180,34 @@ impl Dma {
 
     /// Copies from the host.
     pub(crate) fn read(&self, iova: u64, to: &mut [u8]) -> Result<(), Fault> {
-        let losses = losses_before();
         self.pieces(iova, to.len() as u64, Want::Read, |memory, at, len| {
             let to = &mut to[at..at + len];
             // SAFETY: `pieces` found `len` mapped bytes at `memory`; `to` is memory of our own. The
             // host does not write what a command reads while the command is in flight.
             unsafe { std::ptr::copy_nonoverlapping(memory.as_ptr(), to.as_mut_ptr(), len) }
         })?;
-        self.still_there(losses)
+        self.still_there(iova, to.len() as u64)
     }
 
     /// Copies to the host.
     pub(crate) fn write(&self, iova: u64, from: &[u8]) -> Result<(), Fault> {
-        let losses = losses_before();
         self.pieces(iova, from.len() as u64, Want::Write, |memory, at, len| {
             let from = &from[at..at + len];
             // SAFETY: `pieces` found `len` mapped, writable bytes at `memory`; `from` is memory of
             // our own. The host does not touch what a command writes while it is in flight.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), memory.as_ptr(), len) }
         })?;
-        self.still_there(losses)
+        self.still_there(iova, from.len() as u64)
     }
 
     /// Writes zeros to the host.
     pub(crate) fn zero(&self, iova: u64, len: u64) -> Result<(), Fault> {
-        let losses = losses_before();
         self.pieces(iova, len, Want::Write, |memory, _, len| {
             // SAFETY: `pieces` found `len` mapped, writable bytes at `memory`. The host does not
             // touch what a command writes while it is in flight.
             unsafe { std::ptr::write_bytes(memory.as_ptr(), 0, len) }
         })?;
-        self.still_there(losses)
+        self.still_there(iova, len)
     }
 
     /// 64-bit words of the host's, at an address that is a multiple of 8 and within one mapping.

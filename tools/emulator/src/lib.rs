@@ -10,7 +10,7 @@
 //! | `config` | settings as values and as text |
 //! | `dma` | memory that the host mapped: the IOVA table |
 //! | `doorbells` | the doorbell registers, which host and controller share |
-//! | `mapped_file` | files of a socket peer, and what happens when one is truncated |
+//! | `mapped_file` | files of a socket peer, which it may truncate |
 //! | `faults` | what goes wrong, as data |
 //! | `media` | what blocks are stored in |
 //! | `msix` | interrupt vectors |
@@ -46,6 +46,5 @@ pub use controller::{Health, Remedy};
 pub use counters::{Counters, FaultCounters};
 pub use emulator::{Emulator, Error};
 pub use faults::{Commands, Effect, Fault, Faults, Register};
-pub use mapped_file::SigbusHandler;
 pub use media::MediaError;
 pub use serve::{Connection, End, ServeError, Server, Stopper};

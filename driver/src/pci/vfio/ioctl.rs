@@ -20,6 +20,8 @@ const GROUP_SET_CONTAINER: u64 = request(4);
 const GROUP_GET_DEVICE_FD: u64 = request(6);
 const DEVICE_GET_INFO: u64 = request(7);
 const DEVICE_GET_REGION_INFO: u64 = request(8);
+const DEVICE_GET_IRQ_INFO: u64 = request(9);
+const DEVICE_SET_IRQS: u64 = request(10);
 const DEVICE_RESET: u64 = request(11);
 const IOMMU_GET_INFO: u64 = request(12);
 const IOMMU_MAP_DMA: u64 = request(13);
@@ -79,6 +81,24 @@ pub(super) fn device_info(device: impl AsFd) -> io::Result<abi::vfio_device_info
     // SAFETY: takes a pointer to this structure, whose size it states.
     unsafe { call(device, DEVICE_GET_INFO, (&raw mut info).addr())? };
     Ok(info)
+}
+
+pub(super) fn irq_info(device: impl AsFd, index: u32) -> io::Result<abi::vfio_irq_info> {
+    let argsz = size_of::<abi::vfio_irq_info>() as u32;
+    let mut info = abi::vfio_irq_info { argsz, index, ..Default::default() };
+    // SAFETY: takes a pointer to this structure, whose size it states.
+    unsafe { call(device, DEVICE_GET_IRQ_INFO, (&raw mut info).addr())? };
+    Ok(info)
+}
+
+/// Has the first interrupt of a kind written to an eventfd, which the kernel keeps open until the device is closed.
+pub(super) fn set_trigger(device: impl AsFd, index: u32, eventfd: impl AsFd) -> io::Result<()> {
+    // struct vfio_irq_set: argsz, flags, index, start, count; one file descriptor as its data.
+    let fd = eventfd.as_fd().as_raw_fd() as u32;
+    let flags = abi::VFIO_IRQ_SET_DATA_EVENTFD | abi::VFIO_IRQ_SET_ACTION_TRIGGER;
+    let set = [size_of::<[u32; 6]>() as u32, flags, index, 0, 1, fd];
+    // SAFETY: takes a pointer to this structure, whose size it states.
+    unsafe { call(device, DEVICE_SET_IRQS, (&raw const set).addr()) }.map(drop)
 }
 
 pub(super) fn reset(device: impl AsFd) -> io::Result<()> {

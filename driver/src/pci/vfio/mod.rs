@@ -7,6 +7,7 @@
 mod capabilities;
 mod container;
 mod ioctl;
+mod signals;
 mod sysfs;
 
 use std::ffi::CString;
@@ -14,23 +15,25 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 
 use vfio_bindings::bindings::vfio as abi;
 
 use self::capabilities::Region;
 use self::container::{Container, Group};
+use self::signals::Signals;
 use self::sysfs::Place;
-use super::{Address, DOORBELLS, DoorbellPage, Function};
-use crate::memory::{DmaSpace, Domain, Map};
+use super::bar::Bar;
+use super::{Address, DOORBELLS, DoorbellPage, Function, Notice};
+use crate::memory::{DmaSpace, Domain};
 use crate::{Error, Result};
 
 /// A PCI function that is bound to vfio-pci.
 #[derive(Debug)]
 pub struct Vfio {
     // Declared in the order of release: the mapping, the device, its group, the container.
-    bar0: Arc<Map>,
+    bar0: Arc<Bar>,
     config: Region,
+    signals: Signals,
     device: File,
     _group: Arc<Group>,
     container: Arc<Container>,
@@ -58,7 +61,8 @@ impl Vfio {
         let device = open_device(&group, &name)?;
         let config = region(&device, abi::VFIO_PCI_CONFIG_REGION_INDEX, &name)?;
         let bar0 = map_bar0(&device, &name)?;
-        let function = Vfio { bar0: Arc::new(bar0), config, device, _group: group, container, name };
+        let signals = Signals::arm(&device);
+        let function = Vfio { bar0: Arc::new(bar0), config, signals, device, _group: group, container, name };
         function.set_command(super::COMMAND_MEMORY_SPACE, true)?;
         Ok(function)
     }
@@ -71,6 +75,11 @@ impl Vfio {
         }
         // SAFETY: within the mapping, as checked.
         Ok(unsafe { self.bar0.base().byte_add(offset as usize) }.as_ptr().cast())
+    }
+
+    /// What was loaded from BAR0 just now, or what registers read as that nobody answers for.
+    fn unless_lost<T>(&self, loaded: T, ones: T) -> T {
+        if self.bar0.is_lost() { ones } else { loaded }
     }
 
     fn config_position(&self, offset: u16, len: usize) -> Result<u64> {
@@ -105,7 +114,7 @@ fn region(device: &File, index: u32, name: &str) -> Result<Region> {
     })
 }
 
-fn map_bar0(device: &File, name: &str) -> Result<Map> {
+fn map_bar0(device: &File, name: &str) -> Result<Bar> {
     let bar0 = region(device, abi::VFIO_PCI_BAR0_REGION_INDEX, name)?;
     let len = bar0.mappable_from_start();
     if len <= DOORBELLS {
@@ -113,7 +122,7 @@ fn map_bar0(device: &File, name: &str) -> Result<Map> {
             format!("only {len:#x} bytes of BAR0 can be mapped, and the doorbells begin at {DOORBELLS:#x}");
         return Err(Error::Unsupported { device: name.into(), what });
     }
-    Map::new(device.as_fd(), bar0.offset, len as usize).map_err(Error::os(format!("{name}: mapping BAR0")))
+    Bar::new(device.as_fd(), bar0.offset, len as usize).map_err(Error::os(format!("{name}: mapping BAR0")))
 }
 
 impl Function for Vfio {
@@ -138,14 +147,16 @@ impl Function for Vfio {
     fn read32(&self, offset: u64) -> Result<u32> {
         let register = self.register::<4>(offset)?;
         // SAFETY: a register of the mapped BAR, aligned; volatile because a device is behind it.
-        Ok(u32::from_le(unsafe { register.read_volatile() }))
+        let value = u32::from_le(unsafe { register.read_volatile() });
+        Ok(self.unless_lost(value, u32::MAX))
     }
 
     fn read64(&self, offset: u64) -> Result<u64> {
         let low = self.register::<8>(offset)?;
         // SAFETY: as in read32; two accesses, since not every platform has one of 64 bits.
         let (low, high) = unsafe { (low.read_volatile(), low.add(1).read_volatile()) };
-        Ok(u64::from(u32::from_le(low)) | u64::from(u32::from_le(high)) << 32)
+        let value = u64::from(u32::from_le(low)) | u64::from(u32::from_le(high)) << 32;
+        Ok(self.unless_lost(value, u64::MAX))
     }
 
     fn write32(&self, offset: u64, value: u32) -> Result<()> {
@@ -166,16 +177,15 @@ impl Function for Vfio {
     }
 
     fn doorbells(&self, len: u64) -> Result<DoorbellPage> {
-        let end = DOORBELLS.saturating_add(len);
-        if end > self.bar0.len() as u64 {
-            let what =
-                format!("doorbells end at {end:#x}, behind the mapped {:#x} bytes of BAR0", self.bar0.len());
-            return Err(Error::Unsupported { device: self.name.clone(), what });
-        }
-        // SAFETY: within the mapping, as checked.
-        let base = unsafe { self.bar0.base().byte_add(DOORBELLS as usize) }.cast::<AtomicU32>();
-        // SAFETY: the mapping is page-aligned, spans `len` bytes from there, and lives with the Arc.
-        Ok(unsafe { DoorbellPage::new(base, len, Arc::clone(&self.bar0) as _) })
+        self.bar0.doorbells(DOORBELLS, len).ok_or_else(|| {
+            let (end, mapped) = (DOORBELLS.saturating_add(len), self.bar0.len());
+            let what = format!("doorbells end at {end:#x}, behind the mapped {mapped:#x} bytes of BAR0");
+            Error::Unsupported { device: self.name.clone(), what }
+        })
+    }
+
+    fn notice(&self) -> Option<Notice> {
+        if self.bar0.is_lost() { Some(Notice::Gone) } else { self.signals.take() }
     }
 
     fn reset(&self) -> Result<()> {

@@ -145,6 +145,14 @@ impl Connection {
         self.disconnected()
     }
 
+    /// The same without waiting for whoever uses the connection: it ends when that is over.
+    pub(super) fn lose_soon(&self, cause: String) {
+        let _ = self.lost.set(cause);
+        if let Ok(mut channel) = self.channel.try_lock() {
+            channel.socket.shut_down();
+        }
+    }
+
     fn lose_in(&self, channel: &mut Channel, cause: String) {
         let _ = self.lost.set(cause);
         channel.socket.shut_down();

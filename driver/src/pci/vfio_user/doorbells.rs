@@ -5,16 +5,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 
 use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat};
 use zerocopy::IntoBytes;
 
+use super::super::bar::Bar;
 use super::super::{DOORBELLS, DoorbellPage, PostedWrites};
 use super::connection::Connection;
 use super::message::{REGION_BAR0, REGION_MMAP, RegionAccess, RegionInfo, command};
 use super::sparse::SparseArea;
-use crate::memory::Map;
 
 /// The most that is mapped: the doorbells of 1024 queue pairs with the widest stride that is in use.
 const MOST: u64 = 1 << 20;
@@ -24,7 +23,7 @@ const PAGE: u64 = 4096;
 /// How doorbells get across, decided once for a connection.
 #[derive(Debug)]
 pub(super) enum Doorbells {
-    Mapped { map: Arc<Map>, sealed: bool },
+    Mapped { bar: Arc<Bar>, sealed: bool },
     Posted,
 }
 
@@ -48,19 +47,20 @@ impl Doorbells {
             return Ok(Doorbells::Posted);
         };
         let file = files.get(place.file).ok_or("a file is missing")?.as_fd();
-        let (map, sealed) = map(file, place)?;
-        Ok(Doorbells::Mapped { map: Arc::new(map), sealed })
+        let (bar, sealed) = map(file, place)?;
+        Ok(Doorbells::Mapped { bar: Arc::new(bar), sealed })
+    }
+
+    /// Whether their file was truncated, so that stores go nowhere.
+    pub(super) fn are_lost(&self) -> bool {
+        matches!(self, Doorbells::Mapped { bar, .. } if bar.is_lost())
     }
 
     /// The first `len` bytes of doorbells, of a BAR0 of `bar0` bytes. Those that reach farther than the
     /// mapping are all posted.
     pub(super) fn page(&self, connection: &Arc<Connection>, len: u64, bar0: u64) -> Option<DoorbellPage> {
         match self {
-            Doorbells::Mapped { map, .. } if len <= map.len() as u64 => {
-                let owner: Arc<Map> = Arc::clone(map);
-                // SAFETY: the mapping begins with the doorbells on a page, spans `len` bytes, and lives with its Arc.
-                Some(unsafe { DoorbellPage::new(map.base().cast::<AtomicU32>(), len, owner) })
-            }
+            Doorbells::Mapped { bar, .. } if len <= bar.len() as u64 => bar.doorbells(0, len),
             _ => {
                 let fits = DOORBELLS.checked_add(len).is_some_and(|end| end <= bar0);
                 let poster = || Arc::new(Poster { connection: Arc::clone(connection) });
@@ -102,8 +102,8 @@ fn place(info: &RegionInfo, areas: Option<&[SparseArea]>, files: usize) -> Resul
 }
 
 /// Maps doorbells, and says whether the file is sealed against becoming shorter. A store behind the end of
-/// a file ends the process (SIGBUS), so the file must be as long as was said, and have memory now.
-fn map(file: BorrowedFd<'_>, place: Place) -> Result<(Map, bool), String> {
+/// a file is SIGBUS, so the file must be as long as was said, and have memory now.
+fn map(file: BorrowedFd<'_>, place: Place) -> Result<(Bar, bool), String> {
     let stat = fstat(file).map_err(|error| format!("the file of its doorbells: {error}"))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err("the file of its doorbells is no ordinary one".into());
@@ -114,9 +114,9 @@ fn map(file: BorrowedFd<'_>, place: Place) -> Result<(Map, bool), String> {
     }
     let sealed = fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
     let cannot = |error: std::io::Error| format!("mapping its doorbells: {error}");
-    let map = Map::new(file, place.offset, place.len as usize).map_err(cannot)?;
-    map.populate(0, map.len()).map_err(cannot)?;
-    Ok((map, sealed))
+    let bar = Bar::new(file, place.offset, place.len as usize).map_err(cannot)?;
+    bar.populate().map_err(cannot)?;
+    Ok((bar, sealed))
 }
 
 /// Doorbells by REGION_WRITE, with no reply wanted.

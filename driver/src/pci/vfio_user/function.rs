@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
-use super::super::{COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY_SPACE, DoorbellPage, Function};
+use super::super::{COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY_SPACE, DoorbellPage, Function, Notice};
 use super::connect::{self, negotiate};
 use super::connection::Connection;
 use super::domain::PeerDomain;
@@ -50,7 +50,8 @@ pub enum DoorbellPath {
     /// Stores to memory of a file of the server's.
     Mapped {
         /// Nobody can make the file shorter. If somebody does so with one that is not sealed, the next
-        /// doorbell ends this process with SIGBUS.
+        /// doorbell is SIGBUS, which ends this process unless there is a
+        /// [handler](crate::install_sigbus_handler): then the connection is lost.
         sealed: bool,
     },
     /// A REGION_WRITE each, with no reply wanted: a system call, after whoever is using the connection.
@@ -195,9 +196,17 @@ impl VfioUser {
         Err(Error::InvalidInput(what))
     }
 
+    /// Gives the connection up if doorbells do not reach the server any more.
+    fn look_at_doorbells(&self) {
+        if self.doorbells.are_lost() && !self.connection.is_lost() {
+            self.connection.lose_soon("its server has truncated the file of its doorbells".into());
+        }
+    }
+
     /// A register. One of a lost connection is all ones.
     fn read_register<const N: usize>(&self, offset: u64) -> Result<[u8; N]> {
         self.check_register(offset, N as u64)?;
+        self.look_at_doorbells();
         let mut bytes = [0; N];
         match self.read(REGION_BAR0, offset, &mut bytes) {
             Err(Error::Disconnected { .. }) => Ok([0xff; N]),
@@ -284,6 +293,11 @@ impl Function for VfioUser {
             device: self.name().into(),
             what: format!("{len:#x} bytes of doorbells do not fit BAR0 of {:#x} bytes", self.bar0),
         })
+    }
+
+    fn notice(&self) -> Option<Notice> {
+        self.look_at_doorbells();
+        self.connection.is_lost().then_some(Notice::Gone)
     }
 
     fn gone(&self) -> Error {

@@ -7,7 +7,7 @@ use std::ops::{Range, RangeInclusive};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use kiovec::memory::Access;
+use kiovec::memory::{Access, SigbusHandler};
 use kiovec::pci::vfio_user::message::{DMA_READABLE, DMA_WRITEABLE, DmaMap, DmaUnmap};
 use rustix::io::Errno;
 use vm_memory::{
@@ -16,7 +16,7 @@ use vm_memory::{
 };
 
 use crate::controller::Controller;
-use crate::mapped_file::{MappedFile, SigbusHandler};
+use crate::mapped_file::MappedFile;
 
 /// Mappings that a client can have at a time.
 pub(super) const MAX_MAPPINGS: usize = 4096;

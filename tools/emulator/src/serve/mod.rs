@@ -15,6 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kiovec::memory::SigbusHandler;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
@@ -23,7 +24,6 @@ use crate::counters::Counters;
 use crate::doorbells::Doorbells;
 use crate::emulator::{Error, Thread, check_core};
 use crate::function::Shared;
-use crate::mapped_file::SigbusHandler;
 use crate::media::Store;
 use listener::Listener;
 use memory::ClientMemory;
@@ -77,9 +77,9 @@ fn os(what: &'static str) -> impl Fn(Errno) -> ServeError {
 /// as after power-on, with what earlier ones have written. Dropping the server removes the socket.
 ///
 /// ```no_run
-/// use kiovec_emulator::{Config, Server, SigbusHandler};
+/// use kiovec_emulator::{Config, Server};
 /// let config = Config::parse("size=1G,media=ram")?;
-/// let mut server = Server::bind(config, "/run/nvme.sock".as_ref(), SigbusHandler::install()?)?;
+/// let mut server = Server::bind(config, "/run/nvme.sock".as_ref(), kiovec::install_sigbus_handler()?)?;
 /// while let Some(client) = server.accept()? {
 ///     println!("a client has left: {}", client.serve()?);
 /// }

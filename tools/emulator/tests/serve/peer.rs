@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kiovec::pci::vfio_user::message::{DmaMap, DmaUnmap, RegionAccess, SetIrqs, command};
 use kiovec::pci::vfio_user::{Capabilities, Header};
-use kiovec_emulator::{Config, Counters, Server, SigbusHandler, Stopper};
+use kiovec_emulator::{Config, Counters, Server, Stopper};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -38,7 +38,7 @@ impl Rig {
 
     pub fn with(dir: TempDir, config: Config) -> Rig {
         let path = dir.path().join("nvme.sock");
-        let mut server = Server::bind(config, &path, SigbusHandler::install().unwrap()).unwrap();
+        let mut server = Server::bind(config, &path, kiovec::install_sigbus_handler().unwrap()).unwrap();
         let stopper = server.stopper().unwrap();
         let (sender, ends) = channel();
         let thread = std::thread::spawn(move || {

@@ -3,12 +3,12 @@
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
-use kiovec_emulator::{Config, Media, ServeError, Server, SigbusHandler};
+use kiovec_emulator::{Config, Media, ServeError, Server};
 
 use crate::peer::Rig;
 
 fn bind(path: &std::path::Path) -> Result<Server, ServeError> {
-    Server::bind(Config::parse("size=1M").unwrap(), path, SigbusHandler::install().unwrap())
+    Server::bind(Config::parse("size=1M").unwrap(), path, kiovec::install_sigbus_handler().unwrap())
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn who_cannot_listen_makes_no_file() {
     let dir = tempfile::TempDir::new().unwrap();
     let disk = dir.path().join("disk");
     let config = Config { media: Media::File(disk.clone()), ..Config::parse("size=1M").unwrap() };
-    let error = Server::bind(config, &rig.path, SigbusHandler::install().unwrap()).unwrap_err();
+    let error = Server::bind(config, &rig.path, kiovec::install_sigbus_handler().unwrap()).unwrap_err();
     assert!(matches!(error, ServeError::InUse(_)) && !disk.exists(), "{error}");
 }
 
@@ -100,7 +100,7 @@ fn what_no_client_could_be_served_with_is_refused_at_once() {
     let dir = tempfile::TempDir::new().unwrap();
     let config = Config::parse("size=1M,core=1023").unwrap();
     let path = dir.path().join("s");
-    let error = Server::bind(config, &path, SigbusHandler::install().unwrap()).unwrap_err();
+    let error = Server::bind(config, &path, kiovec::install_sigbus_handler().unwrap()).unwrap_err();
     assert!(error.to_string().starts_with("cannot run the emulator on processor 1023"), "{error}");
     assert!(!path.exists());
 }

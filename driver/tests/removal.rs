@@ -1,0 +1,240 @@
+//! What the kernel tells of a function besides: that it wants it back, and errors of the bus; and a controller
+//! that vanishes with nothing in flight.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::{Arc, Mutex};
+
+use kiovec::memory::{DmaSpace, Domain};
+use kiovec::pci::{Clock, DoorbellPage, Function, Notice};
+use kiovec::{Cause, Controller, ControllerEvent, Error, IoContainer, Poller, QueueId, QueueOptions, Target};
+use kiovec_emulator::{Commands, Config, Emulator};
+
+const BLOCK: usize = 4096;
+/// Polls from one look at the controllers to the next.
+const LOOK: usize = 1024;
+
+/// A function that is told of what a test says.
+struct Told {
+    inner: Arc<dyn Function>,
+    notices: Mutex<Vec<Notice>>,
+}
+
+impl Function for Told {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn domain(&self) -> Arc<dyn Domain> {
+        self.inner.domain()
+    }
+
+    fn config_read(&self, offset: u16, data: &mut [u8]) -> Result<(), Error> {
+        self.inner.config_read(offset, data)
+    }
+
+    fn config_write(&self, offset: u16, data: &[u8]) -> Result<(), Error> {
+        self.inner.config_write(offset, data)
+    }
+
+    fn read32(&self, offset: u64) -> Result<u32, Error> {
+        self.inner.read32(offset)
+    }
+
+    fn read64(&self, offset: u64) -> Result<u64, Error> {
+        self.inner.read64(offset)
+    }
+
+    fn write32(&self, offset: u64, value: u32) -> Result<(), Error> {
+        self.inner.write32(offset, value)
+    }
+
+    fn write64(&self, offset: u64, value: u64) -> Result<(), Error> {
+        self.inner.write64(offset, value)
+    }
+
+    fn doorbells(&self, len: u64) -> Result<DoorbellPage, Error> {
+        self.inner.doorbells(len)
+    }
+
+    fn notice(&self) -> Option<Notice> {
+        self.notices.lock().unwrap().pop()
+    }
+
+    fn reset(&self) -> Result<(), Error> {
+        self.inner.reset()
+    }
+
+    fn clock(&self) -> Clock {
+        self.inner.clock()
+    }
+
+    fn pause(&self) {
+        self.inner.pause();
+    }
+}
+
+/// A controller that a test tells of, in a poller with others.
+struct Side {
+    function: Arc<Told>,
+    controller: Arc<Controller>,
+    emulator: Emulator,
+    target: Target,
+    queue: QueueId,
+}
+
+struct Bench {
+    space: DmaSpace,
+    poller: Poller,
+    sides: Vec<Side>,
+}
+
+impl Bench {
+    fn new(controllers: usize) -> Bench {
+        let space = DmaSpace::new().unwrap();
+        let mut bench = Bench { poller: Poller::new(64), space, sides: Vec::new() };
+        for _ in 0..controllers {
+            let emulator = Emulator::stepped(Config::parse("size=1M,block=4096,media=ram").unwrap()).unwrap();
+            let function = Arc::new(Told { inner: emulator.function(), notices: Mutex::default() });
+            let controller = Controller::open(Arc::clone(&function) as _, &bench.space).unwrap();
+            let options = QueueOptions::default().depth(4).merge(false);
+            let queue = bench.poller.add_queue(&controller, options).unwrap();
+            let target = bench.poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+            bench.sides.push(Side { function, controller, emulator, target, queue });
+        }
+        bench
+    }
+
+    fn tell(&self, side: usize, notice: Notice) {
+        self.sides[side].function.notices.lock().unwrap().push(notice);
+    }
+
+    /// Reads of 8 blocks, of which 4 can be in flight, none of which is completed.
+    fn hold(&mut self, side: usize) {
+        self.sides[side].emulator.hold(Commands::io());
+        self.submit(side, 8);
+        self.turns(4);
+    }
+
+    fn submit(&mut self, side: usize, count: u64) {
+        for lba in 0..count {
+            let io = IoContainer::read(lba, self.space.allocate(BLOCK).unwrap()).tag(side as u64);
+            self.poller.submit(self.sides[side].target, io).unwrap();
+        }
+    }
+
+    /// Polls and steps; what completed, with the side that it was for.
+    fn turns(&mut self, count: usize) -> Vec<(u64, Result<(), Cause>)> {
+        let mut all = Vec::new();
+        for _ in 0..count {
+            self.poller.poll(|done| {
+                let result = done.result().map_err(|failure| failure.cause);
+                let lost = matches!(result, Err(Cause::ControllerLost));
+                let io = done.take();
+                assert!(!lost || io.memory().len() == BLOCK, "what reaches nothing keeps nothing");
+                all.push((io.get_tag(), result));
+            });
+            for side in &self.sides {
+                side.emulator.step();
+            }
+        }
+        all
+    }
+}
+
+fn is_return_requested(event: &ControllerEvent) -> bool {
+    matches!(event, ControllerEvent::ReturnRequested)
+}
+
+#[test]
+fn what_the_kernel_wants_back_is_given_up() {
+    let mut bench = Bench::new(2);
+    bench.hold(0);
+    bench.tell(0, Notice::ReturnRequested);
+    let done = bench.turns(2 * LOOK);
+    assert_eq!(done, [(0, Err(Cause::ControllerLost)); 8]);
+    let controller = Arc::clone(&bench.sides[0].controller);
+    let error = controller.check().unwrap_err();
+    assert!(matches!(error, Error::ReturnRequested { .. }), "{error}");
+    assert!(matches!(controller.namespace(1), Err(Error::ReturnRequested { .. })), "admin commands too");
+    assert_eq!(controller.events().filter(is_return_requested).count(), 1);
+    // What is submitted later fails too, the other one goes on.
+    bench.submit(0, 1);
+    bench.submit(1, 8);
+    let mut done = bench.turns(2 * LOOK);
+    done.sort_by_key(|(side, _)| *side);
+    let expected = std::iter::once((0, Err(Cause::ControllerLost))).chain(vec![(1, Ok(())); 8]);
+    assert!(done.iter().copied().eq(expected), "{done:?}");
+    assert_eq!(bench.space.retired(), 0);
+    // All that keeps it open is dropped: then it is closed.
+    let weak = Arc::downgrade(&bench.sides[0].function);
+    let Bench { poller, sides, .. } = bench;
+    drop((poller, sides, controller));
+    assert_eq!(weak.strong_count(), 0);
+}
+
+#[test]
+fn a_request_is_told_where_nobody_polls() {
+    let bench = Bench::new(1);
+    bench.tell(0, Notice::ReturnRequested);
+    let controller = &bench.sides[0].controller;
+    assert!(controller.check().is_ok());
+    assert_eq!(controller.events().filter(is_return_requested).count(), 1);
+    assert!(matches!(controller.check(), Err(Error::ReturnRequested { .. })));
+    // A second one changes nothing.
+    bench.tell(0, Notice::ReturnRequested);
+    assert_eq!(controller.events().count(), 0);
+}
+
+/// The kernel asks for what was pulled out, too.
+#[test]
+fn what_was_pulled_out_is_gone_and_not_wanted_back() {
+    let mut bench = Bench::new(2);
+    bench.hold(0);
+    bench.sides[0].emulator.unplug();
+    bench.tell(0, Notice::ReturnRequested);
+    assert_eq!(bench.turns(2 * LOOK), [(0, Err(Cause::ControllerLost)); 8]);
+    let error = bench.sides[0].controller.check().unwrap_err();
+    assert!(matches!(error, Error::Gone { .. }), "{error}");
+    bench.submit(1, 1);
+    assert_eq!(bench.turns(LOOK), [(1, Ok(()))]);
+}
+
+#[test]
+fn an_error_of_the_bus_costs_a_reset() {
+    let mut bench = Bench::new(1);
+    bench.hold(0);
+    bench.tell(0, Notice::BusError);
+    assert_eq!(bench.turns(8 * LOOK), []);
+    bench.sides[0].emulator.release_all();
+    assert_eq!(bench.turns(LOOK), [(0, Ok(())); 8]);
+    let side = &bench.sides[0];
+    side.controller.check().unwrap();
+    assert!(side.controller.events().any(|event| matches!(event, ControllerEvent::BusError)));
+    let stats = bench.poller.stats(side.queue);
+    assert_eq!((stats.resets, stats.resent), (1, 4));
+}
+
+#[test]
+fn an_error_of_the_bus_that_nothing_survives_is_the_end() {
+    let mut bench = Bench::new(2);
+    bench.hold(0);
+    bench.sides[0].emulator.unplug();
+    bench.tell(0, Notice::BusError);
+    assert_eq!(bench.turns(2 * LOOK), [(0, Err(Cause::ControllerLost)); 8]);
+    let error = bench.sides[0].controller.check().unwrap_err();
+    assert!(matches!(error, Error::Gone { .. }), "{error}");
+}
+
+/// In the middle of a reset: no poller waits for one that does not come back.
+#[test]
+fn a_reset_ends_with_what_it_resets() {
+    let mut bench = Bench::new(1);
+    bench.hold(0);
+    bench.tell(0, Notice::BusError);
+    while bench.sides[0].controller.namespace(1).is_ok() {
+        bench.turns(1);
+    }
+    bench.tell(0, Notice::Gone);
+    assert_eq!(bench.turns(2 * LOOK), [(0, Err(Cause::ControllerLost)); 8]);
+    assert!(bench.sides[0].controller.check().is_err());
+}
