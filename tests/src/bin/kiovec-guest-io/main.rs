@@ -3,10 +3,12 @@
 //!
 //! `read` expects what the guest's kernel wrote before; `write` writes, reads back, and prints a manifest that the
 //! kernel's driver is held against afterwards; `duplicate` writes the same memory to two controllers, and its manifest
-//! holds for both; `merge` has neighbours share a command over a defect of the medium.
+//! holds for both; `merge` has neighbours share a command over a defect of the medium; `gather` writes an extent in small
+//! requests, many at a time, of which neighbours share commands.
 
 mod device;
 mod duplicate;
+mod gather;
 mod merge;
 mod plan;
 mod shape;
@@ -22,8 +24,10 @@ use kiovec::memory::DmaSpace;
 use kiovec::pci::Vfio;
 use kiovec::{Controller, DataForm, Operation};
 use kiovec_tests::machine::kernel_seed;
+use kiovec_tests::pattern::Extent;
 
 use device::Device;
+use gather::{Order, Taken};
 use plan::{Action, Geometry, Step};
 use shape::Shape;
 use worker::{Job, Way};
@@ -50,6 +54,22 @@ enum What {
         one: One,
         /// The other function
         other: String,
+    },
+    /// Write an extent in requests of 4 KiB, 256 at a time, of which neighbours share commands
+    Gather {
+        #[command(flatten)]
+        one: One,
+        /// The namespace
+        nsid: u32,
+        /// Its first byte
+        offset: u64,
+        /// Its length, 4 KiB times a power of two
+        len: u64,
+        /// The seed of its pattern
+        seed: u64,
+        /// None of them next to the one before it
+        #[arg(long)]
+        scattered: bool,
     },
     /// Read or write neighbours in one command, one of them over a defect
     Merge {
@@ -96,6 +116,7 @@ fn main() -> ExitCode {
     let (What::Read(One { device, .. })
     | What::Write(One { device, .. })
     | What::Duplicate { one: One { device, .. }, .. }
+    | What::Gather { one: One { device, .. }, .. }
     | What::Merge { one: One { device, .. }, .. }) = &what;
     match run(&what) {
         Ok(()) => ExitCode::SUCCESS,
@@ -123,6 +144,14 @@ fn run(what: &What) -> Result<(), Failure> {
             duplicate::run(&controllers, form.data(), &steps)?;
             steps.iter().for_each(|step| println!("{}", step.extent()));
             println!("{} writes read back from both", steps.len());
+            Ok(())
+        }
+        What::Gather { one: One { form, device }, nsid, offset, len, seed, scattered } => {
+            let controller = open(device, &DmaSpace::new()?)?;
+            let extent = Extent { nsid: *nsid, offset: *offset, len: *len, seed: *seed };
+            let order = if *scattered { Order::Scattered } else { Order::Sequential };
+            let Taken { requests, commands, polls } = gather::run(&controller, form.data(), &extent, order)?;
+            println!("{extent}\n{requests} requests, {commands} commands, {polls} polls");
             Ok(())
         }
         What::Merge { one: One { form, device }, nsid, lba, write } => {

@@ -82,6 +82,11 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Polling::Spin)]
     pub poll: Polling,
 
+    /// Let neighbours among the I/Os that are submitted in one go share a command, as many as it can carry. Without
+    /// this, only those that have to wait for a slot do.
+    #[arg(long)]
+    pub merge: bool,
+
     /// What the I/Os are.
     #[arg(short = 'w', long, value_enum, default_value_t = Pattern::Randread)]
     pub io_pattern: Pattern,
@@ -275,6 +280,9 @@ impl Options {
             return Err(Error::Usage(format!(
                 "--poll: the kernel waits for {device} as it can; leave it out"
             )));
+        }
+        if self.merge {
+            return Err(Error::Usage(format!("--merge: the kernel decides for {device}; leave it out")));
         }
         if self.data != Data::Auto {
             return Err(Error::Usage(format!("--data: the kernel chooses for {device}; leave it out")));

@@ -234,6 +234,9 @@ impl<'a> Report<'a> {
         if let Some(rate) = self.options.rate {
             more += &format!(", {rate} IOPS asked for");
         }
+        if self.job.merge {
+            more += ", merged";
+        }
         let pattern = self.options.io_pattern;
         let share = match pattern.is_mixed() {
             true => format!(" ({} % reads)", self.options.read_share()),
@@ -372,6 +375,7 @@ impl<'a> Report<'a> {
             "bssplit": self.job.split.as_ref().map(ToString::to_string),
             "skew": self.job.skew.map(|skew| skew.to_string()),
             "rate": self.options.rate,
+            "merge": self.job.merge,
             "adaptive_polling": self.waits().map(Waits::json),
             "command_depth": self.workers.iter().map(|worker| worker.queue_depth).min(),
             "range": self.range(),
