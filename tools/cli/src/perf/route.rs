@@ -81,6 +81,10 @@ impl<L: Layer> Route<L> {
     /// Polls; what `f` submits is one go.
     #[inline(always)]
     pub fn poll(&mut self, f: impl FnMut(Done<'_, L>)) -> usize {
+        if !self.gathers {
+            return self.poller.poll(f);
+        }
+        cold_path();
         self.begin();
         let count = self.poller.poll(f);
         self.go();
@@ -88,19 +92,15 @@ impl<L: Layer> Route<L> {
     }
 
     /// What is submitted from now on is one go.
-    #[inline(always)]
     pub fn begin(&mut self) {
         if self.gathers {
-            cold_path();
             self.queues.iter().for_each(|queue| self.poller.plug(*queue));
         }
     }
 
     /// All of it is submitted.
-    #[inline(always)]
     pub fn go(&mut self) {
         if self.gathers {
-            cold_path();
             self.queues.iter().for_each(|queue| self.poller.unplug(*queue));
         }
     }
