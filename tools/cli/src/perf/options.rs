@@ -134,7 +134,8 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Data::Auto)]
     pub data: Data,
 
-    /// Write to a device that is not emulated in this process: what is on it is lost.
+    /// Write to a device that is not emulated in this process, or whose blocks are in a file that is there already:
+    /// what is on it is lost.
     #[arg(long)]
     pub yes_destroy_data: bool,
 
@@ -306,8 +307,12 @@ impl Options {
                 let what = format!("{leaf} has null media, which keeps no data to verify");
                 Err(Error::Usage(what + "; use media=ram, as in emulated:media=ram"))
             }
+            // A file that is not there yet is made for this run.
+            Leaf::Emulated(config) => match &config.media {
+                Media::File(path) if path.exists() => self.check_consent(leaf),
+                _ => Ok(()),
+            },
             Leaf::Pci(_) | Leaf::VfioUser(_) => self.check_consent(leaf),
-            Leaf::Emulated(_) => Ok(()),
         }
     }
 
@@ -412,6 +417,23 @@ mod tests {
         check("mirror(emulated,01:00.0) -w randread").unwrap();
         let error = check("mirror(emulated:media=ram,trace(01:00.0)) --verify").unwrap_err().to_string();
         assert!(error.contains("overwrites data on 0000:01:00.0; if that may be lost"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_overwritten_with_consent_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("disk");
+        let device = format!("emulated:size=1M,media=file:{}", file.display());
+        check(&format!("{device} -w write")).unwrap();
+        std::fs::write(&file, "data").unwrap();
+        for line in ["-w write", "-w randrw", "--verify", "-w read --verify"] {
+            let error = check(&format!("{device} {line}")).unwrap_err().to_string();
+            assert!(error.contains("disk; if that may be lost, add --yes-destroy-data"), "{error}");
+            check(&format!("{device} {line} --yes-destroy-data")).unwrap();
+        }
+        check(&device).unwrap();
+        assert!(check("trace(emulated:size=4k,media=file:/dev/null) -w write").is_err());
+        assert_eq!(std::fs::read(&file).unwrap(), b"data");
     }
 
     #[test]
