@@ -368,6 +368,7 @@ pub static MACHINES: &[Machine] = &[
             "stripe-as-the-kernels",
             "stripe-verifies",
             "merges",
+            "gathered",
             // Each takes one away for good.
             "stripe-loses-a-leg",
             "mirror-loses-a-leg",

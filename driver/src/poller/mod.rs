@@ -330,7 +330,7 @@ impl<L: Layer> Poller<L> {
         }
     }
 
-    /// Lets go what was held back.
+    /// Lets go what was held back, and tells the controller of it.
     pub fn unplug(&mut self, queue: QueueId) {
         if self.find(queue).is_some() {
             let Core { queues, tree, .. } = &mut self.core;

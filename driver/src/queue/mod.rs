@@ -559,7 +559,8 @@ impl Queue {
         self.gate |= PLUGGED;
     }
 
-    /// Sends down what was held back.
+    /// Sends down what was held back, and rings the doorbell for it: the next poll may be long in coming, or be
+    /// the one that would find it completed.
     pub(crate) fn unplug(&mut self, tree: &mut Tree) {
         self.gate &= !PLUGGED;
         let plugged = std::mem::replace(&mut self.plugged, Line::EMPTY);
@@ -568,6 +569,7 @@ impl Queue {
             self.gate |= WAITING;
         }
         self.issue_waiting(tree);
+        self.ring();
     }
 
     /// Gives free slots to what waits, in order.
@@ -739,13 +741,21 @@ impl Queue {
             self.gate &= !HALTED;
             self.issue_waiting(tree);
         }
-        if !self.sq.is_rung() {
-            // First room for what the new commands will complete with, then the commands.
-            self.cq.make_room();
-            self.sq.ring();
-        } else if idle >= IDLE_POLLS {
+        if !self.ring() && idle >= IDLE_POLLS {
             self.cq.ring();
         }
+    }
+
+    /// Tells the controller of new commands. False if there are none.
+    #[inline(always)]
+    fn ring(&mut self) -> bool {
+        if self.sq.is_rung() {
+            return false;
+        }
+        // First room for what the new commands will complete with, then the commands.
+        self.cq.make_room();
+        self.sq.ring();
+        true
     }
 
     /// The controller is lost: everything fails, now and later. What it may still reach goes back to nobody,

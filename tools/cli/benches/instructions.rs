@@ -47,8 +47,6 @@ const TABLE: &[Line] = &[
     count("a bare loop, depth 1", What::Bare(1)),
     count("a bare loop, depth 32", What::Bare(32)),
     count("a bare loop, depth 128", What::Bare(128)),
-    count("the emulator, depth 1", What::Emulator("-q 1 -w randread")),
-    count("the emulator, depth 32", What::Emulator("-q 32 -w randread")),
     count("the emulator, depth 128", What::Emulator("-q 128 -w randread")),
 ];
 

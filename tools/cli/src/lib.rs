@@ -23,7 +23,9 @@ use self::error::{Error, Result};
 pub fn count_perf(options: &str, ios: u64) -> std::result::Result<(), String> {
     let line = ["kiovec", "perf"].into_iter().chain(options.split_whitespace());
     match Cli::try_parse_from(line).map_err(|error| error.to_string())?.command {
-        Command::Perf(options) => perf::counted::run(&options, ios).map_err(|error| error.to_string()),
+        Command::Perf(options) => {
+            perf::counted::run(&options, ios).map(drop).map_err(|error| error.to_string())
+        }
         _ => Err("only perf is counted".into()),
     }
 }

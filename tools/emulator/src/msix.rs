@@ -5,6 +5,8 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 /// Bytes of an entry of the table.
 const ENTRY: u64 = 16;
 /// Vector Control, as a dword of an entry: its bit 0 is Mask.
@@ -155,14 +157,27 @@ impl Vector {
         }
         self.pending = false;
         if let Some(eventfd) = &self.eventfd {
-            // It is not blocking. One that is full has been written so often that its reader is told.
-            let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
+            signal(eventfd);
         }
+    }
+}
+
+/// Adds one to an eventfd, unless it is full: then its reader is told already.
+///
+/// It was made non-blocking when it was set up, but that is a state of the open file, which its other owner can
+/// change back. So it is asked first whether a write would wait. Its owner can still fill it in between.
+fn signal(eventfd: &OwnedFd) {
+    let mut room = [PollFd::new(eventfd, PollFlags::OUT)];
+    if poll(&mut room, Some(&Timespec::default())) == Ok(1) && room[0].revents().contains(PollFlags::OUT) {
+        let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
     use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
@@ -211,6 +226,22 @@ mod tests {
             mask(&mut interrupts, false);
             assert_eq!(count(&eventfd), 0);
         }
+    }
+
+    /// A peer can make its eventfd a blocking one again, and fill it.
+    #[test]
+    fn an_eventfd_that_would_block_is_left_alone() {
+        let full = eventfd(0, EventfdFlags::empty()).unwrap();
+        rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        let (mut interrupts, _) = interrupts();
+        assert!(interrupts.set_eventfd(33, Some(full.try_clone().unwrap())));
+        let (done, end) = mpsc::channel();
+        std::thread::spawn(move || {
+            interrupts.raise(33);
+            let _ = done.send(());
+        });
+        assert!(end.recv_timeout(Duration::from_secs(20)).is_ok(), "the write waits for a reader");
+        assert_eq!(count(&full), u64::MAX - 1);
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! `read` expects what the guest's kernel wrote before; `write` writes, reads back, and prints a manifest that the
 //! kernel's driver is held against afterwards; `duplicate` writes the same memory to two controllers, and its manifest
 //! holds for both; `merge` has neighbours share a command over a defect of the medium; `alone` has requests all around
-//! one; `generations` writes on, whatever happens, and keeps account of it.
+//! one; `generations` writes on, whatever happens, and keeps account of it; `gather` writes an extent in small requests,
+//! many at a time, of which neighbours share commands.
 
 mod alone;
 mod device;
 mod duplicate;
+mod gather;
 mod generations;
 mod merge;
 mod plan;
@@ -27,9 +29,11 @@ use kiovec::memory::DmaSpace;
 use kiovec::pci::Vfio;
 use kiovec::{Controller, DataForm, Operation, QueueOptions, QueueStats};
 use kiovec_tests::machine::kernel_seed;
+use kiovec_tests::pattern::Extent;
 use serde_json::json;
 
 use device::Device;
+use gather::{Order, Taken};
 use generations::Task;
 use merge::Bad;
 use plan::{Action, Geometry, Step};
@@ -58,6 +62,22 @@ enum What {
         one: One,
         /// The other function
         other: String,
+    },
+    /// Write an extent in requests of 4 KiB, 256 at a time, of which neighbours share commands
+    Gather {
+        #[command(flatten)]
+        one: One,
+        /// The namespace
+        nsid: u32,
+        /// Its first byte
+        offset: u64,
+        /// Its length, 4 KiB times a power of two
+        len: u64,
+        /// The seed of its pattern
+        seed: u64,
+        /// None of them next to the one before it
+        #[arg(long)]
+        scattered: bool,
     },
     /// Read or write neighbours in one command, one of them over a defect
     Merge(AtDefect),
@@ -137,6 +157,7 @@ fn main() -> ExitCode {
     let (What::Read(One { device, .. })
     | What::Write(One { device, .. })
     | What::Duplicate { one: One { device, .. }, .. }
+    | What::Gather { one: One { device, .. }, .. }
     | What::Merge(AtDefect { one: One { device, .. }, .. })
     | What::Alone(AtDefect { one: One { device, .. }, .. })
     | What::Generations { one: One { device, .. }, .. }) = &what;
@@ -166,6 +187,14 @@ fn run(what: &What) -> Result<(), Failure> {
             duplicate::run(&controllers, form.data(), &steps)?;
             steps.iter().for_each(|step| println!("{}", step.extent()));
             println!("{} writes read back from both", steps.len());
+            Ok(())
+        }
+        What::Gather { one: One { form, device }, nsid, offset, len, seed, scattered } => {
+            let controller = open(device, &DmaSpace::new()?)?;
+            let extent = Extent { nsid: *nsid, offset: *offset, len: *len, seed: *seed };
+            let order = if *scattered { Order::Scattered } else { Order::Sequential };
+            let Taken { requests, commands, polls } = gather::run(&controller, form.data(), &extent, order)?;
+            println!("{extent}\n{requests} requests, {commands} commands, {polls} polls");
             Ok(())
         }
         What::Merge(at) => {

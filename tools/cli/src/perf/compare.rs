@@ -15,14 +15,20 @@ use crate::{Error, Result, output};
 const LONGEST: u64 = 64 << 20;
 
 /// What was asked for: if it differs, so may everything else.
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 16] = [
     "version",
     "driver",
     "device",
     "workload",
     "read_percent",
     "io_size",
+    "bssplit",
     "queue_depth",
+    "rate",
+    "skew",
+    "merge",
+    "poll",
+    "range",
     "block_size",
     "way",
     "seconds",
@@ -78,7 +84,7 @@ pub fn text(before: &Path, after: &Path) -> Result<String> {
     let mut text = format!("A: {}\nB: {}\n", before.display(), after.display());
     let settings: Vec<Vec<String>> = SETTINGS
         .into_iter()
-        .filter(|name| a.get(name) != b.get(name))
+        .filter(|name| differ(a.get(name), b.get(name)))
         .map(|name| vec![name.replace('_', " "), shown(a.get(name)), "->".into(), shown(b.get(name))])
         .collect();
     if !settings.is_empty() {
@@ -94,6 +100,19 @@ pub fn text(before: &Path, after: &Path) -> Result<String> {
         )
     }));
     Ok(format!("{text}\n{}", output::table(&rows, &[1, 2, 3, 4])))
+}
+
+/// How long was measured is measured too, and no two runs take the same time to the last digit.
+const SAME: f64 = 0.02;
+
+fn differ(a: Option<&Value>, b: Option<&Value>) -> bool {
+    // What one of them does not know of is as little set as what it knows to be null.
+    let set = |value: Option<&Value>| value.filter(|value| !value.is_null()).cloned();
+    let number = |value: Option<&Value>| value.filter(|value| value.is_f64()).and_then(Value::as_f64);
+    match (number(a), number(b)) {
+        (Some(a), Some(b)) => (a - b).abs() > SAME * a.max(b),
+        _ => set(a) != set(b),
+    }
 }
 
 /// A figure that at least one of them has, and that is not zero in both.
@@ -191,5 +210,17 @@ mod tests {
             prop_assert!(compare(&a, &a).is_err());
             compare(odd.to_string().as_bytes(), odd.to_string().as_bytes()).unwrap();
         }
+    }
+
+    #[test]
+    fn settings_differ_when_they_were_set_otherwise() {
+        let differ = |a: Value, b: Value| super::differ(Some(&a), Some(&b));
+        assert!(
+            differ(json!(4), json!(8))
+                && differ(json!("read"), json!("write"))
+                && differ(json!(1.0), json!(1.5))
+        );
+        assert!(!differ(json!(5.0001), json!(5.02)) && !differ(json!(4), json!(4)));
+        assert!(differ(json!(null), json!(true)) && !super::differ(None, Some(&json!(null))));
     }
 }

@@ -20,6 +20,13 @@ pub enum Polling {
     Adaptive,
 }
 
+impl Polling {
+    /// The name as it is given.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
 /// How a worker idles.
 pub enum Idle<'a> {
     Spin,
@@ -135,6 +142,16 @@ impl Waits {
             micros(self.mean()),
             micros(self.longest.as_nanos() as f64)
         )
+    }
+
+    /// The same in columns.
+    pub fn facts(self) -> Vec<(String, String)> {
+        let micros = |nanos: f64| format!("{:.2} us", nanos / 1000.0);
+        vec![
+            ("waits".into(), self.count.to_string()),
+            ("average: so much later an I/O may be found".into(), micros(self.mean())),
+            ("longest".into(), micros(self.longest.as_nanos() as f64)),
+        ]
     }
 
     pub fn json(self) -> Value {

@@ -43,6 +43,8 @@ pub struct Job {
     /// I/Os that each worker begins in a second, if that is not as many as it can.
     pub rate: Option<f64>,
     pub polling: Polling,
+    /// What is submitted in one go is held back until it is complete, so that neighbours share commands.
+    pub merge: bool,
     /// I/Os in flight of each worker.
     pub depth: u32,
     pub mix: Mix,
@@ -106,6 +108,7 @@ impl Job {
             skew: options.skew(),
             rate: options.rate.map(|rate| rate as f64 / cores.len().max(1) as f64),
             polling: options.poll,
+            merge: options.merge,
             // Verified I/Os keep off each other's blocks, so there are no more than units.
             depth: if options.verify { options.io_depth.min(clamp(units)) } else { options.io_depth },
             mix: Mix::new(options.io_pattern.is_random(), options.read_share()),

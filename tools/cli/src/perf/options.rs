@@ -82,6 +82,11 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Polling::Spin)]
     pub poll: Polling,
 
+    /// Let neighbours among the I/Os that are submitted in one go share a command, as many as it can carry. Without
+    /// this, only those that have to wait for a slot do.
+    #[arg(long)]
+    pub merge: bool,
+
     /// What the I/Os are.
     #[arg(short = 'w', long, value_enum, default_value_t = Pattern::Randread)]
     pub io_pattern: Pattern,
@@ -138,7 +143,8 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Data::Auto)]
     pub data: Data,
 
-    /// Write to a device that is not emulated in this process: what is on it is lost.
+    /// Write to a device that is not emulated in this process, or whose blocks are in a file that is there already:
+    /// what is on it is lost.
     #[arg(long)]
     pub yes_destroy_data: bool,
 
@@ -285,6 +291,9 @@ impl Options {
                 "--poll: the kernel waits for {device} as it can; leave it out"
             )));
         }
+        if self.merge {
+            return Err(Error::Usage(format!("--merge: the kernel decides for {device}; leave it out")));
+        }
         if self.data != Data::Auto {
             return Err(Error::Usage(format!("--data: the kernel chooses for {device}; leave it out")));
         }
@@ -311,8 +320,12 @@ impl Options {
                 let what = format!("{leaf} has null media, which keeps no data to verify");
                 Err(Error::Usage(what + "; use media=ram, as in emulated:media=ram"))
             }
+            // A file that is not there yet is made for this run.
+            Leaf::Emulated(config) => match &config.media {
+                Media::File(path) if path.exists() => self.check_consent(leaf),
+                _ => Ok(()),
+            },
             Leaf::Pci(_) | Leaf::VfioUser(_) => self.check_consent(leaf),
-            Leaf::Emulated(_) => Ok(()),
         }
     }
 
@@ -434,6 +447,23 @@ mod tests {
         check("mirror(emulated,01:00.0) -w randread").unwrap();
         let error = check("mirror(emulated:media=ram,trace(01:00.0)) --verify").unwrap_err().to_string();
         assert!(error.contains("overwrites data on 0000:01:00.0; if that may be lost"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_overwritten_with_consent_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("disk");
+        let device = format!("emulated:size=1M,media=file:{}", file.display());
+        check(&format!("{device} -w write")).unwrap();
+        std::fs::write(&file, "data").unwrap();
+        for line in ["-w write", "-w randrw", "--verify", "-w read --verify"] {
+            let error = check(&format!("{device} {line}")).unwrap_err().to_string();
+            assert!(error.contains("disk; if that may be lost, add --yes-destroy-data"), "{error}");
+            check(&format!("{device} {line} --yes-destroy-data")).unwrap();
+        }
+        check(&device).unwrap();
+        assert!(check("trace(emulated:size=4k,media=file:/dev/null) -w write").is_err());
+        assert_eq!(std::fs::read(&file).unwrap(), b"data");
     }
 
     #[test]

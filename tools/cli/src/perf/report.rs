@@ -9,7 +9,7 @@ use kiovec::{Controller, Namespace, Operation};
 use serde_json::{Value, json};
 
 use super::course::Tally;
-use super::idle::Waits;
+use super::idle::{Polling, Waits};
 use super::job::Job;
 use super::latency::Latency;
 use super::layers::Counted;
@@ -151,6 +151,11 @@ impl<'a> Report<'a> {
         counts.map(|(name, _, of)| ((*name).to_owned(), format!("{:.4}", self.per_io(of)))).collect()
     }
 
+    /// What waiting has cost, if the workers waited otherwise than by polling.
+    pub fn about_waits(&self) -> Vec<(String, String)> {
+        self.waits().map(Waits::facts).unwrap_or_default()
+    }
+
     /// What the device says of itself. Whoever shows it has to mind that nobody has looked at it.
     pub fn about_device(&self) -> Vec<(String, String)> {
         let Some(opened) = self.attached.driver() else {
@@ -238,6 +243,12 @@ impl<'a> Report<'a> {
         let mut more = skew.map_or_else(String::new, |skew| format!(", {skew}"));
         if let Some(rate) = self.options.rate {
             more += &format!(", {rate} IOPS asked for");
+        }
+        if self.job.merge {
+            more += ", neighbours merged";
+        }
+        if self.job.polling == Polling::Adaptive {
+            more += ", adaptive polling";
         }
         let pattern = self.options.io_pattern;
         let share = match pattern.is_mixed() {
@@ -378,6 +389,8 @@ impl<'a> Report<'a> {
             "bssplit": self.job.split.as_ref().map(ToString::to_string),
             "skew": self.job.skew.map(|skew| skew.to_string()),
             "rate": self.options.rate,
+            "merge": self.job.merge.then_some(true),
+            "poll": self.attached.driver().map(|_| self.job.polling.name()),
             "adaptive_polling": self.waits().map(Waits::json),
             "command_depth": self.workers.iter().map(|worker| worker.queue_depth).min(),
             "range": self.range(),

@@ -3,8 +3,10 @@
 //!
 //! Knows what stands between a request and its controllers; must not know what the requests are.
 
+use std::hint::cold_path;
+
 use kiovec::layer::{Direct, Disk, Geometry, Layer, Stack};
-use kiovec::{Namespace, Poller, QueueId, QueueOptions, Target};
+use kiovec::{Done, Namespace, Poller, QueueId, QueueOptions, Target};
 
 use super::counters::Counters;
 use super::layers::Counted;
@@ -17,6 +19,8 @@ pub struct Route<L: Layer> {
     pub target: Target,
     /// One for each controller.
     queues: Vec<QueueId>,
+    /// What is submitted in one go is held back until it is complete, so that neighbours share commands.
+    gathers: bool,
 }
 
 impl Route<Direct> {
@@ -32,7 +36,7 @@ impl Route<Direct> {
         let (queues, targets) = connect(&mut poller, opened, namespaces, options)?;
         let target = targets.first().copied();
         let target = target.ok_or_else(|| Error::Usage(format!("{} is no device", opened.device)))?;
-        Ok(Route { poller, target, queues })
+        Ok(Route { poller, target, queues, gathers: false })
     }
 }
 
@@ -48,7 +52,7 @@ impl Route<Stack> {
         let (queues, targets) = connect(&mut poller, opened, namespaces, options)?;
         let stack = opened.stack(|index| Disk::new(&poller, targets[index]))?;
         let target = poller.add_layer(stack)?;
-        Ok(Route { poller, target, queues })
+        Ok(Route { poller, target, queues, gathers: false })
     }
 
     pub fn geometry(&self) -> Option<Geometry> {
@@ -70,6 +74,38 @@ impl Route<Stack> {
 }
 
 impl<L: Layer> Route<L> {
+    /// The same, with neighbours in one go sharing commands, or without.
+    pub fn gathering(self, gathers: bool) -> Route<L> {
+        Route { gathers, ..self }
+    }
+
+    /// Polls; what `f` submits is one go.
+    #[inline(always)]
+    pub fn poll(&mut self, f: impl FnMut(Done<'_, L>)) -> usize {
+        if !self.gathers {
+            return self.poller.poll(f);
+        }
+        cold_path();
+        self.begin();
+        let count = self.poller.poll(f);
+        self.go();
+        count
+    }
+
+    /// What is submitted from now on is one go.
+    pub fn begin(&mut self) {
+        if self.gathers {
+            self.queues.iter().for_each(|queue| self.poller.plug(*queue));
+        }
+    }
+
+    /// All of it is submitted.
+    pub fn go(&mut self) {
+        if self.gathers {
+            self.queues.iter().for_each(|queue| self.poller.unplug(*queue));
+        }
+    }
+
     /// What its queue pairs have counted since they were created.
     pub fn counters(&self) -> Counters {
         self.queues.iter().map(|queue| Counters::from(self.poller.stats(*queue))).sum()

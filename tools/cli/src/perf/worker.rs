@@ -58,11 +58,11 @@ pub fn run(job: &Job, index: usize, opened: &Opened, control: &Control, gauge: &
     let mut options = QueueOptions::default().depth(job.queue_depth()).data(job.data);
     options.command_timeout = job.command_timeout.or(options.command_timeout);
     if !opened.device.is_stack() {
-        let route = Route::direct(opened, &job.namespaces, job.depth, options)?;
+        let route = Route::direct(opened, &job.namespaces, job.depth, options)?.gathering(job.merge);
         let mut worker = Worker::new(route, job, opened, control, gauge)?;
         return if job.is_loose() { Loose::new(worker, job).run(job, index) } else { worker.run(job, index) };
     }
-    let route = Route::layered(opened, &job.namespaces, job.depth, options)?;
+    let route = Route::layered(opened, &job.namespaces, job.depth, options)?.gathering(job.merge);
     let mut worker = Worker::new(route, job, opened, control, gauge)?;
     if job.is_loose() {
         let mut loose = Loose::new(worker, job);
@@ -135,6 +135,7 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
         self.lane.meter.gauge.set_busy(true);
         self.lane.meter.new_poll();
         self.restock()?;
+        self.route.begin();
         while let Some(mut io) = self.lane.idle.pop() {
             let Some(request) = work.next() else {
                 self.lane.idle.push(io);
@@ -146,6 +147,7 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
             io.set_tag(self.lane.now::<W>());
             self.route.poller.submit(self.route.target, io).map_err(kiovec::Error::from)?;
         }
+        self.route.go();
         Ok(())
     }
 
@@ -156,7 +158,7 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
             while self.control.moment() == seen && self.route.poller.outstanding() > 0 {
                 self.lane.meter.new_poll();
                 let lane = &mut self.lane;
-                let count = self.route.poller.poll(|done| lane.turn_around(work, done));
+                let count = self.route.poll(|done| lane.turn_around(work, done));
                 self.after_poll(count)?;
                 if !self.lane.bereft.is_empty() {
                     self.start(work)?;
@@ -171,7 +173,7 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
     fn drain<W: Workload>(&mut self, work: &mut W) -> Result<()> {
         while self.control.phase() < Phase::Abort && self.route.poller.outstanding() > 0 {
             let lane = &mut self.lane;
-            let count = self.route.poller.poll(|done| lane.retire(work, done));
+            let count = self.route.poll(|done| lane.retire(work, done));
             self.after_poll(count)?;
         }
         self.lane.meter.gauge.set_busy(false);

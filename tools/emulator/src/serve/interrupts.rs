@@ -91,7 +91,7 @@ fn set_eventfds(interrupts: &mut Interrupts, set: &SetIrqs, files: Vec<OwnedFd>)
     Ok(())
 }
 
-/// An eventfd, and nothing else, whose writes do not wait for its reader.
+/// An eventfd, and nothing else, whose writes do not wait for its reader as long as its other owner leaves it so.
 fn prepare(file: &OwnedFd) -> Result<(), Errno> {
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let target = rustix::fs::readlink(link, Vec::new())?;

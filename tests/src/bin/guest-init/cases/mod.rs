@@ -1,6 +1,7 @@
 //! The cases, by name. Each is a function that leaves the machine such that the next one can run.
 
 mod commands;
+mod gathered;
 mod io;
 mod kernel;
 mod layers;
@@ -70,6 +71,7 @@ const CASES: &[(&str, Case)] = &[
     ("stripe-verifies", layers::stripe_verifies),
     ("stripe-loses-a-leg", layers::stripe_loses_a_leg),
     ("merges", legs::merges),
+    ("gathered", gathered::gathered),
     ("defects", legs::defects),
     ("defects-fail-alone", legs::defects_fail_alone),
     ("removed-while-verifying", legs::removed_while_verifying),

@@ -110,6 +110,10 @@ fn job(report: &Report<'_>, titled: bool) -> String {
     html += &pairs("Latency", &percentiles(report.latency()), true);
     html += &pairs("Per I/O", &report.counted_per_io(), true);
     html += &pairs("Device", &report.about_device(), false);
+    let waits = report.about_waits();
+    if !waits.is_empty() {
+        html += &pairs("Adaptive polling, warm-up included", &waits, true);
+    }
     html += "</div>";
     if report.rows().len() > 2 {
         html += &columns("Workers", &report.rows());

@@ -47,6 +47,7 @@ impl<'a, L: Layer> Loose<'a, L> {
     /// Submits what is due. What is written or read back as a whole is due at once.
     fn issue<W: Workload>(&mut self, work: &mut W, phase: Phase) -> Result<()> {
         let paced = matches!(phase, Phase::WarmUp | Phase::Measure);
+        self.worker.route.begin();
         while self.worker.route.poller.outstanding() < self.depth && !self.worker.lane.meter.gauge.is_lost() {
             let now = self.worker.lane.now::<W>();
             let due = if paced { self.pace.take(now) } else { Some(now) };
@@ -67,6 +68,7 @@ impl<'a, L: Layer> Loose<'a, L> {
             self.worker.lane.meter.started[io.get_tag() as usize] = started;
             self.worker.route.poller.submit(self.worker.route.target, io).map_err(kiovec::Error::from)?;
         }
+        self.worker.route.go();
         let busy = self.worker.route.poller.outstanding() > 0;
         self.worker.lane.meter.gauge.set_busy(busy);
         Ok(())
