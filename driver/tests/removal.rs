@@ -5,17 +5,28 @@
 use std::sync::{Arc, Mutex};
 
 use kiovec::memory::{DmaSpace, Domain};
-use kiovec::pci::{Clock, DoorbellPage, Function, Notice};
+use kiovec::pci::{Clock, DoorbellPage, Function, Notice, PostedWrites};
+use kiovec::spec::{Status, admin_opcode};
 use kiovec::{Cause, Controller, ControllerEvent, Error, IoContainer, Poller, QueueId, QueueOptions, Target};
-use kiovec_emulator::{Commands, Config, Emulator};
+use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
 
 const BLOCK: usize = 4096;
 /// Polls from one look at the controllers to the next.
 const LOOK: usize = 1024;
 
+/// Doorbells that keep what is behind them open, as a mapping does.
+struct Doorbells(Arc<dyn Function>);
+
+impl PostedWrites for Doorbells {
+    fn post(&self, offset: u64, value: u32) {
+        let _ = self.0.write32(offset, value);
+    }
+}
+
 /// A function that is told of what a test says.
 struct Told {
     inner: Arc<dyn Function>,
+    doorbells: Arc<Doorbells>,
     notices: Mutex<Vec<Notice>>,
 }
 
@@ -53,7 +64,7 @@ impl Function for Told {
     }
 
     fn doorbells(&self, len: u64) -> Result<DoorbellPage, Error> {
-        self.inner.doorbells(len)
+        Ok(DoorbellPage::posted(Arc::clone(&self.doorbells) as _, len))
     }
 
     fn notice(&self) -> Option<Notice> {
@@ -94,7 +105,9 @@ impl Bench {
         let mut bench = Bench { poller: Poller::new(64), space, sides: Vec::new() };
         for _ in 0..controllers {
             let emulator = Emulator::stepped(Config::parse("size=1M,block=4096,media=ram").unwrap()).unwrap();
-            let function = Arc::new(Told { inner: emulator.function(), notices: Mutex::default() });
+            let inner = emulator.function();
+            let doorbells = Arc::new(Doorbells(Arc::clone(&inner)));
+            let function = Arc::new(Told { inner, doorbells, notices: Mutex::default() });
             let controller = Controller::open(Arc::clone(&function) as _, &bench.space).unwrap();
             let options = QueueOptions::default().depth(4).merge(false);
             let queue = bench.poller.add_queue(&controller, options).unwrap();
@@ -165,11 +178,32 @@ fn what_the_kernel_wants_back_is_given_up() {
     let expected = std::iter::once((0, Err(Cause::ControllerLost))).chain(vec![(1, Ok(())); 8]);
     assert!(done.iter().copied().eq(expected), "{done:?}");
     assert_eq!(bench.space.retired(), 0);
-    // All that keeps it open is dropped: then it is closed.
-    let weak = Arc::downgrade(&bench.sides[0].function);
+    drop(controller);
+    assert_closed(bench);
+}
+
+/// Once all that may keep a function open is dropped, nothing does.
+fn assert_closed(bench: Bench) {
+    let function = Arc::downgrade(&bench.sides[0].function);
+    let doorbells = Arc::downgrade(&bench.sides[0].function.doorbells);
     let Bench { poller, sides, .. } = bench;
-    drop((poller, sides, controller));
-    assert_eq!(weak.strong_count(), 0);
+    drop((poller, sides));
+    assert_eq!((function.strong_count(), doorbells.strong_count()), (0, 0));
+}
+
+#[test]
+fn queues_that_could_not_be_deleted_keep_nothing_open() {
+    let mut bench = Bench::new(1);
+    let refused = |opcode| {
+        Fault::new(Commands::admin().opcode(opcode), Effect::Status(Status::INTERNAL_ERROR)).times(1)
+    };
+    let faults = Faults::default();
+    let faults = faults.with(refused(admin_opcode::CREATE_IO_SQ)).with(refused(admin_opcode::DELETE_IO_CQ));
+    bench.sides[0].emulator.set_faults(faults);
+    let controller = Arc::clone(&bench.sides[0].controller);
+    assert!(bench.poller.add_queue(&controller, QueueOptions::default()).is_err());
+    drop(controller);
+    assert_closed(bench);
 }
 
 #[test]

@@ -103,6 +103,8 @@ struct Admin {
     watch: Watch,
     aborts: Aborts,
     course: Course,
+    /// Rings that the controller may still have, until it is stopped.
+    stranded: Vec<(SubmissionRing, CompletionRing)>,
 }
 
 /// The rings of an I/O queue pair that a controller has created.
@@ -175,6 +177,7 @@ impl Controller {
                 watch,
                 aborts: Aborts::new(identity.acl),
                 course: Course::new(),
+                stranded: Vec::new(),
             }),
             known: Known::default(),
             inbox: Inbox::default(),
@@ -382,7 +385,7 @@ impl Controller {
         self.command(&Command::create_io_cq(qid, cq.len(), cq.iova()))?;
         if let Err(error) = self.command(&Command::create_io_sq(qid, sq.len(), sq.iova(), qid)) {
             if self.command(&Command::delete_io_cq(qid)).is_err() {
-                std::mem::forget((sq, cq));
+                self.admin.lock().unwrap_or_else(PoisonError::into_inner).stranded.push((sq, cq));
             }
             return Err(error);
         }
