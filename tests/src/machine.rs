@@ -389,6 +389,7 @@ pub static MACHINES: &[Machine] = &[
             "reset-under-load",
             "answers-late",
             "dead-bar",
+            "dead-bar-under-writes",
             // Each takes one away for good.
             "removed-while-verifying",
             "unplugged-while-verifying",

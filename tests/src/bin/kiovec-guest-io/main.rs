@@ -171,6 +171,7 @@ fn main() -> ExitCode {
 }
 
 fn run(what: &What) -> Result<(), Failure> {
+    kiovec::install_sigbus_handler()?;
     match what {
         What::Read(One { form, device }) => {
             let device = Device::open(device)?;
