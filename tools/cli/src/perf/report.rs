@@ -107,17 +107,23 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// What was lost without any harm.
+    /// What was lost without any harm, and what was asked for in vain.
     pub fn notes(&self) -> Vec<String> {
-        match self.first_error() {
-            Some(_) => vec![],
-            None => self
-                .attached
-                .lost()
-                .iter()
-                .map(|lost| format!("{lost}; the run went on without it"))
-                .collect(),
+        if self.first_error().is_some() {
+            return vec![];
         }
+        let lost = self.attached.lost();
+        let mut notes: Vec<String> =
+            lost.iter().map(|lost| format!("{lost}; the run went on without it")).collect();
+        let sequential = !self.options.io_pattern.is_random();
+        if self.job.merge && sequential && self.ios() > 0 && self.sum(|worker| worker.counters.merges) == 0 {
+            notes.push(format!(
+                "--merge merged nothing on {}: writes of one block stay as atomic as they are (AWUPF), and I/Os as large \
+                 as a command may be have no room for neighbours; try smaller blocks or I/Os",
+                self.options.device
+            ));
+        }
+        notes
     }
 
     /// The device, and which part of it; that of each controller below layers is theirs to know.

@@ -119,6 +119,16 @@ fn small_queues_and_ranges_are_no_obstacle() {
 }
 
 #[test]
+fn merging_is_counted_or_said_to_be_in_vain() {
+    let report = json(&format!("perf emulated:block=512 -w write -q 256 --merge {SHORT}"));
+    assert!(number(&report["commands_per_io"]) <= 1.0 / 16.0, "{report}");
+    assert!(number(&report["merges_per_io"]) > 0.9, "{report}");
+    // One block each, which is written as a whole or not at all; two together need not be.
+    let output = kiovec(&format!("perf emulated:block=4096,awupf=0 -w write -q 256 --merge {SHORT}"));
+    assert!(stderr(&output).contains("--merge merged nothing on emulated"), "{}", stderr(&output));
+}
+
+#[test]
 fn every_core_has_a_worker() {
     let cores = std::thread::available_parallelism().unwrap().get();
     if cores < 2 {

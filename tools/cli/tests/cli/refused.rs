@@ -46,6 +46,7 @@ fn wrong_usage() {
         ("perf --versus /dev/sda", &["--versus", "a device is", "kernel:/dev/nvme0n1"]),
         ("perf --versus emulated -w read -M 3", &["-M is the read share"]),
         ("perf --numjobs 0", &["--numjobs", "1..=1024"]),
+        ("perf kernel:/etc/passwd --merge", &["--merge", "the kernel decides", "leave it out"]),
         ("identify", &["DEVICE"]),
         ("identify /dev/nvme0n1", &["/dev/nvme0n1", "0000:01:00.0", "emulated["]),
         ("identify 0000:01:00.8", &["0000:01:00.8", "emulated["]),

@@ -94,7 +94,7 @@ impl Nvm {
     }
 
     /// Executes a command. Inlined into the way without a plan, although there is another caller, and
-    /// reading and writing with it: that is some 20 instructions of 357 per command.
+    /// reading and writing with it: that is some 20 instructions per command.
     #[inline(always)]
     pub(crate) fn execute(&mut self, dma: &Dma, command: &Command, counters: &mut Counters) -> Status {
         let done = match command.opcode {
