@@ -104,6 +104,19 @@ impl Store {
         }
     }
 
+    /// Puts something where [`peek`](Store::peek) finds it, if anything is kept there at all.
+    pub(crate) fn poke(&mut self, offset: u64, bytes: &[u8]) {
+        let Store::Ram(chunks) = self else { return };
+        let mut at = offset as usize;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let within = at % CHUNK;
+            let (now, later) = rest.split_at((CHUNK - within).min(rest.len()));
+            allocated(chunks, at / CHUNK)[within..within + now.len()].copy_from_slice(now);
+            (at, rest) = (at + now.len(), later);
+        }
+    }
+
     /// Whether the host's memory is equal to what lies at `offset`.
     pub(crate) fn compare(&mut self, offset: u64, dma: &Dma, runs: &[Run]) -> Result<bool, Status> {
         let chunks = match self {
