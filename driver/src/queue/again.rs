@@ -137,8 +137,10 @@ impl Queue {
 
     /// How a command that is over went; of a flush, whether it has come too late.
     fn verdict(&mut self, tree: &Tree, index: usize, status: Status) -> Option<Cause> {
-        let late = status.is_success() && self.is_watched(tree, index);
-        let namespace = tree[self.slots.get(index).node].namespace;
+        let node = &tree[self.slots.get(index).node];
+        // One that was cancelled, or is past its deadline, has its result already, and tells nobody.
+        let late = status.is_success() && self.is_watched(tree, index) && node.failed.is_none();
+        let namespace = node.namespace;
         if late && self.upkeep[usize::from(namespace)].cache.tell() {
             return Some(Cause::CacheLost);
         }

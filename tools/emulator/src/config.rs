@@ -516,6 +516,7 @@ mod tests {
             sgl: Sgl::Dword,
             oncs: 12,
             vwc: false,
+            write_cache: 0,
             wzsl: 3,
             dmrl: 4,
             dmrsl: 5,
