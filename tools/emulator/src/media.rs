@@ -16,7 +16,7 @@ mod file;
 pub use file::MediaError;
 
 /// What is allocated at a time.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 1 << 20;
 
 /// The contents of one namespace.
 #[derive(Debug)]
