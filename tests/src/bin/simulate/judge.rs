@@ -123,6 +123,7 @@ impl Bench {
     ) -> Result<(), String> {
         let oldest = self.lives.values().map(|live| live.since).min().unwrap_or(self.now).min(live.since);
         let (now, block) = (self.now, self.block);
+        let mut others = self.lives.values().chain(&self.detached);
         let volume = &mut self.volumes[live.volume];
         let len = if live.operation == Operation::Read { done as usize * block } else { io.memory().len() };
         if self.bytes.len() < len {
@@ -153,8 +154,8 @@ impl Bench {
             (Operation::Flush, _) if matches!(result, Err(Failure { cause: Cause::CacheLost, .. })) => {
                 volume.model.told_of_loss();
             }
-            // One that nobody looks at any more may have been told of a loss.
-            (Operation::Flush, _) if self.detached.iter().any(|other| other.is_flush_of(live.volume)) => {}
+            // Of several that are in flight together, one may be told of a loss, and its caller later or never.
+            (Operation::Flush, _) if others.any(|other| other.is_flush_of(live.volume)) => {}
             (Operation::Flush, _) if result.is_ok() => volume.model.flushed(live.since, now, oldest),
             (_, Some(write)) => {
                 let durable = io.is_fua() && live.operation != Operation::Deallocate;
