@@ -564,6 +564,78 @@ fn the_next_flush_after_a_reset_says_that_the_cache_is_lost() {
     }
 }
 
+/// A flush that is given up after a reset, and before it completes, tells nobody: the next one does.
+#[test]
+fn a_flush_that_was_given_up_does_not_keep_the_loss_to_itself() {
+    let mut rig = rig("mdts=5,vwc=on");
+    rig.emulator.hold(Commands::io());
+    let given_up = rig.poller.request(rig.disk, IoContainer::flush()).unwrap();
+    rig.look();
+    rig.emulator.fail();
+    // It is sent again, and held again.
+    let resent = (0..100).any(|_| {
+        rig.look();
+        rig.stats().resets == 1 && !rig.emulator.held().is_empty()
+    });
+    assert!(resent);
+    rig.poller.cancel(given_up);
+    rig.emulator.release_all();
+    let flush = rig.poller.request(rig.disk, IoContainer::flush()).unwrap();
+    let both = (0..100).any(|_| {
+        rig.look();
+        rig.is_settled(given_up) && rig.is_settled(flush)
+    });
+    assert!(both);
+    let cause = |rig: &mut Rig, event| rig.poller.claim(event).unwrap().1.map_err(|failure| failure.cause);
+    assert_eq!(cause(&mut rig, given_up), Err(Cause::Cancelled));
+    assert_eq!(cause(&mut rig, flush), Err(Cause::CacheLost));
+}
+
+/// A part of a write was done before the power failed, the rest after a flush has told of that: the next flush does not
+/// succeed as if all of it were there. The flushes may be another poller's, so that the write has all slots.
+#[test]
+fn a_flush_covers_no_write_of_which_a_part_is_lost() {
+    for depth in [1, 8] {
+        let mut lost = 0;
+        for seed in 0..8 {
+            // Two blocks a command.
+            let options = QueueOptions::default().depth(depth).command_timeout(TIMEOUT);
+            let mut rig = rig_with(&format!("mdts=1,write_cache=1000,seed={seed}"), options);
+            let namespace = rig.controller.namespace(1).unwrap();
+            rig.disk = rig.poller.add_namespace(rig.queue, &namespace).unwrap();
+            let options = QueueOptions::default().depth(depth).command_timeout(TIMEOUT);
+            let other = rig.poller.add_queue(&rig.controller, options).unwrap();
+            let other = rig.poller.add_namespace(other, &namespace).unwrap();
+            rig.emulator.hold(Commands::writes().lbas(2..));
+            rig.write(0, 6, 1);
+            rig.look();
+            rig.emulator.power_loss();
+            let flush = |rig: &mut Rig| {
+                let event = rig.poller.request(other, IoContainer::flush()).unwrap();
+                let settled = (0..100).any(|_| {
+                    assert_eq!(rig.look(), []);
+                    rig.is_settled(event)
+                });
+                assert!(settled);
+                rig.poller.claim(event).unwrap().1.map_err(|failure| failure.cause)
+            };
+            assert_eq!(flush(&mut rig), Err(Cause::CacheLost));
+            rig.emulator.release_all();
+            assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
+            let covered = flush(&mut rig) == Ok(());
+            rig.emulator.power_loss();
+            let mut bytes = vec![0; 6 * BLOCK];
+            assert!(rig.emulator.read_medium(1, 0, &mut bytes));
+            let whole = bytes.iter().all(|byte| *byte == 1);
+            assert!(whole || !covered, "depth {depth}, seed {seed}");
+            lost += u32::from(!whole);
+            // It is said once.
+            assert_eq!([flush(&mut rig), flush(&mut rig)], [Err(Cause::CacheLost), Ok(())]);
+        }
+        assert!(lost > 0);
+    }
+}
+
 /// It comes back each time, and completes nothing: that has an end.
 #[test]
 fn resets_that_do_not_help_have_an_end() {

@@ -2,9 +2,10 @@
 //!
 //! Knows what may change under a namespace in use, and what may not; must not know how that is found out.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use crate::queue::CacheLoss;
 use crate::spec::command::CSI_NVM;
 use crate::spec::identify::{self, FLBAS_EXTENDED, NamespaceDescriptor};
 
@@ -36,8 +37,8 @@ pub(crate) struct Live {
     nsid: u32,
     blocks: AtomicU64,
     state: AtomicU8,
-    /// A reset may have cost it what was written and not flushed, and no flush has told of it yet.
-    cache_lost: Arc<AtomicBool>,
+    /// What a reset may have cost it.
+    cache: Arc<CacheLoss>,
     identifiers: ([u8; 16], [u8; 8]),
     format: Format,
 }
@@ -78,7 +79,7 @@ impl Live {
             nsid,
             blocks: AtomicU64::new(identity.nsze),
             state: AtomicU8::new(NamespaceState::Active as u8),
-            cache_lost: Arc::default(),
+            cache: Arc::default(),
             identifiers: (identity.nguid, identity.eui64),
             format: Format::of(identity),
         }
@@ -89,8 +90,8 @@ impl Live {
         self.blocks.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn cache_lost(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.cache_lost)
+    pub(crate) fn cache(&self) -> Arc<CacheLoss> {
+        Arc::clone(&self.cache)
     }
 
     pub(crate) fn state(&self) -> NamespaceState {
@@ -161,7 +162,7 @@ impl Known {
     /// What was written to any of them and not flushed may be lost.
     pub(super) fn lose_caches(&self) {
         for live in self.all().iter().filter_map(Weak::upgrade) {
-            live.cache_lost.store(true, Ordering::Relaxed);
+            live.cache.lose();
         }
     }
 

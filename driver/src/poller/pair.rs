@@ -73,7 +73,7 @@ impl Pair {
 
     pub(super) fn add_namespace(&mut self, namespace: &Namespace, limits: Limits) -> u16 {
         self.namespaces.push(Arc::clone(&namespace.live));
-        self.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits }, namespace.live.cache_lost())
+        self.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits }, namespace.live.cache())
     }
 
     /// Goes on with the controller's events, and takes over what they changed of namespaces.

@@ -45,8 +45,41 @@ pub(super) struct PutOff {
 #[derive(Debug)]
 pub(super) struct Upkeep {
     pub(super) replay: Replay,
-    /// What was written and not flushed may be lost, and nobody was told yet.
-    pub(super) cache_lost: Arc<AtomicBool>,
+    pub(super) cache: Arc<CacheLoss>,
+}
+
+/// Whether what was written to a namespace and not flushed may be lost with a volatile cache, and nobody was told yet.
+/// All handles' queues share it.
+#[derive(Debug, Default)]
+pub(crate) struct CacheLoss {
+    untold: AtomicBool,
+    /// It has ever been lost: there is a cache that can be.
+    ever: AtomicBool,
+}
+
+impl CacheLoss {
+    /// A reset may have dropped the cache.
+    pub(crate) fn lose(&self) {
+        self.ever.store(true, Ordering::Relaxed);
+        self.untold.store(true, Ordering::Relaxed);
+    }
+
+    /// A request has completed of which some was done before a reset: if a flush has told of that already, it was too
+    /// early for this request.
+    fn find_late(&self) {
+        if self.ever.load(Ordering::Relaxed) {
+            self.untold.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn is_untold(&self) -> bool {
+        self.untold.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is to be told now; once.
+    fn tell(&self) -> bool {
+        self.untold.swap(false, Ordering::Relaxed)
+    }
 }
 
 impl Queue {
@@ -104,9 +137,11 @@ impl Queue {
 
     /// How a command that is over went; of a flush, whether it has come too late.
     fn verdict(&mut self, tree: &Tree, index: usize, status: Status) -> Option<Cause> {
-        let late = status.is_success() && self.is_watched(tree, index);
-        let namespace = tree[self.slots.get(index).node].namespace;
-        if late && self.upkeep[usize::from(namespace)].cache_lost.swap(false, Ordering::Relaxed) {
+        let node = &tree[self.slots.get(index).node];
+        // One that was cancelled, or is past its deadline, has its result already, and tells nobody.
+        let late = status.is_success() && self.is_watched(tree, index) && node.failed.is_none();
+        let namespace = node.namespace;
+        if late && self.upkeep[usize::from(namespace)].cache.tell() {
             return Some(Cause::CacheLost);
         }
         // Without what nobody has agreed on, it means nothing.
@@ -121,7 +156,7 @@ impl Queue {
     }
 
     pub(super) fn has_lost_cache(&self, namespace: u16) -> bool {
-        self.upkeep[usize::from(namespace)].cache_lost.load(Ordering::Relaxed)
+        self.upkeep[usize::from(namespace)].cache.is_untold()
     }
 
     /// Whether a command of a node may be carried out twice, and the node still wants it.
@@ -253,12 +288,44 @@ impl Queue {
         self.gate &= !SUSPENDED;
         self.counted.resets += 1;
         self.again.clear();
+        self.mark_begun(tree);
         for index in 0..self.slots.depth() {
             if self.slots.is_in_flight(index) || self.slots.is_put_off(index) {
                 self.replay(tree, index);
             }
         }
         tree.attention.add_touched();
+    }
+
+    /// Marks the requests of which some may have been done before a reset: parts that are done stay done, and may be
+    /// lost with a cache.
+    fn mark_begun(&self, tree: &mut Tree) {
+        for index in 0..self.slots.depth() {
+            let Slot { node, piece, .. } = *self.slots.get(index);
+            let part = match piece {
+                Piece::Part { blocks, .. } | Piece::Bounced { blocks, .. } => {
+                    !node.is_none() && u64::from(blocks) < tree[node].io.extent()
+                }
+                Piece::Whole | Piece::Merged { .. } => false,
+            };
+            if part && (self.slots.is_in_flight(index) || self.slots.is_put_off(index)) {
+                tree[node].begun = may_be_lost(&tree[node]);
+            }
+        }
+        for line in [self.waiting, self.plugged] {
+            let mut id = line.first();
+            while !id.is_none() {
+                tree[id].begun = tree[id].cursor > 0 && may_be_lost(&tree[id]);
+                id = tree[id].next;
+            }
+        }
+    }
+
+    /// A request is finished, of which some was done before a reset.
+    #[cold]
+    pub(super) fn finish_begun(&mut self, tree: &mut Tree, id: NodeId) {
+        tree[id].begun = false;
+        self.upkeep[usize::from(tree[id].namespace)].cache.find_late();
     }
 
     /// A command was in flight when the controller was reset.
@@ -292,5 +359,14 @@ impl Queue {
     /// Whether any command has completed since the rings were empty.
     pub(crate) fn has_completed(&self) -> bool {
         self.cq.has_moved()
+    }
+}
+
+/// Whether a node leaves something on the medium that a cache can hold back.
+fn may_be_lost(node: &Node) -> bool {
+    match node.io.operation() {
+        Operation::Write | Operation::WriteZeroes => !node.io.is_fua(),
+        Operation::Deallocate => true,
+        Operation::Read | Operation::Flush | Operation::Raw => false,
     }
 }

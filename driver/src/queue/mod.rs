@@ -20,11 +20,11 @@ mod slots;
 
 use std::hint::cold_path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use self::admit::Refusal;
 pub(crate) use self::admit::{check_range, check_space, count_blocks};
+pub(crate) use self::again::CacheLoss;
 pub use self::again::Replay;
 use self::again::{PutOff, Upkeep};
 use self::bounce::Bounce;
@@ -197,10 +197,10 @@ impl Queue {
         depth * prp::list_pages(bytes) * PAGE_WORDS * 8
     }
 
-    /// `cache_lost` says that a reset may have cost it what was written and not flushed.
-    pub(crate) fn add_namespace(&mut self, namespace: Reachable, cache_lost: Arc<AtomicBool>) -> u16 {
+    /// `cache` says whether a reset may have cost it what was written and not flushed.
+    pub(crate) fn add_namespace(&mut self, namespace: Reachable, cache: Arc<CacheLoss>) -> u16 {
         self.namespaces.push(namespace);
-        self.upkeep.push(Upkeep { replay: Replay::default(), cache_lost });
+        self.upkeep.push(Upkeep { replay: Replay::default(), cache });
         self.namespaces.len() as u16 - 1
     }
 
@@ -718,6 +718,9 @@ impl Queue {
         tree.settle_piece(slot.node, first..first + blocks, failed);
         // A node that failed may still stand in the line, with pieces that will not be issued.
         if tree[slot.node].is_finished() {
+            if tree[slot.node].begun {
+                self.finish_begun(tree, slot.node);
+            }
             self.drop_unissued(tree, slot.node);
         }
     }

@@ -94,6 +94,8 @@ pub(crate) struct Node {
     exclusive: bool,
     /// It stands in a queue's line.
     pub(crate) waits: bool,
+    /// Some of it may have been done before a reset, and be lost with a cache.
+    pub(crate) begun: bool,
     /// Blocks that commands or children were made for, from the container's first block on.
     pub(crate) cursor: u64,
     /// Commands and children in flight.
@@ -243,6 +245,7 @@ impl Node {
             forfeited: false,
             exclusive: false,
             waits: false,
+            begun: false,
             cursor: 0,
             in_flight: 0,
             failed: None,

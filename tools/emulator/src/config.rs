@@ -92,6 +92,10 @@ pub struct Config {
     pub oncs: u16,
     /// `vwc`: whether a volatile write cache is reported.
     pub vwc: bool,
+    /// `write_cache`: blocks that the volatile write cache holds, all namespaces together. A
+    /// [loss of power](crate::Emulator::power_loss) takes back what was not flushed. 0: nothing is ever lost. Only
+    /// with `vwc=on` and `media=ram`.
+    pub write_cache: u32,
     /// `wzsl`: 2^wzsl pages are the largest Write Zeroes; 0 is no limit.
     pub wzsl: u8,
     /// `dmrl`: ranges of a Dataset Management command; 0 is no limit but the 256 of the format.
@@ -151,6 +155,7 @@ impl Default for Config {
             sgl: Sgl::Off,
             oncs: Config::ONCS,
             vwc: true,
+            write_cache: 0,
             wzsl: 0,
             dmrl: 0,
             dmrsl: 0,
@@ -319,6 +324,11 @@ const SETTINGS: &[Setting] = &[
         |_: &Config, oncs: u16| oncs & !Config::ONCS == 0
     ),
     switch!(vwc),
+    number!(
+        write_cache,
+        "a number of blocks, other than 0 only with vwc=on and media=ram",
+        |config: &Config, n: u32| n == 0 || config.vwc && config.media == Media::Ram
+    ),
     number!(wzsl, "a number from 0 (no limit) to 20", |_: &Config, n: u8| n <= 20),
     number!(dmrl, ANY_U8, |_: &Config, _| true),
     number!(dmrsl, "a number of blocks below 4G", |_: &Config, _| true),
@@ -506,6 +516,7 @@ mod tests {
             sgl: Sgl::Dword,
             oncs: 12,
             vwc: false,
+            write_cache: 0,
             wzsl: 3,
             dmrl: 4,
             dmrsl: 5,

@@ -57,6 +57,10 @@ pub struct FaultCounters {
     pub unplugged: u64,
     /// Commands that were held.
     pub held: u64,
+    /// Losses of power, of a controller that has a volatile write cache.
+    pub power_losses: u64,
+    /// Blocks that went back to what they were before, as they were written and not flushed.
+    pub lost_blocks: u64,
     /// Completions posted after that of a command fetched later from the same queue.
     pub overtaken: u64,
 }
@@ -86,6 +90,8 @@ impl AddAssign for Counters {
         self.faults.fatal += faults.fatal;
         self.faults.unplugged += faults.unplugged;
         self.faults.held += faults.held;
+        self.faults.power_losses += faults.power_losses;
+        self.faults.lost_blocks += faults.lost_blocks;
         self.faults.overtaken += faults.overtaken;
     }
 }

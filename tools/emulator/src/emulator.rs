@@ -269,6 +269,21 @@ impl Emulator {
         self.shared.controller().fail();
     }
 
+    /// The power fails for a moment: of what was written and is not flushed, any part is lost
+    /// ([`Config::write_cache`]), and the controller is disabled, without queues.
+    ///
+    /// ```
+    /// use kiovec_emulator::{Config, Emulator};
+    /// let emulator = Emulator::stepped(Config::parse("size=1M,media=ram,write_cache=64")?)?;
+    /// // The driver writes, and:
+    /// emulator.power_loss();
+    /// println!("{} blocks are lost", emulator.counters().faults.lost_blocks);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn power_loss(&self) {
+        self.shared.controller().power_loss();
+    }
+
     /// The controller goes on with what it does; but once it is disabled, it does not get ready any more,
     /// until something helps.
     pub fn hang(&self, until: Remedy) {

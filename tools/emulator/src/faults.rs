@@ -254,6 +254,7 @@ pub struct Faults {
     faults: Vec<Fault>,
     overlays: Vec<Overlay>,
     registers: Vec<Register>,
+    power_loss: bool,
 }
 
 impl Faults {
@@ -291,6 +292,12 @@ impl Faults {
         self
     }
 
+    /// Resets, fatal statuses and the removal are losses of power: what is in the volatile write cache
+    /// ([`Config::write_cache`](crate::Config::write_cache)) and was not flushed is lost, any part of it.
+    pub fn power_loss(self) -> Faults {
+        Faults { power_loss: true, ..self }
+    }
+
     /// Of the commands that were fetched, each step completes some, in any order, and at least one:
     /// repeated steps complete all. Data move when a command is fetched or when it is completed.
     pub fn random_order(self) -> Faults {
@@ -306,9 +313,13 @@ impl Faults {
 /// Numbers by chance, the same for the same seed on every machine and for ever: SplitMix64 (Steele,
 /// Lea and Flood, 2014).
 #[derive(Debug, Clone, Copy)]
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -317,7 +328,7 @@ impl Random {
     }
 
     /// A number below `end`, which is not 0.
-    fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 }
@@ -378,6 +389,7 @@ pub(crate) struct Plan {
     overlays: Vec<Overlay>,
     /// With the times that each was read. Reading a register changes nothing else of a controller.
     registers: Vec<(Register, Cell<u64>)>,
+    power_loss: bool,
 }
 
 impl Plan {
@@ -391,6 +403,7 @@ impl Plan {
             faults: faults.faults.into_iter().map(&mut progress).collect(),
             order: Random(faults.seed),
             overlays: faults.overlays,
+            power_loss: faults.power_loss,
             registers: faults.registers.into_iter().map(|register| (register, Cell::new(0))).collect(),
         }
     }
@@ -421,6 +434,11 @@ impl Plan {
     /// Whether nothing is planned for commands at all.
     pub(crate) fn is_empty(&self) -> bool {
         self.faults.is_empty() && !self.random_order && self.per_step.is_none()
+    }
+
+    /// Whether what stops the controller takes its power as well.
+    pub(crate) fn takes_power(&self) -> bool {
+        self.power_loss
     }
 
     /// Commands that each fault has happened to.

@@ -16,7 +16,7 @@ mod file;
 pub use file::MediaError;
 
 /// What is allocated at a time.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 1 << 20;
 
 /// The contents of one namespace.
 #[derive(Debug)]
@@ -101,6 +101,19 @@ impl Store {
             }
             at = at.saturating_add(now.len() as u64);
             rest = later;
+        }
+    }
+
+    /// Puts something where [`peek`](Store::peek) finds it, if anything is kept there at all.
+    pub(crate) fn poke(&mut self, offset: u64, bytes: &[u8]) {
+        let Store::Ram(chunks) = self else { return };
+        let mut at = offset as usize;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let within = at % CHUNK;
+            let (now, later) = rest.split_at((CHUNK - within).min(rest.len()));
+            allocated(chunks, at / CHUNK)[within..within + now.len()].copy_from_slice(now);
+            (at, rest) = (at + now.len(), later);
         }
     }
 

@@ -29,6 +29,8 @@ pub struct Bench {
     pub lost: Vec<bool>,
     /// By controller: it was pulled, so that no reset brings it back.
     pub gone: Vec<bool>,
+    /// By controller, if it has a cache that can be lost: how often that happened, and how many blocks were.
+    pub caches: Vec<Option<(u64, u64)>>,
     /// Memory.
     pub memories: Memories,
     /// What requests go to.
@@ -74,6 +76,7 @@ pub struct Bench {
 impl Bench {
     /// Whether some controller stopped, by a planned fault; or, if it completes commands, that there is progress.
     pub fn notice_losses(&mut self) {
+        self.notice_power();
         let mut completions = 0;
         for controller in 0..self.emulators.len() {
             let counters = self.emulators[controller].counters();
@@ -86,6 +89,25 @@ impl Bench {
         }
         if std::mem::replace(&mut self.completions, completions) != completions {
             self.quiet = 0;
+        }
+    }
+
+    /// Whether the power of some controller failed: then its media may hold what they held before.
+    pub fn notice_power(&mut self) {
+        for (controller, cache) in self.caches.iter_mut().enumerate() {
+            let Some((losses, blocks)) = cache else { continue };
+            let faults = self.emulators[controller].counters().faults;
+            if *losses == faults.power_losses {
+                continue;
+            }
+            self.now += 1;
+            self.reached.note(Point::PowerLost);
+            self.reached.add(Point::BlocksLost, faults.lost_blocks - *blocks);
+            (*losses, *blocks) = (faults.power_losses, faults.lost_blocks);
+            self.trace.note(self.turn, &Step::PowerLost { controller, blocks: *blocks });
+            let here =
+                |volume: &&mut Volume| volume.tree.disks().iter().any(|disk| disk.controller == controller);
+            self.volumes.iter_mut().filter(here).for_each(|volume| volume.model.lost(self.now));
         }
     }
 

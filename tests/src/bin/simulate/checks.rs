@@ -28,6 +28,7 @@ impl Run {
         self.count()?;
         self.unplug_all();
         self.cure();
+        self.lose_power();
         self.read_back()?;
         self.check_slots()?;
         self.check_nodes()?;
@@ -120,6 +121,17 @@ impl Run {
         for _ in 0..DRAIN {
             self.idle();
         }
+    }
+
+    /// The power fails once more, now that nothing is under way: what a flush has covered is there.
+    fn lose_power(&mut self) {
+        let bench = &mut self.bench;
+        for controller in 0..bench.emulators.len() {
+            if bench.caches[controller].is_some() && !bench.lost[controller] && bench.chance.one_in(2) {
+                bench.emulators[controller].power_loss();
+            }
+        }
+        bench.notice_power();
     }
 
     /// A turn in which nothing is asked for.

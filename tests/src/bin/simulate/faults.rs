@@ -98,6 +98,7 @@ pub const KINDS: &[Kind] = &[
     kind("removal by a command", Severe, |d| d.once().does(Effect::Unplug).which_loses()),
     kind("fatal status at some time", Severe, |d| d.act(Act::Fail)),
     kind("removal at some time", Severe, |d| d.act(Act::Unplug)),
+    kind("power lost at some time", Severe, |d| d.act(Act::Power)),
     kind("bring-up: command error", Edge, |d| d.act(Act::BringUp(Effect::Status(Status::INTERNAL_ERROR)))),
     kind("bring-up: no completion", Edge, |d| d.act(Act::BringUp(Effect::Drop))),
     kind("bring-up: unknown CID", Edge, |d| d.act(Act::BringUp(Effect::UNKNOWN_CID))),
@@ -123,6 +124,8 @@ pub enum Act {
     Fail,
     /// The device is pulled.
     Unplug,
+    /// The power fails for a moment.
+    Power,
     /// An Admin command meets this while the controller is brought up, which fails; the next time, it succeeds.
     BringUp(Effect),
     /// A controller that never becomes ready.
@@ -190,7 +193,7 @@ impl Draw<'_> {
 
     fn act(&mut self, act: Act) -> Drawn {
         // What ends a controller ends it when other faults have had their time.
-        let from = if matches!(act, Act::Fail | Act::Unplug) { 90 } else { 20 };
+        let from = if matches!(act, Act::Fail | Act::Unplug | Act::Power) { 90 } else { 20 };
         let after = self.chance.within(from..190);
         Drawn { act: Some(act), after, ..self.drawn(Scope::default()) }
     }
@@ -356,7 +359,7 @@ impl Planned {
     /// An act that is due once so many requests have been submitted, and has not been done.
     pub fn due(&self, submitted: u64) -> Option<Act> {
         self.drawn.act.filter(|act| {
-            let timed = matches!(act, Act::Hold | Act::Fail | Act::Unplug);
+            let timed = matches!(act, Act::Hold | Act::Fail | Act::Unplug | Act::Power);
             timed && self.struck == 0 && submitted >= self.drawn.after
         })
     }

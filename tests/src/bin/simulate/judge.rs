@@ -23,6 +23,7 @@ impl Bench {
         ended: Option<Cause>,
     ) -> Result<(), String> {
         self.now += 1;
+        self.notice_power();
         if matches!(result, Err(Failure { cause: Cause::ControllerLost, .. })) {
             self.notice_losses();
         }
@@ -86,6 +87,7 @@ impl Bench {
             (Err(Cause::ControllerLost), None) if may_fail() && lost() => Ok(()),
             // It may also come back, by a reset.
             (Err(Cause::OutcomeUnknown), None) if may_fail() && reset() => Ok(()),
+            (Err(Cause::OutcomeUnknown), None) if live.operation == Operation::Raw && reset() => Ok(()),
             (Err(Cause::CacheLost), None) if live.operation == Operation::Flush && reset() => Ok(()),
             (Err(_), None) => Err("it cannot fail so".into()),
         }
@@ -101,6 +103,7 @@ impl Bench {
             }
             Err(Cause::ControllerLost) => reached.note(Point::Lost),
             Err(Cause::Refused) => reached.note(Point::RefusedBelow),
+            Err(Cause::CacheLost) => reached.note(Point::CacheLost),
             Err(_) => {}
         }
         if result.is_ok() {
@@ -120,6 +123,7 @@ impl Bench {
     ) -> Result<(), String> {
         let oldest = self.lives.values().map(|live| live.since).min().unwrap_or(self.now).min(live.since);
         let (now, block) = (self.now, self.block);
+        let mut others = self.lives.values().chain(&self.detached);
         let volume = &mut self.volumes[live.volume];
         let len = if live.operation == Operation::Read { done as usize * block } else { io.memory().len() };
         if self.bytes.len() < len {
@@ -147,11 +151,18 @@ impl Bench {
                 self.reached.note_if(result.is_ok(), Point::CompareEqual);
                 self.reached.note_if(found, Point::CompareOther);
             }
+            (Operation::Flush, _) if matches!(result, Err(Failure { cause: Cause::CacheLost, .. })) => {
+                volume.model.told_of_loss();
+            }
+            // Of several that are in flight together, one may be told of a loss, and its caller later or never.
+            (Operation::Flush, _) if others.any(|other| other.is_flush_of(live.volume)) => {}
+            (Operation::Flush, _) if result.is_ok() => volume.model.flushed(live.since, now, oldest),
             (_, Some(write)) => {
-                volume.model.acknowledged(live.lba..live.lba + done, write, now, oldest);
+                let durable = io.is_fua() && live.operation != Operation::Deallocate;
+                volume.model.acknowledged(live.lba..live.lba + done, write, now, oldest, durable);
                 volume.model.over(live.range(), write, now);
                 for known in &live.known {
-                    volume.model.acknowledged(known.clone(), write, now, oldest);
+                    volume.model.acknowledged(known.clone(), write, now, oldest, durable);
                 }
                 let same = |(lba, bytes): (u64, &[u8])| write.contents(lba, block) == bytes;
                 if live.operation == Operation::Write && !(live.lba..).zip(bytes.chunks(block)).all(same) {

@@ -4,7 +4,11 @@
 //! acknowledged, and then nothing can be any more that was over before it was submitted. What was in flight with it
 //! may have come before or after it; that is also what is promised if pieces are carried out once more after a
 //! reset. A write that failed, was ended early or went with its controller may or may not be there, in each block by
-//! itself. Knows writes and blocks; must not know how they are carried out.
+//! itself.
+//!
+//! Where a volatile cache can be lost, what was overwritten may be there again after a loss of power, until a flush has
+//! succeeded that was submitted after the write that is in its place was acknowledged, or that write was one with
+//! forced unit access. Knows writes and blocks; must not know how they are carried out.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -55,8 +59,24 @@ struct Held {
     write: Write,
     /// When it was over; `None` if it is in flight.
     over: Option<u64>,
+    /// When it was acknowledged.
+    acknowledged: Option<u64>,
     /// When it became certain that the block does not hold it.
     gone: Option<u64>,
+    /// No loss of power brings it back.
+    for_good: bool,
+}
+
+impl Held {
+    fn new(write: Write, over: Option<u64>) -> Held {
+        Held { write, over, acknowledged: over, gone: None, for_good: false }
+    }
+
+    /// Another one is on the block that began when this one was over.
+    fn leave(&mut self, now: u64, for_good: bool) {
+        self.gone.get_or_insert(now);
+        self.for_good |= for_good;
+    }
 }
 
 /// A medium, or what a stack of layers shows as one.
@@ -64,6 +84,10 @@ struct Held {
 pub struct Model {
     block: usize,
     blocks: Vec<Vec<Held>>,
+    /// What is written may be lost until it is flushed.
+    cached: bool,
+    /// When the power failed last.
+    lost: u64,
 }
 
 /// What a compare must come to.
@@ -78,8 +102,18 @@ pub struct Comparison {
 impl Model {
     /// Blocks of zeros.
     pub fn new(block: usize, blocks: u64) -> Model {
-        let zeros = Held { write: Write { number: 0, zeros: true, since: 0 }, over: Some(0), gone: None };
-        Model { block, blocks: vec![vec![zeros]; blocks as usize] }
+        let zeros = Held::new(Write { number: 0, zeros: true, since: 0 }, Some(0));
+        Model { block, blocks: vec![vec![zeros]; blocks as usize], cached: false, lost: 0 }
+    }
+
+    /// The same, with a volatile cache in front of the medium if it is `cached`.
+    pub fn cached(self, cached: bool) -> Model {
+        Model { cached, ..self }
+    }
+
+    /// Whether what is written may be lost until it is flushed.
+    pub fn is_cached(&self) -> bool {
+        self.cached
     }
 
     /// Bytes of a block.
@@ -96,7 +130,7 @@ impl Model {
         let mut overlaps = false;
         for held in self.range(&blocks) {
             overlaps |= held.iter().any(|held| held.over.is_none());
-            held.push(Held { write, over: None, gone: None });
+            held.push(Held::new(write, None));
         }
         overlaps
     }
@@ -116,16 +150,55 @@ impl Model {
     }
 
     /// A write is on these blocks, or was. What nobody asks for any more is forgotten: `oldest` is when the first of
-    /// those requests was submitted that are in flight.
-    pub fn acknowledged(&mut self, blocks: Range<u64>, write: Write, now: u64, oldest: u64) {
+    /// those requests was submitted that are in flight. It is `durable` if it was written with forced unit access.
+    pub fn acknowledged(&mut self, blocks: Range<u64>, write: Write, now: u64, oldest: u64, durable: bool) {
         self.over(blocks.clone(), write, now);
+        let for_good = durable || !self.cached;
+        // What was in flight when the power failed may have been carried out before, and be lost.
+        let certain = for_good || write.since > self.lost;
         for held in self.range(&blocks) {
-            for held in held.iter_mut().filter(|held| held.write != write) {
-                if held.over.is_some_and(|over| over <= write.since) {
-                    held.gone.get_or_insert(now);
+            for held in held.iter_mut() {
+                match held.write == write {
+                    true => _ = held.acknowledged.get_or_insert(now),
+                    false if certain && held.over.is_some_and(|over| over <= write.since) => {
+                        held.leave(now, for_good);
+                    }
+                    false => {}
                 }
             }
-            held.retain(|held| held.gone.is_none_or(|gone| gone > oldest));
+            forget(held, oldest);
+        }
+    }
+
+    /// A flush has succeeded that was submitted at `since`: what was acknowledged before stays, whatever happens.
+    pub fn flushed(&mut self, since: u64, now: u64, oldest: u64) {
+        if !self.cached {
+            return;
+        }
+        for held in &mut self.blocks {
+            let flushed = held.iter().filter(|held| held.acknowledged.is_some_and(|at| at < since));
+            let newest = flushed.map(|held| held.write.since).max().unwrap_or(0);
+            for held in held.iter_mut() {
+                if held.write.since < newest && held.over.is_some_and(|over| over <= newest) {
+                    held.leave(now, true);
+                }
+                held.for_good |= held.gone.is_some_and(|gone| gone < since);
+            }
+            forget(held, oldest);
+        }
+    }
+
+    /// A flush has said that the cache was lost: what was acknowledged before is to be written again, and no flush
+    /// covers it any more.
+    pub fn told_of_loss(&mut self) {
+        self.blocks.iter_mut().flatten().for_each(|held| held.acknowledged = None);
+    }
+
+    /// The power has failed: what was overwritten may be there again.
+    pub fn lost(&mut self, now: u64) {
+        self.lost = now;
+        for held in self.blocks.iter_mut().flatten().filter(|held| !held.for_good) {
+            held.gone = None;
         }
     }
 
@@ -143,6 +216,10 @@ impl Model {
 
     /// After a check: what was seen on a block that nothing was in flight on stays there.
     pub fn seen(&mut self, lba: u64, bytes: &[u8], since: u64, now: u64) {
+        // It may have been seen before the power failed, and be gone since.
+        if self.cached && since <= self.lost {
+            return;
+        }
         let size = self.block;
         for (lba, bytes) in (lba..).zip(bytes.chunks(size)) {
             let held = &mut self.blocks[lba as usize];
@@ -204,6 +281,11 @@ impl Model {
     }
 }
 
+/// Forgets what nobody asks for any more, and no loss of power brings back.
+fn forget(held: &mut Vec<Held>, oldest: u64) {
+    held.retain(|held| !held.for_good || held.gone.is_none_or(|gone| gone > oldest));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,10 +306,10 @@ mod tests {
         let (a, b) = (write(1, 1), write(2, 3));
         model.begin(0..1, a);
         assert!(allows(&model, a, 1) && !allows(&model, b, 1));
-        model.acknowledged(0..1, a, 2, 0);
+        model.acknowledged(0..1, a, 2, 0, false);
         model.begin(0..1, b);
         assert!(allows(&model, a, 3) && allows(&model, b, 3));
-        model.acknowledged(0..1, b, 4, 0);
+        model.acknowledged(0..1, b, 4, 0, false);
         assert!(!allows(&model, a, 4) && allows(&model, b, 4));
         // A read that was submitted before that may have come first.
         assert!(allows(&model, a, 3));
@@ -239,8 +321,8 @@ mod tests {
         let (a, b) = (write(1, 1), write(2, 2));
         assert!(!model.begin(0..1, a));
         assert!(model.begin(0..1, b));
-        model.acknowledged(0..1, b, 3, 0);
-        model.acknowledged(0..1, a, 4, 0);
+        model.acknowledged(0..1, b, 3, 0, false);
+        model.acknowledged(0..1, a, 4, 0, false);
         assert!(allows(&model, a, 4) && allows(&model, b, 4));
         model.seen(0, b.contents(0, BLOCK), 5, 6);
         assert!(!allows(&model, a, 6) && allows(&model, b, 6));
@@ -251,11 +333,48 @@ mod tests {
         let mut model = Model::new(BLOCK, 1);
         let (a, b) = (write(1, 1), write(2, 3));
         model.begin(0..1, a);
-        model.acknowledged(0..1, a, 2, 2);
+        model.acknowledged(0..1, a, 2, 2, false);
         model.begin(0..1, b);
         model.over(0..1, b, 4);
         assert!(allows(&model, a, 5) && allows(&model, b, 5));
         let both = model.compare(0, a.contents(0, BLOCK), 5);
         assert_eq!(both, Comparison { equal: true, other: true });
+    }
+
+    #[test]
+    fn what_was_overwritten_comes_back_until_it_is_flushed() {
+        let mut model = Model::new(BLOCK, 1).cached(true);
+        let (a, b, c) = (write(1, 1), write(2, 3), write(3, 20));
+        model.begin(0..1, a);
+        model.acknowledged(0..1, a, 2, 2, false);
+        model.begin(0..1, b);
+        model.acknowledged(0..1, b, 4, 4, false);
+        assert!(!allows(&model, a, 5) && allows(&model, b, 5));
+        // Submitted before the second one was acknowledged.
+        model.flushed(3, 6, 6);
+        model.lost(7);
+        assert!(allows(&model, a, 8) && allows(&model, b, 8));
+        model.flushed(9, 10, 10);
+        model.lost(11);
+        assert!(!allows(&model, a, 12) && allows(&model, b, 12));
+        model.begin(0..1, c);
+        model.acknowledged(0..1, c, 21, 21, true);
+        model.lost(22);
+        assert!(!allows(&model, b, 23) && allows(&model, c, 23));
+    }
+
+    #[test]
+    fn what_was_in_flight_when_the_power_failed_may_be_lost_until_it_is_flushed() {
+        let mut model = Model::new(BLOCK, 1).cached(true);
+        let (a, b) = (write(1, 1), write(2, 3));
+        model.begin(0..1, a);
+        model.acknowledged(0..1, a, 2, 2, false);
+        model.flushed(3, 3, 3);
+        model.begin(0..1, b);
+        model.lost(4);
+        model.acknowledged(0..1, b, 5, 5, false);
+        assert!(allows(&model, a, 6) && allows(&model, b, 6));
+        model.flushed(6, 7, 7);
+        assert!(!allows(&model, a, 8) && allows(&model, b, 8));
     }
 }

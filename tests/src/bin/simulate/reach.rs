@@ -98,6 +98,9 @@ points! {
     Verified "data compared with their checksums",
     Reopened "a controller opened anew after the run",
     OpenRefused "a bring-up that fails, and then succeeds",
+    PowerLost "a write cache lost with the power",
+    BlocksLost "blocks taken back by a loss of power",
+    CacheLost "a flush that says that the cache is lost",
     TeardownFault "queues taken down from a controller that does not answer",
 }
 

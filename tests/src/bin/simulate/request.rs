@@ -68,6 +68,11 @@ impl Live {
         self.lba..self.lba + self.blocks
     }
 
+    /// Whether it flushes a volume.
+    pub fn is_flush_of(&self, volume: usize) -> bool {
+        self.operation == Operation::Flush && self.volume == volume
+    }
+
     /// Whether it leaves something on its blocks.
     pub fn writes(&self) -> bool {
         matches!(self.operation, Operation::Write | Operation::WriteZeroes | Operation::Deallocate)
@@ -93,7 +98,7 @@ impl Bench {
             (9, Operation::Read),
             (2, Operation::WriteZeroes),
             (2, Operation::Deallocate),
-            (1, Operation::Flush),
+            (if self.volumes[volume].model.is_cached() { 3 } else { 1 }, Operation::Flush),
             (u64::from(compares), Operation::Raw),
         ]);
         let (lba, blocks) = self.place(volume, operation);

@@ -151,7 +151,7 @@ pub struct Run {
 
 impl Run {
     fn new(world: World, mut chance: Chance, trace: Trace, reached: Reached) -> Result<Run, String> {
-        let World { emulators, controllers, stations, volumes, memories, plan, .. } = world;
+        let World { emulators, controllers, devices, stations, volumes, memories, plan } = world;
         let free = memories.free().map_err(|error| error.to_string())?;
         let block = volumes.first().map_or(512, |volume| volume.model.block());
         let (count, budget) = (emulators.len(), REQUESTS + chance.below(REQUESTS / 2));
@@ -162,6 +162,7 @@ impl Run {
             emulators,
             lost: vec![false; count],
             gone: vec![false; count],
+            caches: devices.iter().map(|device| device.cached.then_some((0, 0))).collect(),
             memories,
             volumes,
             plan,
@@ -384,21 +385,29 @@ impl Run {
                     held[controller] = Some(bench.turn + bench.chance.within(5..100));
                 }
                 // One that was disabled since it is lost has nothing to fail in.
-                Act::Fail if bench.lost[controller] => {}
+                Act::Fail | Act::Power if bench.lost[controller] => {}
                 Act::Fail => emulator.fail(),
+                Act::Power => emulator.power_loss(),
                 _ => emulator.unplug(),
             }
             bench.trace.note(bench.turn, &Step::Strike { name, controller });
-            if act == Act::Unplug || act == Act::Fail && !bench.lost[controller] {
+            let stops = matches!(act, Act::Fail | Act::Power) && !bench.lost[controller];
+            if act == Act::Unplug || stops {
                 bench.lose(controller, act == Act::Unplug);
-                bench.reached.note(if act == Act::Fail { Point::FatalFound } else { Point::GoneFound });
+                bench.reached.note_if(act == Act::Fail, Point::FatalFound);
+                bench.reached.note_if(act == Act::Unplug, Point::GoneFound);
             }
+            bench.notice_power();
         }
     }
 
     fn submit(&mut self, number: usize) -> Result<(), String> {
         let Run { stations, bench, .. } = self;
         let station = &mut stations[number];
+        // What is refused for lack of room is drawn in vain.
+        if station.poller.outstanding() >= station.room && !bench.chance.one_in(8) {
+            return Ok(());
+        }
         if bench.chance.one_in(60) {
             return bench.beyond(station, number);
         }
@@ -720,6 +729,9 @@ impl Bench {
         for live in self.detached.extract_if(.., |live| live.station == number) {
             if let Some(write) = live.write {
                 self.volumes[live.volume].model.over(live.range(), write, self.now);
+            }
+            if live.operation == Operation::Flush {
+                self.volumes[live.volume].model.told_of_loss();
             }
             self.memories.give_back(live.parts);
         }

@@ -27,6 +27,7 @@ pub enum Step {
     Strike { name: &'static str, controller: usize },
     LetGo { controller: usize, commands: usize },
     Lost { controller: usize },
+    PowerLost { controller: usize, blocks: u64 },
     Pulled { controller: usize, failed: bool },
     Stepped { controller: usize, work: usize },
     Ended { turns: u64, commands: u64 },

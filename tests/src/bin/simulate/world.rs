@@ -76,6 +76,10 @@ pub struct Device {
     pub blocks: u64,
     /// Namespaces that requests go to directly; the others are below a stack.
     pub direct: u32,
+    /// It has a volatile write cache, which can be lost.
+    pub cached: bool,
+    /// What stops it takes its power as well.
+    power: bool,
     sgl: bool,
     compares: bool,
 }
@@ -112,12 +116,16 @@ fn device(chance: &mut Chance, block: u64, direct: u32, stacked: u32) -> Device 
     let (wzsl, dmrsl) = (chance.below(3), if chance.one_in(2) { 0 } else { chance.within(1..50) });
     let oncs = chance.pick(&[29, 29, 29, 29, 28, 25, 21, 16]);
     let seed = chance.next() as u32;
+    // Layers remember what they have seen; what they promise of a medium that forgets is nothing.
+    let cached = stacked == 0 && !chance.one_in(3);
+    let (cache, power) = (if cached { chance.within(4..300) } else { 0 }, cached && chance.one_in(2));
     let settings = format!(
         "size={},block={block},media=ram,namespaces={namespaces},mdts={mdts},noiob={noiob},sgl={sgl},mqes={mqes},\
-         awupf={awupf},nawupf={nawupf},nabspf={nabspf},wzsl={wzsl},dmrsl={dmrsl},oncs={oncs},queues=8,seed={seed}",
+         awupf={awupf},nawupf={nawupf},nabspf={nabspf},wzsl={wzsl},dmrsl={dmrsl},oncs={oncs},queues=8,seed={seed},\
+         write_cache={cache}",
         blocks * block
     );
-    Device { settings, namespaces, blocks, direct, sgl: sgl != "off", compares: oncs & 1 != 0 }
+    Device { settings, namespaces, blocks, direct, cached, power, sgl: sgl != "off", compares: oncs & 1 != 0 }
 }
 
 /// Longer than any delay, and about as long as it takes until a controller that does not answer is pulled.
@@ -187,7 +195,8 @@ impl World {
             reached.note(Point::Layered);
         }
         for (number, emulator) in world.emulators.iter().enumerate() {
-            emulator.set_faults(faults::faults(&world.plan, number, chance.next()));
+            let faults = faults::faults(&world.plan, number, chance.next());
+            emulator.set_faults(if world.devices[number].power { faults.power_loss() } else { faults });
         }
         Ok(world)
     }
@@ -243,7 +252,7 @@ impl World {
                 }
                 self.volumes.push(Volume {
                     tree: Tree::Disk(Disk { controller, nsid, blocks }),
-                    model: Model::new(block as usize, blocks),
+                    model: Model::new(block as usize, blocks).cached(self.devices[controller].cached),
                     ways,
                     direct: true,
                     compares: self.devices[controller].compares,

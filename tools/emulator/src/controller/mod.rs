@@ -14,6 +14,7 @@ mod nvm;
 mod pending;
 mod queue;
 mod transfer;
+mod write_cache;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -204,6 +205,7 @@ impl Controller {
 
     /// The device is pulled: registers read as all ones from now on, and nothing happens any more.
     pub(crate) fn remove(&mut self) {
+        self.lose_cache_with_power();
         self.gone = true;
         self.fetched.clear();
         self.update_running();
@@ -245,6 +247,7 @@ impl Controller {
 
     /// Controller Level Reset (Base 2.0, section 3.7.2). AQA, ASQ and ACQ stay.
     fn controller_reset(&mut self) {
+        self.lose_cache_with_power();
         self.sqs.iter_mut().for_each(|queue| *queue = None);
         self.cqs.iter_mut().for_each(|queue| *queue = None);
         self.active.clear();
@@ -273,9 +276,29 @@ impl Controller {
 
     /// Something that the controller cannot report in a completion (CSTS.CFS).
     pub(crate) fn fail(&mut self) {
+        self.lose_cache_with_power();
         self.state = State::Failed;
         self.csts.set_cfs(true);
         self.update_running();
+    }
+
+    /// The power fails, and comes back: what was not flushed may be lost, and all else is as after power-on.
+    pub(crate) fn power_loss(&mut self) {
+        self.lose_cache();
+        self.function_reset();
+    }
+
+    /// What stops the controller takes its power as well, if that is planned.
+    fn lose_cache_with_power(&mut self) {
+        if self.fetched.takes_power() {
+            self.lose_cache();
+        }
+    }
+
+    fn lose_cache(&mut self) {
+        let Some(lost) = self.nvm.lose_cache().filter(|_| !self.gone) else { return };
+        self.counters.faults.power_losses += 1;
+        self.counters.faults.lost_blocks += lost;
     }
 
     /// From now on it does not get ready, until something helps.

@@ -2,6 +2,8 @@
 //!
 //! Knows commands, blocks and limits; must not know queues.
 
+use std::ops::Range;
+
 use kiovec::spec::command::{DSM_DEALLOCATE, NSID_ALL, RW_FUA};
 use kiovec::spec::identify::{ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES};
 use kiovec::spec::{Command, DsmRange, Status, io_opcode};
@@ -9,6 +11,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::namespaces::Namespaces;
 use super::transfer::{Transfer, not_fused, unreachable_memory};
+use super::write_cache::WriteCache;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::dma::{Dma, Want};
@@ -26,6 +29,8 @@ pub(crate) struct Nvm {
     null: bool,
     /// There is no volatile write cache, or it is off: what is written stays, whatever happens.
     write_through: bool,
+    /// What a loss of power takes back, if there is any.
+    cache: Option<WriteCache>,
     block_shift: u32,
     /// MDTS in bytes.
     max_transfer: u64,
@@ -47,6 +52,12 @@ struct Extent {
     len: u64,
 }
 
+impl Extent {
+    fn blocks(&self, shift: u32) -> Range<u64> {
+        self.offset >> shift..(self.offset + self.len) >> shift
+    }
+}
+
 impl Nvm {
     pub(crate) fn new(config: &Config, stores: Vec<Store>) -> Nvm {
         let pages = |power: u8| match power {
@@ -59,6 +70,10 @@ impl Nvm {
             stores,
             namespaces: Namespaces::new(config),
             write_through: !config.vwc,
+            cache: (config.write_cache > 0).then(|| {
+                let (room, atomic) = (config.write_cache.into(), u64::from(config.awupf) + 1);
+                WriteCache::new(config.block as usize, room, atomic, config.seed)
+            }),
             block_shift: config.block.trailing_zeros(),
             max_transfer: pages(config.mdts),
             max_zeroes: pages(config.wzsl),
@@ -78,6 +93,14 @@ impl Nvm {
     /// The volatile write cache was switched on or off.
     pub(crate) fn set_write_cache(&mut self, on: bool) {
         self.write_through = !on;
+        if let Some(cache) = self.cache.as_mut().filter(|_| !on) {
+            (0..self.stores.len()).for_each(|store| cache.flush(store));
+        }
+    }
+
+    /// The power fails. Returns how many blocks lost what was written to them; `None` if there is no cache.
+    pub(crate) fn lose_cache(&mut self) -> Option<u64> {
+        Some(self.cache.as_mut()?.lose(&mut self.stores))
     }
 
     /// What is on the medium of a namespace, from a block on; zeros beyond its end. False if there is no such
@@ -150,22 +173,37 @@ impl Nvm {
         let runs = self.transfer.io(dma, command, extent.len, Want::Read)?;
         if STORED {
             let durable = self.write_through || command.cdw12 & RW_FUA != 0;
-            self.stores[store].write(extent.offset, dma, runs, durable)?;
+            match &mut self.cache {
+                None => self.stores[store].write(extent.offset, dma, runs, durable)?,
+                Some(cache) => {
+                    let blocks = extent.blocks(self.block_shift);
+                    cache.change(&mut self.stores, store, blocks, durable, |store| {
+                        store.write(extent.offset, dma, runs, durable)
+                    })?;
+                }
+            }
         }
         counters.writes += 1;
         counters.blocks_written += u64::from(command.nlb()) + 1;
         Ok(())
     }
 
-    fn flush(&self, command: &Command) -> Result<(), Status> {
+    fn flush(&mut self, command: &Command) -> Result<(), Status> {
         not_fused(command)?;
-        match command.nsid {
-            NSID_ALL => self.stores.iter().try_for_each(Store::flush),
+        let stores = match command.nsid {
+            NSID_ALL => 0..self.stores.len(),
             _ => {
                 let (store, _) = self.store(command)?;
-                self.stores[store].flush()
+                store..store + 1
+            }
+        };
+        for store in stores {
+            self.stores[store].flush()?;
+            if let Some(cache) = &mut self.cache {
+                cache.flush(store);
             }
         }
+        Ok(())
     }
 
     fn compare(&mut self, dma: &Dma, command: &Command) -> Result<(), Status> {
@@ -183,8 +221,8 @@ impl Nvm {
         if extent.len > self.max_zeroes {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
-        self.stores[store].zero(extent.offset, extent.len)?;
         let durable = self.write_through || command.cdw12 & RW_FUA != 0;
+        self.change(store, extent, durable, |store| store.zero(extent.offset, extent.len))?;
         if durable { self.stores[store].flush() } else { Ok(()) }
     }
 
@@ -200,10 +238,29 @@ impl Nvm {
         if command.cdw11 & DSM_DEALLOCATE != 0 {
             for range in &ranges {
                 let len = u64::from(range.length) << self.block_shift;
-                self.stores[store].deallocate(range.slba << self.block_shift, len)?;
+                let extent = Extent { offset: range.slba << self.block_shift, len };
+                let through = self.write_through;
+                self.change(store, extent, through, |store| store.deallocate(extent.offset, extent.len))?;
             }
         }
         Ok(())
+    }
+
+    /// Changes blocks of a store; what is not `durable` is in the cache, if there is one.
+    fn change(
+        &mut self,
+        store: usize,
+        extent: Extent,
+        durable: bool,
+        how: impl FnOnce(&mut Store) -> Result<(), Status>,
+    ) -> Result<(), Status> {
+        match &mut self.cache {
+            None => how(&mut self.stores[store]),
+            Some(cache) => {
+                let blocks = extent.blocks(self.block_shift);
+                cache.change(&mut self.stores, store, blocks, durable, how)
+            }
+        }
     }
 
     /// Fetches the ranges of a Dataset Management command.
@@ -248,6 +305,9 @@ impl Nvm {
         }
         let Some(before) = self.namespaces.resize(nsid, blocks) else { return false };
         let cut = before.saturating_sub(blocks);
+        if let Some(cache) = &mut self.cache {
+            cache.flush(nsid as usize - 1);
+        }
         // What a file does not let go of would be read again if the namespace grew; no worse.
         let _ = store.zero(blocks << self.block_shift, cut << self.block_shift);
         true

@@ -72,6 +72,11 @@ impl Fetched {
         self.plan.overlay(command, page);
     }
 
+    /// Whether what stops the controller takes its power as well, by the plan.
+    pub(super) fn takes_power(&self) -> bool {
+        self.plan.takes_power()
+    }
+
     /// What a register reads as, by the plan.
     pub(super) fn register(&self, offset: u64, value: u32) -> u32 {
         self.plan.register(offset, value)

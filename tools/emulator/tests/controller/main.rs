@@ -10,4 +10,5 @@ mod events;
 mod faults;
 mod host;
 mod io;
+mod power;
 mod threaded;
