@@ -11,6 +11,7 @@ mod identify;
 mod log;
 mod namespaces;
 mod nvm;
+mod outstanding;
 mod pending;
 mod queue;
 mod transfer;
@@ -234,6 +235,7 @@ impl Controller {
     /// Configuration space stays, as whoever asks for the reset would restore it.
     pub(crate) fn function_reset(&mut self) {
         self.controller_reset();
+        self.counters.function_resets += 1;
         self.hung = self.hung.filter(|remedy| *remedy != Remedy::FunctionReset);
         self.interrupts.reset();
         self.state = State::Disabled;
@@ -308,6 +310,10 @@ impl Controller {
         self.changed.add(nsid);
         let info = AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED;
         self.notice(OAES_NAMESPACE_ATTRIBUTE, info, LogPage::CHANGED_NAMESPACES);
+    }
+
+    pub(crate) fn is_listened_to(&self) -> bool {
+        !self.gone && self.features.events() != 0
     }
 
     pub(crate) fn activate_firmware(&mut self) {
