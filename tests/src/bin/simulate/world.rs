@@ -9,17 +9,21 @@ use std::time::Duration;
 use kiovec::layer::{Disk as Bottom, Plan, Stack};
 use kiovec::memory::DmaSpace;
 use kiovec::pci::Clock;
-use kiovec::{Controller, DataForm, Error, Poller, QueueId, QueueOptions, Target};
+use kiovec::spec::Cns;
+use kiovec::{Controller, DataForm, Error, Poller, QueueId, QueueOptions, QueueStats, Target};
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
 
 use crate::chance::Chance;
 use crate::faults::{self, Act, Planned};
 use crate::memory::Memories;
 use crate::model::Model;
+use crate::notices::Notices;
 use crate::reach::{Point, Reached};
 use crate::trace::{Step, Trace};
 use crate::tree::{Disk, Tree};
 
+/// Where Identify Controller has the times of Command Retry Delay.
+const CRDT: usize = 128;
 /// Namespaces that requests go to directly, and those below a stack, at most.
 const MOST_STACKED: usize = 4;
 
@@ -45,6 +49,8 @@ pub struct QueuePair {
     pub plugged: Option<u64>,
     /// A namespace behind it.
     pub target: Option<Target>,
+    /// What it had done after the last poll.
+    pub seen: QueueStats,
 }
 
 /// Something that requests go to: a namespace, or a stack.
@@ -70,12 +76,16 @@ pub struct Volume {
 pub struct Device {
     /// The emulator's.
     pub settings: String,
-    /// Namespaces, and blocks of each.
+    /// Namespaces that requests go to. There is one more, which changes.
     pub namespaces: u32,
+    /// Units of 100 ms that it asks to wait, by Command Retry Delay.
+    pub retry_delays: Option<[u16; 3]>,
     /// Blocks of each.
     pub blocks: u64,
     /// Namespaces that requests go to directly; the others are below a stack.
     pub direct: u32,
+    /// Abort Command Limit, less one.
+    pub acl: u8,
     sgl: bool,
     compares: bool,
 }
@@ -96,6 +106,16 @@ pub struct World {
     pub memories: Memories,
     /// What goes wrong.
     pub plan: Vec<Planned>,
+    /// What controllers report of their own accord.
+    pub notices: Notices,
+}
+
+impl Device {
+    /// Faults, and what Identify says of delays.
+    pub fn identified(&self, faults: Faults) -> Faults {
+        let bytes = self.retry_delays.iter().flatten().flat_map(|units| units.to_le_bytes());
+        faults.identify(Cns::CONTROLLER, 0, CRDT, bytes.collect::<Vec<u8>>())
+    }
 }
 
 fn device(chance: &mut Chance, block: u64, direct: u32, stacked: u32) -> Device {
@@ -112,16 +132,29 @@ fn device(chance: &mut Chance, block: u64, direct: u32, stacked: u32) -> Device 
     let (wzsl, dmrsl) = (chance.below(3), if chance.one_in(2) { 0 } else { chance.within(1..50) });
     let oncs = chance.pick(&[29, 29, 29, 29, 28, 25, 21, 16]);
     let seed = chance.next() as u32;
+    let (acl, vwc) = (chance.pick(&[0, 0, 1, 7]), chance.pick(&["on", "off"]));
     let settings = format!(
-        "size={},block={block},media=ram,namespaces={namespaces},mdts={mdts},noiob={noiob},sgl={sgl},mqes={mqes},\
-         awupf={awupf},nawupf={nawupf},nabspf={nabspf},wzsl={wzsl},dmrsl={dmrsl},oncs={oncs},queues=8,seed={seed}",
-        blocks * block
+        "size={},block={block},media=ram,namespaces={},mdts={mdts},noiob={noiob},sgl={sgl},mqes={mqes},\
+         awupf={awupf},nawupf={nawupf},nabspf={nabspf},wzsl={wzsl},dmrsl={dmrsl},oncs={oncs},queues=8,seed={seed},\
+         acl={acl},to=1,vwc={vwc}",
+        blocks * block,
+        namespaces + 1,
     );
-    Device { settings, namespaces, blocks, direct, sgl: sgl != "off", compares: oncs & 1 != 0 }
+    let retry_delays = chance.one_in(2).then_some([1, 2, 3]);
+    Device {
+        settings,
+        namespaces,
+        retry_delays,
+        acl,
+        blocks,
+        direct,
+        sgl: sgl != "off",
+        compares: oncs & 1 != 0,
+    }
 }
 
-/// Longer than any delay, and about as long as it takes until a controller that does not answer is pulled.
-const COMMAND_TIMEOUT: Duration = Duration::from_millis(25);
+/// Longer than most delays, or shorter.
+const COMMAND_TIMEOUTS: [u64; 5] = [25, 25, 25, 5, 1];
 
 fn options(chance: &mut Chance, device: &Device) -> QueueOptions {
     let data = match device.sgl {
@@ -133,7 +166,7 @@ fn options(chance: &mut Chance, device: &Device) -> QueueOptions {
         .data(data)
         .max_transfer(chance.pick(&[2 << 20, 2 << 20, 16 << 10, 4096]))
         .merge(!chance.one_in(4))
-        .command_timeout(COMMAND_TIMEOUT)
+        .command_timeout(Duration::from_millis(chance.pick(&COMMAND_TIMEOUTS)))
 }
 
 fn emulate(settings: &str) -> Result<Emulator, String> {
@@ -177,6 +210,7 @@ impl World {
             volumes: Vec::new(),
             memories,
             plan,
+            notices: Notices::default(),
         };
         world.open()?;
         world.add_stations(chance, reached)?;
@@ -187,7 +221,8 @@ impl World {
             reached.note(Point::Layered);
         }
         for (number, emulator) in world.emulators.iter().enumerate() {
-            emulator.set_faults(faults::faults(&world.plan, number, chance.next()));
+            let faults = faults::faults(&world.plan, number, chance.next());
+            emulator.set_faults(world.devices[number].identified(faults));
         }
         Ok(world)
     }
@@ -195,8 +230,12 @@ impl World {
     fn open(&mut self) -> Result<(), String> {
         for device in &self.devices {
             let emulator = emulate(&device.settings)?;
-            let controller = Controller::open(emulator.function(), self.memories.space());
-            self.controllers.push(controller.map_err(|error| error.to_string())?);
+            emulator.set_faults(device.identified(Faults::default()));
+            let controller = Controller::open(emulator.function(), self.memories.space())
+                .map_err(|error| error.to_string())?;
+            let spare = controller.namespace(device.namespaces + 1).map_err(|error| error.to_string())?;
+            self.notices.add(spare, emulator.counters().resets);
+            self.controllers.push(controller);
             self.emulators.push(emulator);
         }
         Ok(())
@@ -215,7 +254,13 @@ impl World {
                     let sgl = device.sgl && options.data != DataForm::Prp;
                     reached.note(if sgl { Point::Sgl } else { Point::Prp });
                     let id = poller.add_queue(controller, options).map_err(|error| error.to_string())?;
-                    queues.push(QueuePair { controller: number, id, plugged: None, target: None });
+                    queues.push(QueuePair {
+                        controller: number,
+                        id,
+                        plugged: None,
+                        target: None,
+                        seen: QueueStats::default(),
+                    });
                 }
             }
             let clock = self.emulators[0].function().clock();
@@ -317,7 +362,7 @@ fn bring_up(
 ) -> Result<(), String> {
     let (settings, effect) = match planned.act() {
         Some(Act::BringUp(effect)) => (device.settings.clone(), Some(effect)),
-        Some(Act::NeverReady) => (format!("{},never_ready=on,to=1", device.settings), None),
+        Some(Act::NeverReady) => (format!("{},never_ready=on", device.settings), None),
         _ => return Ok(()),
     };
     let emulator = emulate(&settings)?;
