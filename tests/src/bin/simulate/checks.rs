@@ -20,10 +20,10 @@ use crate::tree::{Disk, Fates};
 /// Turns for anything that nothing stands in the way of.
 const TURNS: usize = 20_000;
 /// Polls in which a poller looks after its controllers once, and of these as many as it takes until an event is told;
-/// and until none comes any more.
+/// and until none comes any more that may.
 const ATTEND: usize = 1100;
-const HEARD: usize = 60;
-const SILENT: usize = 6;
+const HEARD: usize = 100;
+const SILENT: usize = 30;
 /// The same where a controller is lost, which takes many polls to be found.
 const LOST_TURNS: usize = 300_000;
 /// Rounds in which a controller finishes what nobody waits for: completions that were delayed or come twice.
@@ -126,7 +126,7 @@ impl Run {
     fn check_notices(&mut self) -> Result<(), String> {
         let healthy: Vec<usize> =
             (0..self.controllers.len()).filter(|number| !self.bench.plights[*number].lost).collect();
-        self.hear(&healthy)?;
+        self.hear(&healthy, SILENT)?;
         for number in healthy.iter().copied() {
             self.bench.notices.settle(number);
         }
@@ -137,13 +137,13 @@ impl Run {
                     return Err(format!("controller {number} was not asked to report anything"));
                 }
             }
-            self.hear(&healthy)?;
+            self.hear(&healthy, 2)?;
         }
         Ok(())
     }
 
-    /// Goes on until everything that controllers have reported was told.
-    fn hear(&mut self, healthy: &[usize]) -> Result<(), String> {
+    /// Goes on until everything that controllers have reported was told, and for some rounds more.
+    fn hear(&mut self, healthy: &[usize], more: usize) -> Result<(), String> {
         let mut quiet = 0;
         for _ in 0..HEARD {
             for station in &mut self.stations {
@@ -154,8 +154,7 @@ impl Run {
             let Bench { notices, emulators, .. } = &mut self.bench;
             let silent = healthy.iter().all(|number| notices.due(*number, &emulators[*number]).is_empty());
             quiet = if silent { quiet + 1 } else { 0 };
-            // What may come comes by then.
-            if quiet > SILENT {
+            if quiet > more {
                 return Ok(());
             }
         }
