@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A deliberate defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code)]
 pub enum Defect {
     /// A completion is consumed, and nobody is told.
     LoseCompletion = 1,
@@ -77,10 +76,5 @@ impl Defect {
             Defect::KeepStaleLine => "keep-stale-line",
             Defect::KeepStaleLeg => "keep-stale-leg",
         }
-    }
-
-    /// Whether it is somewhere in the driver; one that is not yet is only a name.
-    pub fn is_hooked(self) -> bool {
-        matches!(self, Defect::KeepStaleLine | Defect::KeepStaleLeg)
     }
 }

@@ -228,8 +228,7 @@ fn a_busy_queue_is_not_overdue() {
 #[test]
 fn overdue_commands_are_aborted_within_the_limit() {
     for (acl, most) in [(0u8, 1), (1, 2), (7, 2)] {
-        let emulator = emulator("mdts=5");
-        emulator.set_faults(Faults::default().identify(Cns::CONTROLLER, 0, 258, [acl]));
+        let emulator = emulator(&format!("mdts=5,acl={acl}"));
         let mut rig = open(emulator, QueueOptions::default().depth(8).command_timeout(TIMEOUT));
         assert_eq!(rig.controller.identity().acl, acl);
         rig.emulator.hold(Commands::reads());
@@ -239,6 +238,7 @@ fn overdue_commands_are_aborted_within_the_limit() {
         let held = rig.emulator.held().iter().filter(|(qid, _)| *qid == 0).count();
         assert_eq!(held, most, "ACL {acl}");
         assert_eq!(rig.stats().aborts, 5);
+        assert_eq!(rig.emulator.counters().excess_aborts, 0);
     }
 }
 

@@ -13,6 +13,7 @@ use super::Commands;
 use super::admin::{AdminQueue, EVENT_REQUESTS, TIMEOUT_MILLIS};
 use super::event::{ControllerEvent, Inbox};
 use super::namespace::Known;
+use crate::defects::{self, Defect};
 use crate::memory::{Access, DmaSpace, MemoryChain, SharedArray};
 use crate::spec::command::NSID_ALL;
 use crate::spec::identify::{
@@ -151,7 +152,7 @@ impl Watch {
         self.failures = if status.is_success() { 0 } else { self.failures + 1 };
         // One more than the controller takes is one too many for good.
         let excess = status.code() == Status::ASYNC_EVENT_LIMIT_EXCEEDED.code();
-        if self.failures < MOST_FAILURES && !excess {
+        if self.failures < MOST_FAILURES && !excess && !defects::is(Defect::ForgetToRearmEvents) {
             admin.start(slot, &Command::async_event_request());
         }
         if !status.is_success() {

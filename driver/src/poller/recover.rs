@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::pair::Pair;
 use crate::Result;
 use crate::controller::Era;
+use crate::defects::{self, Defect};
 use crate::queue::SWEEPS;
 use crate::request::{NodeId, Tree};
 
@@ -114,5 +115,8 @@ impl Pair {
         }
         queue.drop_put_off(tree, id);
         queue.abort_node(id, |cid| controller.abort(*qid, cid));
+        if defects::is(Defect::ReleaseMemoryEarly) {
+            queue.abandon(tree, id);
+        }
     }
 }

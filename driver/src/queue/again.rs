@@ -12,6 +12,7 @@ use super::cut::{NO_DATA, nlb};
 use super::runs::Parts;
 use super::slots::{MOST_TRIES, Piece, Slot};
 use super::{Queue, Reachable, SUSPENDED};
+use crate::defects::{self, Defect};
 use crate::request::{Cause, Node, NodeId, Operation, Tree, Wire};
 use crate::spec::Status;
 
@@ -208,6 +209,17 @@ impl Queue {
         }
     }
 
+    /// Takes what is in flight of a node for over.
+    pub(crate) fn abandon(&mut self, tree: &mut Tree, id: NodeId) {
+        for index in 0..self.slots.depth() {
+            let Slot { node, piece, .. } = *self.slots.get(index);
+            let shared = matches!(piece, Piece::Merged { .. });
+            if node == id && !shared && self.slots.is_in_flight(index) {
+                self.settle(tree, index, Some(Cause::OutcomeUnknown));
+            }
+        }
+    }
+
     /// Sends the command of a slot once more, in the same slot, or fails it if that cannot be.
     fn send_once_more(&mut self, tree: &mut Tree, index: usize) {
         let Slot { node: id, .. } = *self.slots.get(index);
@@ -217,6 +229,9 @@ impl Queue {
         self.counted.resent += 1;
         let cid = self.slots.occupy_once_more(index);
         self.push_piece(&tree[id].io, &wire, cid, first);
+        if defects::is(Defect::ReissueTwice) {
+            self.push_piece(&tree[id].io, &wire, cid, first);
+        }
     }
 
     /// The command for the piece of a slot, and the piece's first block; `None` for one that several share.

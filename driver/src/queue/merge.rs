@@ -8,6 +8,7 @@ use super::cut::nlb;
 use super::runs::{Parts, Run};
 use super::slots::Piece;
 use super::{Queue, Reachable, WAITING};
+use crate::defects::{self, Defect};
 use crate::request::{Cause, Failed, Line, Node, NodeId, Operation, Tree};
 
 /// Requests in one command, at most.
@@ -87,6 +88,7 @@ impl Queue {
         let mut again = Line::EMPTY;
         let gone = cause.is_some() && self.gone(tree[first].namespace).is_some();
         let mut id = first;
+        let count = if defects::is(Defect::SkipMergedConstituent) { count - 1 } else { count };
         for _ in 0..count {
             let node = &mut tree[id];
             let next = node.next;

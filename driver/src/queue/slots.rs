@@ -111,6 +111,13 @@ impl Slots {
         ((high >> 32) as u32 & self.mask) as usize
     }
 
+    /// A completion's high word with the generation of the slot's command, whatever it has.
+    pub(super) fn believe(&self, high: u64) -> u64 {
+        let generations = u64::from(!self.mask & 0xffff) << 32;
+        let cid = u64::from(self.cid(self.index(high))) << 32;
+        high & !generations | cid & generations
+    }
+
     #[inline(always)]
     pub(super) fn get(&self, index: usize) -> &Slot {
         let Some(slot) = self.slots.get(index) else { no_such_slot() };

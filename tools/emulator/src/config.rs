@@ -90,6 +90,8 @@ pub struct Config {
     pub sgl: Sgl,
     /// `oncs`: optional NVM commands, a subset of [`Config::ONCS`].
     pub oncs: u16,
+    /// `acl`: Abort commands that may be outstanding at a time, less one.
+    pub acl: u8,
     /// `vwc`: whether a volatile write cache is reported.
     pub vwc: bool,
     /// `write_cache`: blocks that the volatile write cache holds, all namespaces together. A
@@ -154,6 +156,7 @@ impl Default for Config {
             queues: 64,
             sgl: Sgl::Off,
             oncs: Config::ONCS,
+            acl: 0,
             vwc: true,
             write_cache: 0,
             wzsl: 0,
@@ -323,6 +326,7 @@ const SETTINGS: &[Setting] = &[
         "a sum of 1 (compare), 4 (dataset management), 8 (write zeroes) and 16 (save and select)",
         |_: &Config, oncs: u16| oncs & !Config::ONCS == 0
     ),
+    number!(acl, ANY_U8, |_: &Config, _| true),
     switch!(vwc),
     number!(
         write_cache,
@@ -500,7 +504,7 @@ mod tests {
 
     #[test]
     fn every_setting_is_read() {
-        let text = "size=2G,block=512,media=ram,namespaces=2,mdts=0,mqes=255,queues=8,sgl=dword,oncs=0xc,vwc=off,\
+        let text = "size=2G,block=512,media=ram,namespaces=2,mdts=0,mqes=255,queues=8,sgl=dword,oncs=0xc,acl=1,vwc=off,\
                     wzsl=3,dmrl=4,dmrsl=5,dmsl=6,noiob=7,awupf=3,nawupf=7,nabspf=15,mpsmin=1,to=9,ready=10,never_ready=on,iova_bits=48,\
                     serial=A-1,core=0,read_error=8,write_error=16-31,random_order=on,seed=32,fatal_after=33,\
                     unplug_after=34";
@@ -515,6 +519,7 @@ mod tests {
             queues: 8,
             sgl: Sgl::Dword,
             oncs: 12,
+            acl: 1,
             vwc: false,
             write_cache: 0,
             wzsl: 3,

@@ -32,6 +32,14 @@ pub struct Counters {
     pub full_queues: u64,
     /// Controller and function level resets.
     pub resets: u64,
+    /// Function level resets among them.
+    pub function_resets: u64,
+    /// Abort commands that were carried out.
+    pub aborts: u64,
+    /// Commands that were aborted by them.
+    pub aborted: u64,
+    /// Abort commands beyond the Abort Command Limit.
+    pub excess_aborts: u64,
     /// What went wrong because it was planned.
     pub faults: FaultCounters,
 }
@@ -82,6 +90,10 @@ impl AddAssign for Counters {
         self.bad_doorbells += other.bad_doorbells;
         self.full_queues += other.full_queues;
         self.resets += other.resets;
+        self.function_resets += other.function_resets;
+        self.aborts += other.aborts;
+        self.aborted += other.aborted;
+        self.excess_aborts += other.excess_aborts;
         self.faults.errors += faults.errors;
         self.faults.delayed += faults.delayed;
         self.faults.dropped += faults.dropped;

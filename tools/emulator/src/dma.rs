@@ -230,8 +230,13 @@ impl Dma {
 
     /// Looks the same ring up again, in this epoch.
     pub(crate) fn renew(&self, window: &mut Window) -> Result<(), Fault> {
-        *window = self.window(window.iova, window.words, window.want)?;
+        *window = self.another(window)?;
         Ok(())
+    }
+
+    /// Another window of the same ring, in this epoch.
+    pub(crate) fn another(&self, window: &Window) -> Result<Window, Fault> {
+        self.window(window.iova, window.words, window.want)
     }
 
     /// An entry of a ring, which is the `N` words from one of them on and lies in one mapping.

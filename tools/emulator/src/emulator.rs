@@ -3,6 +3,7 @@
 //! Knows threads and time; must not know NVMe.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -190,6 +191,18 @@ impl Emulator {
         self.shared.controller().held()
     }
 
+    /// How many I/O commands the host has told the controller of that are not over: in submission queues, or
+    /// fetched and not completed.
+    pub fn outstanding(&self) -> usize {
+        self.shared.controller().outstanding()
+    }
+
+    /// Whether one of those moves data to or from memory within this range of I/O virtual addresses. As long as
+    /// that is so, a driver must not give the memory to anybody else.
+    pub fn may_touch(&self, memory: &Range<u64>) -> bool {
+        self.shared.controller().may_touch(memory)
+    }
+
     /// Releases those among the held commands that are among these, and returns their number. They
     /// complete from the next step on, in the order in which they were released. What is fetched
     /// later is held as before.
@@ -250,6 +263,11 @@ impl Emulator {
     /// Says that the activation of firmware begins. The firmware stays what it is.
     pub fn activate_firmware(&self) {
         self.shared.controller().activate_firmware();
+    }
+
+    /// Whether the host has asked for any kind of event since the last reset.
+    pub fn is_listened_to(&self) -> bool {
+        self.shared.controller().is_listened_to()
     }
 
     /// Reports an event, whatever it is, and whether the host has asked for it or not.

@@ -9,11 +9,17 @@ use kiovec_emulator::Emulator;
 use crate::chance::Chance;
 use crate::events::Node;
 use crate::faults::{self, Legal, Planned};
+use crate::ladder::Delays;
 use crate::memory::Memories;
+use crate::notices::Notices;
 use crate::reach::{Point, Reached};
 use crate::request::Live;
 use crate::trace::{Step, Trace};
-use crate::world::Volume;
+use crate::tree::{Fates, Plight};
+use crate::world::{Device, Volume};
+
+/// Resets of a controller from which on it may be given up: it is after three in a row that did not help.
+const MOST_RESETS: u64 = 3;
 
 /// It.
 pub struct Bench {
@@ -25,12 +31,28 @@ pub struct Bench {
     pub reached: Reached,
     /// By number.
     pub emulators: Vec<Emulator>,
-    /// By controller: it is gone, or has failed.
-    pub lost: Vec<bool>,
-    /// By controller: it was pulled, so that no reset brings it back.
-    pub gone: Vec<bool>,
     /// By controller, if it has a cache that can be lost: how often that happened, and how many blocks were.
     pub caches: Vec<Option<(u64, u64)>>,
+    /// By controller: what has become of it.
+    pub plights: Vec<Plight>,
+    /// By controller: fatal statuses by a command that were seen.
+    pub fatal: Vec<u64>,
+    /// By controller: fatal statuses, however they came.
+    pub failures: Vec<u64>,
+    /// Resets of each controller when it was opened.
+    pub opened: Vec<u64>,
+    /// By controller: the last turn in which a command was under way in it.
+    pub busy: Vec<u64>,
+    /// What the controllers are like.
+    pub devices: Vec<Device>,
+    /// Some controller never gets ready any more.
+    pub doomed: bool,
+    /// A controller that failed may keep memory that an admin command was given.
+    pub forfeited: bool,
+    /// What controllers report of their own accord.
+    pub notices: Notices,
+    /// Commands that are to be sent again, and when.
+    pub delays: Delays,
     /// Memory.
     pub memories: Memories,
     /// What requests go to.
@@ -82,10 +104,19 @@ impl Bench {
             let counters = self.emulators[controller].counters();
             completions += counters.completions;
             let faults = counters.faults;
-            if !self.lost[controller] && faults.fatal + faults.unplugged > 0 {
-                self.lose(controller, faults.unplugged > 0);
-                self.reached.note(if faults.fatal > 0 { Point::FatalFound } else { Point::GoneFound });
+            if !self.plights[controller].gone && faults.unplugged > 0 {
+                self.lose(controller);
+                self.reached.note(Point::GoneFound);
             }
+            let before = std::mem::replace(&mut self.fatal[controller], faults.fatal);
+            if faults.fatal > before {
+                self.fail(controller, faults.fatal - before);
+            }
+            let resets = counters.resets - self.opened[controller];
+            let plight = &mut self.plights[controller];
+            plight.reset |= resets > 0;
+            // One failure costs one reset. With more, it may happen that none of them is of use.
+            plight.lost |= plight.gone || resets >= MOST_RESETS;
         }
         if std::mem::replace(&mut self.completions, completions) != completions {
             self.quiet = 0;
@@ -111,11 +142,20 @@ impl Bench {
         }
     }
 
-    /// A controller is lost, unless a reset brings it back: not if it is gone.
-    pub fn lose(&mut self, controller: usize, gone: bool) {
-        self.lost[controller] = true;
-        self.gone[controller] |= gone;
+    /// A controller is lost for good.
+    pub fn lose(&mut self, controller: usize) {
+        let plight = &mut self.plights[controller];
+        (plight.lost, plight.gone) = (true, true);
         self.trace.note(self.turn, &Step::Lost { controller });
+    }
+
+    /// A controller has failed, so many times, and is to be reset.
+    pub fn fail(&mut self, controller: usize, times: u64) {
+        self.failures[controller] += times;
+        // One may come while the other is recovered from.
+        self.plights[controller].lost |= self.failures[controller] > 1;
+        self.reached.note(Point::FatalFound);
+        self.trace.note(self.turn, &Step::Failed { controller });
     }
 
     /// Reads from the emulators how often their faults have struck.
@@ -129,9 +169,16 @@ impl Bench {
     pub fn stuck(&mut self) -> Option<usize> {
         self.count_strikes();
         let sticks = |planned: &&Planned| {
-            planned.drawn.legal == Legal::Sticks && planned.struck > 0 && !self.gone[planned.controller]
+            planned.drawn.legal == Legal::Sticks
+                && planned.struck > 0
+                && !self.plights[planned.controller].gone
         };
         self.plan.iter().find(sticks).map(|planned| planned.controller)
+    }
+
+    /// What goes wrong.
+    pub fn fates(&self) -> Fates<'_> {
+        Fates { plan: &self.plan, plights: &self.plights, cured: self.cured }
     }
 
     /// Requests under way, looked at or not.

@@ -3,19 +3,27 @@
 //! Knows what a fresh start looks like; must not know how the seed went.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiovec::layer::Stack;
 use kiovec::{Controller, IoContainer, Poller, QueueOptions, Refusal, Rejected, State, Target};
 use kiovec_emulator::{Commands, Effect, Fault, Faults};
 
+use crate::bench::Bench;
 use crate::events::What;
-use crate::faults::Act;
+use crate::faults::{Act, Planned};
+use crate::notices::Kind;
 use crate::reach::Point;
 use crate::run::{Outcome, Run};
 use crate::tree::{Disk, Fates};
 
 /// Turns for anything that nothing stands in the way of.
 const TURNS: usize = 20_000;
+/// Polls in which a poller looks after its controllers once, and of these as many as it takes until an event is told;
+/// and until none comes any more that may.
+const ATTEND: usize = 1100;
+const HEARD: usize = 100;
+const SILENT: usize = 30;
 /// The same where a controller is lost, which takes many polls to be found.
 const LOST_TURNS: usize = 300_000;
 /// Rounds in which a controller finishes what nobody waits for: completions that were delayed or come twice.
@@ -30,9 +38,12 @@ impl Run {
         self.cure();
         self.lose_power();
         self.read_back()?;
+        self.check_notices()?;
         self.check_slots()?;
         self.check_nodes()?;
-        if self.bench.memories.free().map_err(|error| error.to_string())? != self.free {
+        let in_reset = |planned: &Planned| planned.is_in_reset() && planned.struck > 0;
+        let forfeited = self.bench.forfeited || self.bench.plan.iter().any(in_reset);
+        if !forfeited && self.bench.memories.free().map_err(|error| error.to_string())? != self.free {
             return Err("memory is missing at the end".into());
         }
         let in_use = self.legs_in_use();
@@ -75,6 +86,7 @@ impl Run {
 
     /// What the queues, layers and controllers have counted.
     fn count(&mut self) -> Result<(), String> {
+        self.count_recovery()?;
         let Run { stations, bench, .. } = self;
         let mut faults = vec![0; bench.emulators.len()];
         for station in stations.iter() {
@@ -90,7 +102,7 @@ impl Run {
         for (controller, emulator) in bench.emulators.iter().enumerate() {
             let counters = emulator.counters();
             let extra = counters.faults.doubled + counters.faults.corrupted;
-            let doorbells = counters.bad_doorbells > 0 && !bench.lost[controller];
+            let doorbells = counters.bad_doorbells > 0 && !bench.plights[controller].lost;
             let full = counters.full_queues > 0 && extra == 0;
             if faults[controller] > extra || doorbells || full {
                 return Err(format!(
@@ -110,12 +122,55 @@ impl Run {
         Ok(())
     }
 
+    /// Every event reaches the application, now that nothing stands in its way: what was raised before, and then as
+    /// many more as there are requests, and some.
+    fn check_notices(&mut self) -> Result<(), String> {
+        let healthy: Vec<usize> =
+            (0..self.controllers.len()).filter(|number| !self.bench.plights[*number].lost).collect();
+        self.hear(&healthy, SILENT)?;
+        for number in healthy.iter().copied() {
+            self.bench.notices.settle(number);
+        }
+        for kind in Kind::ALL.into_iter().chain([Kind::Firmware, Kind::Namespaces]) {
+            for number in healthy.iter().copied() {
+                let Bench { notices, emulators, chance, .. } = &mut self.bench;
+                if !notices.raise(number, &emulators[number], kind, chance) {
+                    return Err(format!("controller {number} was not asked to report anything"));
+                }
+            }
+            self.hear(&healthy, 2)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on until everything that controllers have reported was told, and for some rounds more.
+    fn hear(&mut self, healthy: &[usize], more: usize) -> Result<(), String> {
+        let mut quiet = 0;
+        for _ in 0..HEARD {
+            for station in &mut self.stations {
+                (0..ATTEND).for_each(|_| _ = station.poller.poll(|_| {}));
+            }
+            (0..4).for_each(|_| self.idle());
+            self.listen()?;
+            let Bench { notices, emulators, .. } = &mut self.bench;
+            let silent = healthy.iter().all(|number| notices.due(*number, &emulators[*number]).is_empty());
+            quiet = if silent { quiet + 1 } else { 0 };
+            if quiet > more {
+                return Ok(());
+            }
+        }
+        let Bench { notices, emulators, .. } = &mut self.bench;
+        let due = healthy.iter().map(|number| (*number, notices.due(*number, &emulators[*number])));
+        let (number, kinds) = due.max_by_key(|(_, kinds)| kinds.len()).unwrap_or_default();
+        Err(format!("controller {number} has reported {kinds:?}, and nobody was told"))
+    }
+
     /// Nothing goes wrong any more, but what is lost stays lost.
     fn cure(&mut self) {
         let bench = &mut self.bench;
         bench.cured = true;
-        for emulator in &bench.emulators {
-            emulator.set_faults(Faults::seeded(bench.chance.next()).random_order());
+        for (emulator, device) in bench.emulators.iter().zip(&bench.devices) {
+            emulator.set_faults(device.identified(Faults::seeded(bench.chance.next()).random_order()));
             emulator.release_all();
         }
         for _ in 0..DRAIN {
@@ -127,7 +182,8 @@ impl Run {
     fn lose_power(&mut self) {
         let bench = &mut self.bench;
         for controller in 0..bench.emulators.len() {
-            if bench.caches[controller].is_some() && !bench.lost[controller] && bench.chance.one_in(2) {
+            if bench.caches[controller].is_some() && !bench.plights[controller].lost && bench.chance.one_in(2)
+            {
                 bench.emulators[controller].power_loss();
             }
         }
@@ -136,8 +192,12 @@ impl Run {
 
     /// A turn in which nothing is asked for.
     fn idle(&mut self) {
+        self.idle_for(Duration::from_micros(100));
+    }
+
+    fn idle_for(&mut self, time: Duration) {
         for emulator in &self.bench.emulators {
-            emulator.advance(std::time::Duration::from_micros(100));
+            emulator.advance(time);
             emulator.step();
         }
     }
@@ -175,8 +235,10 @@ impl Run {
             if turn >= TURNS {
                 self.poll_others(station);
             }
-            if turn < TURNS || turn % 64 == 0 {
-                self.idle();
+            match turn {
+                ..TURNS => self.idle(),
+                _ if turn % 64 == 0 => self.idle_for(Duration::from_millis(2)),
+                _ => {}
             }
         }
         back.ok_or_else(|| "a request at the end never comes back".into())
@@ -217,7 +279,7 @@ impl Run {
         memory.fill(0xee);
         let (result, bytes) = self.carry_out(station, target, IoContainer::read(lba, memory))?;
         let bench = &mut self.bench;
-        let fates = Fates { plan: &bench.plan, lost: &bench.lost, gone: &bench.gone, cured: true };
+        let fates = Fates { plan: &bench.plan, plights: &bench.plights, cured: true };
         let Volume { tree, model, .. } = &mut bench.volumes[volume];
         match result {
             Ok(()) => model
@@ -234,7 +296,7 @@ impl Run {
             for queue in 0..self.stations[number].queues.len() {
                 let station = &mut self.stations[number];
                 let (controller, target) = (station.queues[queue].controller, station.queues[queue].target);
-                let Some(target) = target.filter(|_| !self.bench.lost[controller]) else { continue };
+                let Some(target) = target.filter(|_| !self.bench.plights[controller].lost) else { continue };
                 let most = station.room.min(station.poller.depth(station.queues[queue].id));
                 let emulator = &self.bench.emulators[controller];
                 emulator.hold(Commands::io());
@@ -265,7 +327,7 @@ impl Run {
     fn check_nodes(&mut self) -> Result<(), String> {
         for number in 0..self.stations.len() {
             let station = &mut self.stations[number];
-            let live = |queue: &&QueuePair| !self.bench.lost[queue.controller];
+            let live = |queue: &&QueuePair| !self.bench.plights[queue.controller].lost;
             let Some(target) = station.queues.iter().find(live).and_then(|queue| queue.target) else {
                 continue;
             };
@@ -316,13 +378,15 @@ impl Run {
         let bench = &mut self.bench;
         for planned in &mut bench.plan {
             if let Some(Act::TearDown(effect)) = planned.act()
-                && !bench.lost[planned.controller]
+                && !bench.plights[planned.controller].lost
             {
                 let emulator = &bench.emulators[planned.controller];
                 emulator.set_faults(Faults::default().with(Fault::new(Commands::admin(), effect)));
                 planned.struck = 1;
-                bench.lost[planned.controller] |= effect == Effect::Unplug;
-                bench.gone[planned.controller] |= effect == Effect::Unplug;
+                if effect == Effect::Unplug {
+                    (bench.plights[planned.controller].lost, bench.plights[planned.controller].gone) =
+                        (true, true);
+                }
                 bench.reached.note(Point::TeardownFault);
             }
         }
@@ -360,7 +424,7 @@ impl Run {
             let opened = Controller::open(emulator.function(), bench.memories.space());
             let controller = match opened {
                 Ok(controller) => controller,
-                Err(kiovec::Error::Gone { .. }) if bench.lost[number] => continue,
+                Err(_) if bench.plights[number].gone => continue,
                 Err(error) => return Err(format!("controller {number} cannot be opened again: {error}")),
             };
             bench.reached.note(Point::Reopened);

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use kiovec::Operation;
 use kiovec::spec::status::SCT_VENDOR;
-use kiovec::spec::{Completion, Status, io_opcode};
-use kiovec_emulator::{Commands, Effect, Fault, Faults};
+use kiovec::spec::{Completion, Status, admin_opcode, io_opcode};
+use kiovec_emulator::{Commands, Effect, Fault, Faults, Remedy};
 
 use crate::chance::Chance;
 
@@ -74,6 +74,10 @@ pub const KINDS: &[Kind] = &[
         let micros = d.chance.within(1..20_000);
         d.any().does(Effect::Delay(Duration::from_micros(micros)))
     }),
+    kind("a retry delay asked for", Mild, |d| {
+        let crd = d.chance.within(1..4) as u8;
+        d.counted().fails(Status::COMMAND_INTERRUPTED.with_crd(crd))
+    }),
     kind("doubled completion", Mild, |d| d.any().does(Effect::Double)),
     kind("unknown CID before the right one", Mild, |d| {
         d.counted().does(Effect::UNKNOWN_CID).does(Effect::Double)
@@ -89,6 +93,18 @@ pub const KINDS: &[Kind] = &[
     kind("commands held back", Mild, |d| d.act(Act::Hold)),
     kind("completions in any order", Mild, |d| d.act(Act::Order)),
     kind("few completions at a time", Mild, |d| d.act(Act::Squeeze)),
+    kind("far too late", Severe, |d| {
+        let millis = d.chance.within(30..300);
+        let times = d.chance.within(1..4);
+        Drawn { times: Some(times), ..d.once() }.does(Effect::Delay(Duration::from_millis(millis)))
+    }),
+    kind("Aborts that take long", Severe, |d| {
+        let millis = d.chance.within(1..80);
+        d.admin(admin_opcode::ABORT).does(Effect::Delay(Duration::from_millis(millis)))
+    }),
+    kind("Aborts without an answer", Severe, |d| d.admin(admin_opcode::ABORT).does(Effect::Drop)),
+    kind("fatal status in a reset", Severe, |d| d.in_reset().does(Effect::Fatal)),
+    kind("removal in a reset", Severe, |d| d.in_reset().does(Effect::Unplug).which_loses()),
     kind("dropped completion", Severe, |d| d.once().does(Effect::Drop).which_sticks()),
     kind("unknown CID", Severe, |d| d.once().does(Effect::UNKNOWN_CID).which_sticks()),
     kind("wrong generation", Severe, |d| d.once().does(GENERATION).which_sticks()),
@@ -99,6 +115,8 @@ pub const KINDS: &[Kind] = &[
     kind("fatal status at some time", Severe, |d| d.act(Act::Fail)),
     kind("removal at some time", Severe, |d| d.act(Act::Unplug)),
     kind("power lost at some time", Severe, |d| d.act(Act::Power)),
+    kind("failed until its function is reset", Severe, |d| d.act(Act::Hang(Remedy::FunctionReset))),
+    kind("failed for good", Severe, |d| d.act(Act::Hang(Remedy::None))),
     kind("bring-up: command error", Edge, |d| d.act(Act::BringUp(Effect::Status(Status::INTERNAL_ERROR)))),
     kind("bring-up: no completion", Edge, |d| d.act(Act::BringUp(Effect::Drop))),
     kind("bring-up: unknown CID", Edge, |d| d.act(Act::BringUp(Effect::UNKNOWN_CID))),
@@ -126,6 +144,8 @@ pub enum Act {
     Unplug,
     /// The power fails for a moment.
     Power,
+    /// CSTS.CFS, and it does not get ready again until something helps.
+    Hang(Remedy),
     /// An Admin command meets this while the controller is brought up, which fails; the next time, it succeeds.
     BringUp(Effect),
     /// A controller that never becomes ready.
@@ -139,6 +159,8 @@ pub enum Act {
 pub struct Scope {
     /// `Raw` stands for Compare, which is the only raw command.
     operation: Option<Operation>,
+    /// Admin commands with this opcode.
+    admin: Option<u8>,
     nsid: Option<u32>,
     lbas: Option<Range<u64>>,
 }
@@ -193,7 +215,7 @@ impl Draw<'_> {
 
     fn act(&mut self, act: Act) -> Drawn {
         // What ends a controller ends it when other faults have had their time.
-        let from = if matches!(act, Act::Fail | Act::Unplug | Act::Power) { 90 } else { 20 };
+        let from = if matches!(act, Act::Fail | Act::Unplug | Act::Power | Act::Hang(_)) { 90 } else { 20 };
         let after = self.chance.within(from..190);
         Drawn { act: Some(act), after, ..self.drawn(Scope::default()) }
     }
@@ -220,7 +242,7 @@ impl Draw<'_> {
         });
         let nsid = self.chance.one_in(3).then(|| 1 + self.chance.below(self.namespaces.into()) as u32);
         let narrow = lbas.as_ref().is_some_and(|lbas| lbas.end - lbas.start < 5);
-        let mut drawn = self.drawn(Scope { operation, nsid, lbas });
+        let mut drawn = self.drawn(Scope { operation, admin: None, nsid, lbas });
         match self.chance.below(8) {
             0 | 1 if narrow => {}
             0..4 => drawn.times = Some(self.chance.within(1..5)),
@@ -242,6 +264,18 @@ impl Draw<'_> {
     fn counted(&mut self) -> Drawn {
         let (after, times) = (self.chance.below(12), Some(self.chance.within(1..5)));
         Drawn { after, times, ..self.drawn(Scope::default()) }
+    }
+
+    /// Some Admin commands.
+    fn admin(&mut self, opcode: u8) -> Drawn {
+        let times = Some(self.chance.within(1..4));
+        let scope = Scope { admin: Some(opcode), ..Scope::default() };
+        Drawn { times, ..self.drawn(scope) }
+    }
+
+    /// The command by which a controller is told how many queues there are.
+    fn in_reset(&mut self) -> Drawn {
+        Drawn { times: Some(1), ..self.admin(admin_opcode::SET_FEATURES) }
     }
 
     /// One command, when others have had their time.
@@ -275,9 +309,10 @@ impl Drawn {
 
     /// Whether it can strike a command for these blocks of a namespace.
     pub fn concerns(&self, nsid: u32, operation: Operation, blocks: &Range<u64>) -> bool {
-        let Scope { operation: only, nsid: here, lbas } = &self.scope;
+        let Scope { operation: only, nsid: here, lbas, admin } = &self.scope;
         let names_blocks = !matches!(operation, Operation::Flush | Operation::Deallocate);
-        only.is_none_or(|only| only == operation)
+        admin.is_none()
+            && only.is_none_or(|only| only == operation)
             && here.is_none_or(|here| here == nsid)
             && lbas
                 .as_ref()
@@ -300,6 +335,9 @@ impl Drawn {
     }
 
     fn commands(&self) -> Commands {
+        if let Some(opcode) = self.scope.admin {
+            return Commands::admin().opcode(opcode);
+        }
         let commands = match self.scope.operation {
             None => Commands::io(),
             Some(Operation::Read) => Commands::reads(),
@@ -359,9 +397,22 @@ impl Planned {
     /// An act that is due once so many requests have been submitted, and has not been done.
     pub fn due(&self, submitted: u64) -> Option<Act> {
         self.drawn.act.filter(|act| {
-            let timed = matches!(act, Act::Hold | Act::Fail | Act::Unplug | Act::Power);
+            let timed = matches!(act, Act::Hold | Act::Fail | Act::Unplug | Act::Power | Act::Hang(_));
             timed && self.struck == 0 && submitted >= self.drawn.after
         })
+    }
+
+    /// Whether it strikes while a controller is set up after a reset.
+    pub fn is_in_reset(&self) -> bool {
+        self.drawn.scope.admin == Some(admin_opcode::SET_FEATURES)
+    }
+
+    /// By which Command Retry Delay it has a command sent again, if it does.
+    pub fn retry_delay(&self) -> Option<usize> {
+        match self.drawn.legal {
+            Legal::Fails(status) => usize::from(status.crd()).checked_sub(1),
+            _ => None,
+        }
     }
 
     /// How many requests or commands it lets pass.
@@ -398,7 +449,7 @@ pub fn draw(chance: &mut Chance, controllers: &[(u32, u64)], commands: u64) -> V
     for _ in 0..chance.below(5) {
         add(&mut plan, chance, Mild, false);
     }
-    for _ in 0..chance.pick(&[0, 0, 0, 1, 1, 2]) {
+    for _ in 0..chance.pick(&[0, 0, 1, 1, 2]) {
         add(&mut plan, chance, Severe, false);
     }
     for _ in 0..chance.pick(&[0, 0, 1]) {

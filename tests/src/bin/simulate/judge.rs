@@ -6,11 +6,10 @@ use kiovec::spec::Status;
 use kiovec::{Cause, Failure, IoContainer, Operation};
 
 use crate::bench::Bench;
-use crate::faults::Legal;
 use crate::model::Comparison;
 use crate::reach::Point;
 use crate::request::Live;
-use crate::tree::Fates;
+use crate::tree::Plight;
 
 impl Bench {
     /// A request has come back: whether it could, with this result and these bytes. `ended` is set if somebody ended
@@ -24,7 +23,7 @@ impl Bench {
     ) -> Result<(), String> {
         self.now += 1;
         self.notice_power();
-        if matches!(result, Err(Failure { cause: Cause::ControllerLost, .. })) {
+        if result.is_err() {
             self.notice_losses();
         }
         let what = format!(
@@ -43,6 +42,7 @@ impl Bench {
         if moves && (io.blocks(), io.memory().len()) != (live.blocks, live.blocks as usize * self.block) {
             return wrong("it came back with other memory");
         }
+        self.check_memory(io).or_else(|why| wrong(&why))?;
         let kept = self.turn - live.turn;
         self.longest = self.longest.max(kept);
         self.check_cause(live, result, ended).or_else(|why| wrong(&why))?;
@@ -54,6 +54,17 @@ impl Bench {
         self.check_data(live, io, result, ended.is_some(), done).or_else(|why| wrong(&why))
     }
 
+    /// No command can move data to or from a container's memory when that belongs to its owner.
+    pub fn check_memory(&self, io: &IoContainer) -> Result<(), String> {
+        for segment in io.memory().segments() {
+            let range = segment.iova()..segment.iova() + segment.len() as u64;
+            if let Some(controller) = self.emulators.iter().position(|emulator| emulator.may_touch(&range)) {
+                return Err(format!("its memory is free while controller {controller} may still touch it"));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether it may have succeeded, or failed for this reason.
     fn check_cause(
         &self,
@@ -61,17 +72,17 @@ impl Bench {
         result: Result<(), Failure>,
         ended: Option<Cause>,
     ) -> Result<(), String> {
-        let fates = Fates { plan: &self.plan, lost: &self.lost, gone: &self.gone, cured: self.cured };
+        let fates = self.fates();
         let tree = &self.volumes[live.volume].tree;
         let may_fail = || tree.may_fail(&fates, live.operation, &live.range());
-        let lost = || tree.disks().iter().any(|disk| self.lost[disk.controller]);
-        let sticks = |controller| {
-            self.plan
-                .iter()
-                .any(|planned| planned.controller == controller && planned.drawn.legal == Legal::Sticks)
-        };
-        let reset = || tree.disks().iter().any(|disk| self.lost[disk.controller] || sticks(disk.controller));
-        let own: &[Status] = if live.operation == Operation::Raw { &[Status::COMPARE_FAILURE] } else { &[] };
+        let disks = tree.disks();
+        let some = |has: fn(&Plight) -> bool| disks.iter().any(|disk| has(&self.plights[disk.controller]));
+        let (lost, reset, overdue) = (some(|it| it.lost), some(|it| it.reset), some(|it| it.overdue));
+        let waited = || disks.iter().any(|disk| self.delays.any(disk.controller));
+        let mut own = Vec::new();
+        own.extend((live.operation == Operation::Raw).then_some(Status::COMPARE_FAILURE));
+        // What is aborted again and again fails.
+        own.extend(overdue.then_some(Status::ABORT_REQUESTED));
         match (result.map_err(|failure| failure.cause), ended) {
             (Ok(()), Some(ended)) => Err(format!("although it was {ended}")),
             (Ok(()), None) if live.must_fail => Err("and must fail".into()),
@@ -80,15 +91,14 @@ impl Bench {
             (Err(cause), Some(ended)) => Err(format!("{cause}, although it was {ended}")),
             (Err(Cause::Refused), None) if live.fussy => Ok(()),
             (Err(Cause::Status(Status::COMPARE_FAILURE)), None) if live.operation == Operation::Raw => Ok(()),
-            (Err(Cause::Status(status)), None) if may_fail() => match fates.may_say(status, own) {
+            (Err(Cause::Status(status)), None) if may_fail() => match fates.may_say(status, &own) {
                 true => Ok(()),
                 false => Err("nobody said so".into()),
             },
-            (Err(Cause::ControllerLost), None) if may_fail() && lost() => Ok(()),
-            // It may also come back, by a reset.
-            (Err(Cause::OutcomeUnknown), None) if may_fail() && reset() => Ok(()),
-            (Err(Cause::OutcomeUnknown), None) if live.operation == Operation::Raw && reset() => Ok(()),
-            (Err(Cause::CacheLost), None) if live.operation == Operation::Flush && reset() => Ok(()),
+            (Err(Cause::ControllerLost), None) if may_fail() && lost => Ok(()),
+            // What may be carried out twice is, unless some of it had failed, or it was overdue several times.
+            (Err(Cause::OutcomeUnknown), None) if may_fail() && (reset || overdue || waited()) => Ok(()),
+            (Err(Cause::CacheLost), None) if live.operation == Operation::Flush && reset => Ok(()),
             (Err(_), None) => Err("it cannot fail so".into()),
         }
     }
@@ -101,8 +111,12 @@ impl Bench {
                 reached.note(Point::Failed);
                 reached.note_if(done > 0 && done < live.blocks, Point::FailedLater);
             }
-            Err(Cause::ControllerLost) => reached.note(Point::Lost),
+            Err(Cause::ControllerLost) => {
+                reached.note(Point::Lost);
+                reached.note_if(self.doomed, Point::LastRung);
+            }
             Err(Cause::Refused) => reached.note(Point::RefusedBelow),
+            Err(Cause::OutcomeUnknown) => reached.note(Point::OutcomeUnknown),
             Err(Cause::CacheLost) => reached.note(Point::CacheLost),
             Err(_) => {}
         }

@@ -12,7 +12,7 @@ use crate::bench::Bench;
 use crate::memory::Parts;
 use crate::model::Write;
 use crate::reach::Point;
-use crate::tree::{Fates, Tree};
+use crate::tree::Tree;
 
 /// A request that is under way.
 #[derive(Debug)]
@@ -123,6 +123,7 @@ impl Bench {
             known: Vec::new(),
         };
         let io = self.container(&mut live)?;
+        self.check_memory(&io).map_err(|why| format!("memory for request {}: {why}", live.tag))?;
         self.expect(&mut live);
         Ok((live, target, io))
     }
@@ -220,9 +221,9 @@ impl Bench {
 
     /// What is certain of a request as it is submitted.
     pub fn expect(&mut self, live: &mut Live) {
-        let fates = Fates { plan: &self.plan, lost: &self.lost, gone: &self.gone, cured: self.cured };
-        live.must_fail = self.volumes[live.volume].tree.must_fail(&fates, live.operation, &live.range());
-        let lost = self.volumes[live.volume].tree.disks().iter().any(|disk| self.lost[disk.controller]);
+        let tree = &self.volumes[live.volume].tree;
+        live.must_fail = tree.must_fail(&self.fates(), live.operation, &live.range());
+        let lost = tree.disks().iter().any(|disk| self.plights[disk.controller].gone);
         self.reached.note_if(lost, Point::AfterLoss);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kiovec::layer::Stack;
 use kiovec::{Controller, Done, Event, IoContainer, Operation, Reason, Refusal, Rejected, State, Target};
-use kiovec_emulator::Commands;
+use kiovec_emulator::{Commands, Remedy};
 use std::sync::Arc;
 
 use crate::bench::Bench;
@@ -15,27 +15,33 @@ use crate::chance::Chance;
 use crate::events::What;
 use crate::faults::{self, Act};
 use crate::heap::Mark;
+use crate::ladder::{self, Delays};
 use crate::memory::Memories;
+use crate::notices::Kind;
 use crate::reach::{Point, Reached};
 use crate::request::{Live, Observer, fill};
 use crate::trace::{Step, Trace};
-use crate::world::{Station, World};
+use crate::tree::Plight;
+use crate::world::{QueuePair, Station, World};
 
 /// Requests of a seed, at least; some have half as many more.
 const REQUESTS: u64 = 200;
 /// Faults that must have struck, each at least once.
 const FAULTS: usize = 3;
-/// By how much time goes on with each turn, and if nothing has come back for long.
-const TICK: Duration = Duration::from_micros(20);
+/// By how much time goes on with each turn if nothing has come back for long, and for longer still.
 const LONG_TICK: Duration = Duration::from_millis(1);
+const LONGER_TICK: Duration = Duration::from_millis(10);
 /// Turns in a row without anything coming back, after which all that was held is let go and time goes faster.
 const QUIET: u64 = 300;
-/// After so many more, a controller with a command that never ends is given up.
+/// After so many more, a controller with a command that never ends may be pulled.
 const PATIENCE: u64 = 40;
+/// After so many more, time goes faster still: the driver waits for a controller that does not get ready.
+const LONG: u64 = 100;
 /// Polls in such a turn.
 const POLLS: usize = 512;
-/// More than it takes to notice that a controller is lost, which is 65,536 polls of a queue.
-const MOST_QUIET: u64 = 400;
+/// More than it takes until a controller is lost: it is noticed after 65,536 polls of a queue, or two command
+/// timeouts, and has half a second to get ready, twice.
+const MOST_QUIET: u64 = 600;
 /// Turns of a seed, at most.
 const MOST_TURNS: u64 = 200_000;
 /// Events at a time, beyond which no sets are made of them.
@@ -147,22 +153,48 @@ pub struct Run {
     budget: u64,
     /// Commands are held until this turn, by controller.
     held: Vec<Option<u64>>,
+    pace: Pace,
+}
+
+/// How fast things go.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Microseconds of a turn.
+    tick: u64,
+    /// Polls in a turn, at most, that find nothing.
+    polls: usize,
+    /// A controller that does not answer is left to the driver, for as long as that takes.
+    patient: bool,
 }
 
 impl Run {
     fn new(world: World, mut chance: Chance, trace: Trace, reached: Reached) -> Result<Run, String> {
-        let World { emulators, controllers, devices, stations, volumes, memories, plan } = world;
+        let World { emulators, controllers, stations, volumes, memories, plan, devices, notices } = world;
         let free = memories.free().map_err(|error| error.to_string())?;
         let block = volumes.first().map_or(512, |volume| volume.model.block());
         let (count, budget) = (emulators.len(), REQUESTS + chance.below(REQUESTS / 2));
+        let opened = emulators.iter().map(|emulator| emulator.counters().resets).collect();
+        let pace = Pace {
+            tick: chance.pick(&[20, 20, 100]),
+            polls: chance.pick(&[1, 1, 32, 256]),
+            patient: chance.below(3) > 0,
+        };
         let bench = Bench {
             chance,
             trace,
             reached,
             emulators,
-            lost: vec![false; count],
-            gone: vec![false; count],
             caches: devices.iter().map(|device| device.cached.then_some((0, 0))).collect(),
+            plights: vec![Plight::default(); count],
+            fatal: vec![0; count],
+            failures: vec![0; count],
+            opened,
+            busy: vec![0; count],
+            notices,
+            delays: Delays::new(count),
+            devices,
+            doomed: false,
+            forfeited: false,
             memories,
             volumes,
             plan,
@@ -184,7 +216,7 @@ impl Run {
             hurry: false,
             bytes: Vec::new(),
         };
-        Ok(Run { stations, controllers, bench, free, budget, held: vec![None; count] })
+        Ok(Run { stations, controllers, bench, free, budget, held: vec![None; count], pace })
     }
 
     fn report(&mut self, outcome: &mut Outcome) {
@@ -265,13 +297,17 @@ impl Run {
         } else {
             self.act(more)?;
         }
-        let polls = if self.bench.quiet > QUIET { POLLS } else { 1 };
+        let quiet = self.bench.quiet > QUIET;
+        let polls = if quiet { POLLS } else { self.pace.polls };
         for number in 0..self.stations.len() {
-            if polls > 1 || self.bench.chance.below(4) > 0 {
+            if quiet || self.bench.chance.below(4) > 0 {
                 self.poll(number, polls)?;
             }
         }
         self.step();
+        if self.bench.chance.one_in(8) {
+            self.listen()?;
+        }
         Ok(())
     }
 
@@ -289,16 +325,26 @@ impl Run {
             }
         }
         wrong.map_or(Ok(()), Err)?;
-        bench.scan(station, number)?;
-        bench.settle_detached(station, number)
+        self.look(number)?;
+        let Run { stations, bench, .. } = self;
+        bench.scan(&mut stations[number], number)?;
+        bench.settle_detached(&stations[number], number)
     }
 
     /// What the controllers do between two polls, and what happens to them.
     fn step(&mut self) {
-        let Run { bench, held, .. } = self;
+        let Run { bench, held, pace, .. } = self;
         let long = bench.quiet > QUIET;
         for (controller, held) in held.iter_mut().enumerate() {
-            bench.emulators[controller].advance(if long { LONG_TICK } else { TICK });
+            let tick = match bench.quiet.saturating_sub(QUIET) {
+                0 => Duration::from_micros(pace.tick),
+                1..LONG => LONG_TICK,
+                _ => LONGER_TICK,
+            };
+            bench.emulators[controller].advance(tick);
+            if bench.emulators[controller].outstanding() > 0 || bench.has_failed(controller) {
+                bench.busy[controller] = bench.turn;
+            }
             if held.is_some_and(|until| until <= bench.turn || long) {
                 *held = None;
                 let commands = bench.emulators[controller].release_all();
@@ -311,6 +357,7 @@ impl Run {
             }
         }
         bench.notice_losses();
+        bench.note_delays();
     }
 
     /// Nothing has come back for long.
@@ -320,14 +367,20 @@ impl Run {
         if waited < PATIENCE || self.under_way() == 0 {
             return Ok(());
         }
-        if let Some(controller) = self.bench.stuck() {
+        if !self.pace.patient
+            && let Some(controller) = self.bench.stuck()
+        {
+            self.pace.patient = true;
             let failed = self.bench.chance.one_in(2);
             match failed {
                 true => self.bench.emulators[controller].fail(),
                 false => self.bench.emulators[controller].unplug(),
             }
             self.bench.trace.note(self.bench.turn, &Step::Pulled { controller, failed });
-            self.bench.lose(controller, !failed);
+            match failed {
+                true => self.bench.fail(controller, 1),
+                false => self.bench.lose(controller),
+            }
             self.bench.reached.note(Point::Stuck);
             self.bench.quiet = QUIET;
         }
@@ -361,6 +414,8 @@ impl Run {
             5 => self.release(number),
             6 | 7 => self.observe(number)?,
             8 if self.bench.chance.one_in(8) => self.wait(number)?,
+            // Each is a sign of life, which only I/O is to give when there is none.
+            9 | 10 if self.bench.quiet < 40 => self.bench.raise(),
             _ => {}
         }
         Ok(())
@@ -374,28 +429,13 @@ impl Run {
             let Some(act) = planned.due(bench.submitted) else { continue };
             let (controller, name) = (planned.controller, planned.name());
             planned.struck = 1;
-            let emulator = &bench.emulators[controller];
-            match act {
-                Act::Hold => {
-                    emulator.hold(bench.chance.pick(&[
-                        Commands::io(),
-                        Commands::reads(),
-                        Commands::writes(),
-                    ]));
-                    held[controller] = Some(bench.turn + bench.chance.within(5..100));
-                }
-                // One that was disabled since it is lost has nothing to fail in.
-                Act::Fail | Act::Power if bench.lost[controller] => {}
-                Act::Fail => emulator.fail(),
-                Act::Power => emulator.power_loss(),
-                _ => emulator.unplug(),
-            }
             bench.trace.note(bench.turn, &Step::Strike { name, controller });
-            let stops = matches!(act, Act::Fail | Act::Power) && !bench.lost[controller];
-            if act == Act::Unplug || stops {
-                bench.lose(controller, act == Act::Unplug);
-                bench.reached.note_if(act == Act::Fail, Point::FatalFound);
-                bench.reached.note_if(act == Act::Unplug, Point::GoneFound);
+            if act == Act::Hold {
+                let held_back = [Commands::io(), Commands::reads(), Commands::writes()];
+                bench.emulators[controller].hold(bench.chance.pick(&held_back));
+                held[controller] = Some(bench.turn + bench.chance.within(5..100));
+            } else if !bench.plights[controller].gone {
+                bench.strike(controller, act);
             }
             bench.notice_power();
         }
@@ -560,11 +600,77 @@ impl Run {
         wrong.map_or(Ok(()), Err)?;
         bench.notice_losses();
         bench.reached.note_if(verdict.is_some(), Point::Waited);
-        bench.scan(station, number)
+        // Controllers have gone on meanwhile.
+        bench.busy.fill(bench.turn);
+        bench.note_delays();
+        self.look(number)?;
+        let Run { stations, bench, .. } = self;
+        bench.scan(&mut stations[number], number)
+    }
+
+    /// What a poller's queues have done since the last time, and whether there was a reason.
+    fn look(&mut self, number: usize) -> Result<(), String> {
+        let Run { stations, bench, .. } = self;
+        let station = &mut stations[number];
+        for queue in &mut station.queues {
+            let seen = std::mem::replace(&mut queue.seen, station.poller.stats(queue.id));
+            bench.look_at_queue(queue.controller, &seen, &queue.seen)?;
+        }
+        for controller in 0..bench.emulators.len() {
+            let here = |queue: &&QueuePair| queue.controller == controller;
+            let queues = stations.iter().flat_map(|station| &station.queues).filter(here);
+            bench.look_at_controller(controller, &ladder::sum(queues.map(|queue| &queue.seen)))?;
+        }
+        Ok(())
+    }
+
+    /// Takes what controllers have told the application.
+    pub fn listen(&mut self) -> Result<(), String> {
+        let Run { controllers, bench, .. } = self;
+        for (number, controller) in controllers.iter().enumerate() {
+            for event in controller.events() {
+                let told =
+                    bench.notices.told(number, &bench.emulators[number], &event, &mut bench.reached)?;
+                bench.trace.note(bench.turn, &Step::Told { controller: number, what: told.name() });
+            }
+            bench.forfeited |= bench.notices.identify(number, controller);
+        }
+        Ok(())
     }
 }
 
 impl Bench {
+    /// What stops a controller.
+    fn strike(&mut self, controller: usize, act: Act) {
+        let emulator = &self.emulators[controller];
+        if act == Act::Unplug {
+            emulator.unplug();
+            self.reached.note(Point::GoneFound);
+            return self.lose(controller);
+        }
+        if let Act::Hang(remedy) = act {
+            emulator.hang(remedy);
+        }
+        match act {
+            Act::Power => emulator.power_loss(),
+            _ => emulator.fail(),
+        }
+        self.fail(controller, 1);
+        if act == Act::Hang(Remedy::None) {
+            self.lose(controller);
+            self.doomed = true;
+        }
+    }
+
+    /// A controller reports something of its own accord.
+    fn raise(&mut self) {
+        let controller = self.chance.count(0..self.emulators.len());
+        let kind = self.chance.pick(&Kind::ALL);
+        if self.notices.raise(controller, &self.emulators[controller], kind, &mut self.chance) {
+            self.trace.note(self.turn, &Step::Raised { controller, what: kind.name() });
+        }
+    }
+
     /// Events of a poller that can be looked at.
     fn here(&self, station: usize) -> Vec<usize> {
         let is_here =

@@ -53,14 +53,25 @@ pub enum Tree {
     Mirror { hedge: Option<Hedge>, legs: Vec<Tree> },
 }
 
+/// What has become of a controller.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plight {
+    /// Nothing brings it back: it was pulled, or never gets ready any more.
+    pub gone: bool,
+    /// It may have been given up, after several resets.
+    pub lost: bool,
+    /// It was reset.
+    pub reset: bool,
+    /// A command has taken longer than its timeout.
+    pub overdue: bool,
+}
+
 /// What goes wrong below.
 pub struct Fates<'a> {
     /// The plan.
     pub plan: &'a [Planned],
-    /// By controller: it is lost.
-    pub lost: &'a [bool],
-    /// The same, and no reset brings it back.
-    pub gone: &'a [bool],
+    /// By controller: what has become of it.
+    pub plights: &'a [Plight],
     /// No commands fail any more.
     pub cured: bool,
 }
@@ -84,10 +95,13 @@ impl Fates<'_> {
 
     /// How many attempts can fail in all; `None` is any number.
     fn strikes(&self, disk: Disk) -> Option<u64> {
-        if self.lost[disk.controller] {
+        let Plight { lost, reset, overdue, .. } = self.plights[disk.controller];
+        if lost || reset || overdue {
             return None;
         }
         self.here(disk).try_fold(0, |sum, planned| match planned.drawn.legal {
+            // What its queue has tried again is not tried again above.
+            Legal::Fails(status) if status.crd() > 0 => None,
             Legal::Fails(status) => planned.drawn.times().filter(|_| passes(status)).map(|times| sum + times),
             // Who knows what becomes of a status that two have written to.
             Legal::Mixes(_) => None,
@@ -108,7 +122,10 @@ impl Fates<'_> {
             }))
             .collect();
         let own = own.iter().copied().chain([Status::SUCCESS]);
-        planned.chain(own).any(|said| mixed.iter().any(|bits| Status(said.0 ^ bits) == status))
+        // A delay is told only to those who know of it.
+        planned
+            .chain(own)
+            .any(|said| mixed.iter().any(|bits| Status(said.0 ^ bits).with_crd(0) == status.with_crd(0)))
     }
 }
 
@@ -242,7 +259,13 @@ impl Tree {
     /// Whether a request for these blocks may fail, as long as nobody ends it and nothing below refuses it.
     pub fn may_fail(&self, fates: &Fates<'_>, operation: Operation, blocks: &Range<u64>) -> bool {
         match self {
-            Tree::Disk(disk) => fates.lost[disk.controller] || fates.meets(*disk, operation, blocks, false),
+            Tree::Disk(disk) => {
+                let Plight { lost, reset, overdue, .. } = fates.plights[disk.controller];
+                let told = matches!(operation, Operation::Flush | Operation::Raw);
+                lost || overdue && !fates.cured
+                    || reset && told
+                    || fates.meets(*disk, operation, blocks, false)
+            }
             Tree::Partition { start, below, .. } => {
                 below.may_fail(fates, operation, &(start + blocks.start..start + blocks.end))
             }
@@ -294,7 +317,9 @@ impl Tree {
     /// Whether a request for these blocks cannot but fail.
     pub fn must_fail(&self, fates: &Fates<'_>, operation: Operation, blocks: &Range<u64>) -> bool {
         match self {
-            Tree::Disk(disk) => fates.gone[disk.controller] || fates.meets(*disk, operation, blocks, true),
+            Tree::Disk(disk) => {
+                fates.plights[disk.controller].gone || fates.meets(*disk, operation, blocks, true)
+            }
             Tree::Partition { start, below, .. } => {
                 below.must_fail(fates, operation, &(start + blocks.start..start + blocks.end))
             }
@@ -303,8 +328,8 @@ impl Tree {
             }
             // What is in it can be read when its controller is gone; what never could be read is not in it.
             Tree::Cache { below, .. } if operation == Operation::Read => {
-                let none = vec![false; fates.lost.len()];
-                let there = Fates { lost: &none, gone: &none, ..*fates };
+                let none = vec![Plight::default(); fates.plights.len()];
+                let there = Fates { plights: &none, ..*fates };
                 below.must_fail(&there, operation, blocks)
             }
             Tree::Cache { below, .. } => below.must_fail(fates, operation, blocks),

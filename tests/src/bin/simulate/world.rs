@@ -9,17 +9,21 @@ use std::time::Duration;
 use kiovec::layer::{Disk as Bottom, Plan, Stack};
 use kiovec::memory::DmaSpace;
 use kiovec::pci::Clock;
-use kiovec::{Controller, DataForm, Error, Poller, QueueId, QueueOptions, Target};
+use kiovec::spec::Cns;
+use kiovec::{Controller, DataForm, Error, Poller, QueueId, QueueOptions, QueueStats, Target};
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
 
 use crate::chance::Chance;
 use crate::faults::{self, Act, Planned};
 use crate::memory::Memories;
 use crate::model::Model;
+use crate::notices::Notices;
 use crate::reach::{Point, Reached};
 use crate::trace::{Step, Trace};
 use crate::tree::{Disk, Tree};
 
+/// Where Identify Controller has the times of Command Retry Delay.
+const CRDT: usize = 128;
 /// Namespaces that requests go to directly, and those below a stack, at most.
 const MOST_STACKED: usize = 4;
 
@@ -45,6 +49,8 @@ pub struct QueuePair {
     pub plugged: Option<u64>,
     /// A namespace behind it.
     pub target: Option<Target>,
+    /// What it had done after the last poll.
+    pub seen: QueueStats,
 }
 
 /// Something that requests go to: a namespace, or a stack.
@@ -70,8 +76,10 @@ pub struct Volume {
 pub struct Device {
     /// The emulator's.
     pub settings: String,
-    /// Namespaces, and blocks of each.
+    /// Namespaces that requests go to. There is one more, which changes.
     pub namespaces: u32,
+    /// Units of 100 ms that it asks to wait, by Command Retry Delay.
+    pub retry_delays: Option<[u16; 3]>,
     /// Blocks of each.
     pub blocks: u64,
     /// Namespaces that requests go to directly; the others are below a stack.
@@ -80,6 +88,8 @@ pub struct Device {
     pub cached: bool,
     /// What stops it takes its power as well.
     power: bool,
+    /// Abort Command Limit, less one.
+    pub acl: u8,
     sgl: bool,
     compares: bool,
 }
@@ -100,6 +110,16 @@ pub struct World {
     pub memories: Memories,
     /// What goes wrong.
     pub plan: Vec<Planned>,
+    /// What controllers report of their own accord.
+    pub notices: Notices,
+}
+
+impl Device {
+    /// Faults, and what Identify says of delays.
+    pub fn identified(&self, faults: Faults) -> Faults {
+        let bytes = self.retry_delays.iter().flatten().flat_map(|units| units.to_le_bytes());
+        faults.identify(Cns::CONTROLLER, 0, CRDT, bytes.collect::<Vec<u8>>())
+    }
 }
 
 fn device(chance: &mut Chance, block: u64, direct: u32, stacked: u32) -> Device {
@@ -119,17 +139,31 @@ fn device(chance: &mut Chance, block: u64, direct: u32, stacked: u32) -> Device 
     // Layers remember what they have seen; what they promise of a medium that forgets is nothing.
     let cached = stacked == 0 && !chance.one_in(3);
     let (cache, power) = (if cached { chance.within(4..300) } else { 0 }, cached && chance.one_in(2));
+    let (acl, vwc) = (chance.pick(&[0, 0, 1, 7]), if cached || chance.one_in(2) { "on" } else { "off" });
     let settings = format!(
-        "size={},block={block},media=ram,namespaces={namespaces},mdts={mdts},noiob={noiob},sgl={sgl},mqes={mqes},\
+        "size={},block={block},media=ram,namespaces={},mdts={mdts},noiob={noiob},sgl={sgl},mqes={mqes},\
          awupf={awupf},nawupf={nawupf},nabspf={nabspf},wzsl={wzsl},dmrsl={dmrsl},oncs={oncs},queues=8,seed={seed},\
-         write_cache={cache}",
-        blocks * block
+         acl={acl},to=1,vwc={vwc},write_cache={cache}",
+        blocks * block,
+        namespaces + 1,
     );
-    Device { settings, namespaces, blocks, direct, cached, power, sgl: sgl != "off", compares: oncs & 1 != 0 }
+    let retry_delays = chance.one_in(2).then_some([1, 2, 3]);
+    Device {
+        settings,
+        namespaces,
+        retry_delays,
+        acl,
+        blocks,
+        direct,
+        cached,
+        power,
+        sgl: sgl != "off",
+        compares: oncs & 1 != 0,
+    }
 }
 
-/// Longer than any delay, and about as long as it takes until a controller that does not answer is pulled.
-const COMMAND_TIMEOUT: Duration = Duration::from_millis(25);
+/// Longer than most delays, or shorter.
+const COMMAND_TIMEOUTS: [u64; 5] = [25, 25, 25, 5, 1];
 
 fn options(chance: &mut Chance, device: &Device) -> QueueOptions {
     let data = match device.sgl {
@@ -141,7 +175,7 @@ fn options(chance: &mut Chance, device: &Device) -> QueueOptions {
         .data(data)
         .max_transfer(chance.pick(&[2 << 20, 2 << 20, 16 << 10, 4096]))
         .merge(!chance.one_in(4))
-        .command_timeout(COMMAND_TIMEOUT)
+        .command_timeout(Duration::from_millis(chance.pick(&COMMAND_TIMEOUTS)))
 }
 
 fn emulate(settings: &str) -> Result<Emulator, String> {
@@ -185,6 +219,7 @@ impl World {
             volumes: Vec::new(),
             memories,
             plan,
+            notices: Notices::default(),
         };
         world.open()?;
         world.add_stations(chance, reached)?;
@@ -196,6 +231,7 @@ impl World {
         }
         for (number, emulator) in world.emulators.iter().enumerate() {
             let faults = faults::faults(&world.plan, number, chance.next());
+            let faults = world.devices[number].identified(faults);
             emulator.set_faults(if world.devices[number].power { faults.power_loss() } else { faults });
         }
         Ok(world)
@@ -204,8 +240,12 @@ impl World {
     fn open(&mut self) -> Result<(), String> {
         for device in &self.devices {
             let emulator = emulate(&device.settings)?;
-            let controller = Controller::open(emulator.function(), self.memories.space());
-            self.controllers.push(controller.map_err(|error| error.to_string())?);
+            emulator.set_faults(device.identified(Faults::default()));
+            let controller = Controller::open(emulator.function(), self.memories.space())
+                .map_err(|error| error.to_string())?;
+            let spare = controller.namespace(device.namespaces + 1).map_err(|error| error.to_string())?;
+            self.notices.add(spare, emulator.counters().resets);
+            self.controllers.push(controller);
             self.emulators.push(emulator);
         }
         Ok(())
@@ -224,7 +264,13 @@ impl World {
                     let sgl = device.sgl && options.data != DataForm::Prp;
                     reached.note(if sgl { Point::Sgl } else { Point::Prp });
                     let id = poller.add_queue(controller, options).map_err(|error| error.to_string())?;
-                    queues.push(QueuePair { controller: number, id, plugged: None, target: None });
+                    queues.push(QueuePair {
+                        controller: number,
+                        id,
+                        plugged: None,
+                        target: None,
+                        seen: QueueStats::default(),
+                    });
                 }
             }
             let clock = self.emulators[0].function().clock();
@@ -326,7 +372,7 @@ fn bring_up(
 ) -> Result<(), String> {
     let (settings, effect) = match planned.act() {
         Some(Act::BringUp(effect)) => (device.settings.clone(), Some(effect)),
-        Some(Act::NeverReady) => (format!("{},never_ready=on,to=1", device.settings), None),
+        Some(Act::NeverReady) => (format!("{},never_ready=on", device.settings), None),
         _ => return Ok(()),
     };
     let emulator = emulate(&settings)?;

@@ -202,12 +202,15 @@ impl Controller {
     /// only an Asynchronous Event Request can be found waiting.
     fn abort(&mut self, command: &Command) -> Result<u32, Status> {
         unused_nsid(command)?;
+        self.counters.aborts += 1;
         let (sqid, cid) = (command.cdw10 as u16, (command.cdw10 >> 16) as u16);
         if sqid == 0 && self.events.abort(cid) {
             self.complete_admin(cid, Err(Status::ABORT_REQUESTED));
             return Ok(0);
         }
-        Ok(if self.abort_pending(sqid, cid) { 0 } else { 1 })
+        let found = self.abort_pending(sqid, cid);
+        self.counters.aborted += u64::from(found);
+        Ok(if found { 0 } else { 1 })
     }
 
     /// Get Log Page (Base 2.0, section 5.16).

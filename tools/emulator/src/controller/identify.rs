@@ -65,6 +65,7 @@ fn controller(config: &Config) -> Controller {
     data.mn = padded(b"kiovec emulator");
     data.fr = *FIRMWARE;
     data.mdts = config.mdts;
+    data.acl = config.acl;
     data.cntlid = 1;
     data.ver = VERSION.into_bits();
     // A shutdown may take a second.

@@ -11,6 +11,7 @@ mod identify;
 mod log;
 mod namespaces;
 mod nvm;
+mod outstanding;
 mod pending;
 mod queue;
 mod transfer;
@@ -236,6 +237,7 @@ impl Controller {
     /// Configuration space stays, as whoever asks for the reset would restore it.
     pub(crate) fn function_reset(&mut self) {
         self.controller_reset();
+        self.counters.function_resets += 1;
         self.hung = self.hung.filter(|remedy| *remedy != Remedy::FunctionReset);
         self.interrupts.reset();
         self.state = State::Disabled;
@@ -296,9 +298,10 @@ impl Controller {
     }
 
     fn lose_cache(&mut self) {
-        let Some(lost) = self.nvm.lose_cache().filter(|_| !self.gone) else { return };
-        self.counters.faults.power_losses += 1;
-        self.counters.faults.lost_blocks += lost;
+        if !self.gone {
+            self.counters.faults.power_losses += 1;
+            self.counters.faults.lost_blocks += self.nvm.lose_cache().unwrap_or(0);
+        }
     }
 
     /// From now on it does not get ready, until something helps.
@@ -331,6 +334,10 @@ impl Controller {
         self.changed.add(nsid);
         let info = AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED;
         self.notice(OAES_NAMESPACE_ATTRIBUTE, info, LogPage::CHANGED_NAMESPACES);
+    }
+
+    pub(crate) fn is_listened_to(&self) -> bool {
+        !self.gone && self.features.events() != 0
     }
 
     pub(crate) fn activate_firmware(&mut self) {

@@ -10,7 +10,7 @@ use kiovec::spec::{Command, DsmRange, Status, io_opcode};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::namespaces::Namespaces;
-use super::transfer::{Transfer, not_fused, unreachable_memory};
+use super::transfer::{Run, Transfer, not_fused, unreachable_memory};
 use super::write_cache::WriteCache;
 use crate::config::Config;
 use crate::counters::Counters;
@@ -186,6 +186,17 @@ impl Nvm {
         counters.writes += 1;
         counters.blocks_written += u64::from(command.nlb()) + 1;
         Ok(())
+    }
+
+    /// The memory that a command moves blocks to or from; none if it cannot be carried out.
+    pub(crate) fn runs(&mut self, dma: &Dma, command: &Command) -> &[Run] {
+        let want = match command.opcode {
+            io_opcode::READ => Want::Write,
+            io_opcode::WRITE | io_opcode::COMPARE => Want::Read,
+            _ => return &[],
+        };
+        let len = (u64::from(command.nlb()) + 1) << self.block_shift;
+        self.transfer.io(dma, command, len, want).unwrap_or_default()
     }
 
     fn flush(&mut self, command: &Command) -> Result<(), Status> {

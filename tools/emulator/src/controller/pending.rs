@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use kiovec::spec::{Command, Completion, Status};
+use kiovec::spec::{Command, Completion, Status, admin_opcode};
 
 use super::{Answer, Controller, note};
 use crate::faults::{Commands, Fate, Faults, Plan};
@@ -216,6 +216,9 @@ impl Controller {
             && let Some(command) = self.fetch(qid)
         {
             let mut pending = self.fetched.admit(qid, command, now);
+            if qid == 0 && command.opcode == admin_opcode::ABORT {
+                self.limit_aborts(&mut pending);
+            }
             // What an Admin command does is seen by the commands that follow it: it keeps its place.
             if pending.fate.early && !pending.held && qid != 0 {
                 pending.answer = Some(self.carry_out(&pending));
@@ -227,6 +230,16 @@ impl Controller {
             work += 1;
         }
         work
+    }
+
+    /// No more Aborts at a time than the Abort Command Limit says (Base 2.0, section 5.1).
+    fn limit_aborts(&mut self, pending: &mut Pending) {
+        let is_abort = |other: &&Pending| other.qid == 0 && other.command.opcode == admin_opcode::ABORT;
+        let others = self.fetched.pending.values().filter(is_abort).count();
+        if others > usize::from(self.config.acl) {
+            self.counters.excess_aborts += 1;
+            pending.fate.status = Some(Status::ABORT_LIMIT_EXCEEDED);
+        }
     }
 
     /// Completes those that have their turn in this step.
@@ -341,6 +354,13 @@ impl Controller {
             }
             Err(_) => self.fail(),
         }
+    }
+
+    /// The I/O commands that were fetched and not completed, and whether each was carried out.
+    pub(super) fn pending_commands(&self) -> impl Iterator<Item = (Command, bool)> {
+        let is_open = |pending: &&Pending| pending.qid != 0 && !pending.repeated;
+        let open = self.fetched.pending.values().filter(is_open);
+        open.map(|pending| (pending.command, pending.answer.is_some()))
     }
 
     /// Aborts a command that is pending: its completion comes before that of the Abort (Base 2.0,

@@ -84,6 +84,25 @@ impl SubmissionQueue {
         Ok(zerocopy::transmute!(command))
     }
 
+    /// The commands that were not fetched yet, with what the tail doorbell says now.
+    pub(crate) fn unfetched(&self, dma: &Dma, rung: u32) -> Vec<Command> {
+        let free = self.size - 1 - distance(self.head, self.tail, self.size);
+        let ahead = rung < self.size && distance(self.tail, rung, self.size) <= free;
+        let (mut at, end) = (self.head, if ahead { rung } else { self.tail });
+        let mut commands = Vec::new();
+        let Ok(mut window) = dma.another(&self.window) else { return commands };
+        while at != end {
+            let Ok(entry) = dma.entry::<SQ_WORDS>(&mut window, at as usize * SQ_WORDS) else { break };
+            let mut command = [0; SQ_WORDS];
+            for (word, cell) in command.iter_mut().zip(entry) {
+                *word = cell.load(Ordering::Relaxed);
+            }
+            commands.push(zerocopy::transmute!(command));
+            at = next(at, self.size);
+        }
+        commands
+    }
+
     /// Looks the ring up again, after an unmapping.
     pub(crate) fn renew(&mut self, dma: &Dma) -> Result<(), Fault> {
         dma.renew(&mut self.window)

@@ -8,7 +8,7 @@ use kiovec::{Controller, Event, IoContainer, Poller, QueueId, QueueOptions, Targ
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
 use proptest::prelude::*;
 
-use crate::host::Host;
+use crate::host::{Host, Words};
 
 /// A host with queue pair 1, of 64 entries each.
 fn host(text: &str) -> Host {
@@ -189,6 +189,52 @@ fn random_order_moves_data_early_or_late() {
         early += usize::from(memory.to_vec() == [1; 4096]);
     }
     assert!((10..30).contains(&early), "{early}");
+}
+
+/// From the doorbell on until it is carried out, a command may touch its memory.
+#[test]
+fn memory_is_in_use_until_the_command_is_carried_out() {
+    let mut host = host("size=1M,block=512,media=ram,mdts=5");
+    let (_memory, iova) = host.buffer(5 * 4096, 0);
+    let list = Words::new(&host.space, 4096);
+    let in_use = |host: &Host, from: u64, to: u64| host.emulator.may_touch(&(iova + from..iova + to));
+    // Two blocks of 512 bytes, and then three pages by a list.
+    host.push(1, Command::read(1, 0, 1).with_prps(iova + 4096, 0));
+    host.ring(1);
+    assert_eq!(host.emulator.outstanding(), 1, "it was not fetched yet");
+    assert!(in_use(&host, 0, 4097) && in_use(&host, 4096 + 1023, 8192) && in_use(&host, 0, 8192));
+    assert!(!in_use(&host, 0, 4096) && !in_use(&host, 4096 + 1024, 8192));
+    host.emulator.hold(Commands::writes());
+    host.settle();
+    assert!(!in_use(&host, 0, 8192));
+    list.store(0, &[iova + 3 * 4096, iova + 4096]);
+    host.push(1, Command::write(1, 0, 23).with_prps(iova, list.iova()));
+    host.ring(1);
+    host.settle();
+    assert_eq!(host.emulator.outstanding(), 1, "it is held");
+    assert!(in_use(&host, 0, 4096) && in_use(&host, 4096, 8192) && in_use(&host, 3 * 4096, 4 * 4096));
+    assert!(!in_use(&host, 2 * 4096, 3 * 4096) && !in_use(&host, 4 * 4096, 5 * 4096));
+    host.bus_master(false);
+    assert!(!in_use(&host, 0, 4096), "off the bus");
+    host.bus_master(true);
+    host.disable();
+    assert_eq!(host.emulator.outstanding(), 0);
+}
+
+/// More Aborts at a time than the Abort Command Limit fail.
+#[test]
+fn aborts_are_limited() {
+    let mut host = host("acl=1");
+    let abort = Commands::admin().opcode(admin_opcode::ABORT);
+    host.emulator.set_faults(Faults::default().with(Fault::new(abort, Effect::DelaySteps(3))));
+    let cids: Vec<u16> = (0..3).map(|cid| host.push(0, Command::abort(1, cid))).collect();
+    host.ring(0);
+    host.settle();
+    let done: Vec<_> = host.reap_all(0).iter().map(|entry| (entry.cid, entry.status())).collect();
+    assert!(done.contains(&(cids[2], Status::ABORT_LIMIT_EXCEEDED)), "{done:?}");
+    assert_eq!(done.iter().filter(|(_, status)| status.is_success()).count(), 2);
+    let counters = host.emulator.counters();
+    assert_eq!((counters.aborts, counters.aborted, counters.excess_aborts), (2, 0, 1));
 }
 
 #[test]
