@@ -40,6 +40,7 @@ impl Moment {
     }
 }
 
+/// Of the workers of one job: each may end for itself.
 #[derive(Debug)]
 pub struct Control {
     moment: AtomicU32,

@@ -9,6 +9,7 @@ mod cores;
 pub mod counted;
 mod counters;
 mod course;
+mod crew;
 mod idle;
 mod job;
 mod jobfile;

@@ -99,6 +99,10 @@ pub struct Options {
     #[arg(short = 't', long, value_name = "SECONDS", default_value = "5", value_parser = duration)]
     pub time: Duration,
 
+    /// End when each worker has done so many I/Os (a few more, in fact), and -t is not over yet.
+    #[arg(short = 'd', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub number_ios: Option<u64>,
+
     /// Seconds to run before the measurement begins.
     #[arg(short = 'a', long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub warmup_time: Duration,
@@ -162,6 +166,10 @@ pub struct Options {
     /// Write a page of HTML as well: latencies, how it went, the machine. It needs no network.
     #[arg(long, value_name = "FILE", conflicts_with = "versus")]
     pub report: Option<PathBuf>,
+
+    /// Say every so many seconds how it goes, in a line on standard error.
+    #[arg(long, value_name = "SECONDS", value_parser = interval)]
+    pub status_interval: Option<Duration>,
 
     /// How to print the result.
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -406,7 +414,7 @@ fn command_timeout(text: &str) -> std::result::Result<Duration, String> {
     }
 }
 
-/// Seconds between two resets: more often, and nothing is done between them.
+/// Seconds between two resets, or two lines: more often, and nothing is done between them.
 fn interval(text: &str) -> std::result::Result<Duration, String> {
     match seconds(text)? {
         time if time < Duration::from_millis(100) => Err("at least 0.1 seconds".into()),

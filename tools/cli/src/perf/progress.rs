@@ -1,25 +1,53 @@
-//! The line that says how the run goes, on standard error, if somebody is there to see it.
+//! How the run goes, on standard error: a line that changes, if somebody is there to see it, or a line every so often,
+//! if that was asked for.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::control::{Control, Gauge, Phase};
+use super::control::{Control, Phase};
+use crate::output;
 
-pub struct Progress {
+pub struct Progress<'a> {
     bar: ProgressBar,
-    /// Bytes of an I/O of each worker.
-    sizes: Vec<u64>,
+    /// The workers of each job, and the bytes of an I/O of theirs.
+    jobs: Vec<(&'a Control, u64)>,
     label: String,
-    /// I/Os and bytes at the last look, and when that was.
-    last: (u64, u64, Instant),
+    phase: &'static str,
+    last: Look,
     /// When the warm-up began.
     began: Option<Instant>,
+    /// Lines that stay, every so often.
+    every: Option<Duration>,
+    first_line: Instant,
+    last_line: Look,
 }
 
-impl Progress {
-    pub fn new(length: Duration, label: &str, sizes: Vec<u64>) -> Progress {
+/// I/Os and bytes at some time.
+#[derive(Clone, Copy)]
+struct Look {
+    at: Instant,
+    ios: u64,
+    bytes: u64,
+}
+
+impl Look {
+    /// I/Os and MiB per second from an earlier one to this.
+    fn rates(&self, before: &Look) -> (f64, f64) {
+        let seconds = (self.at - before.at).as_secs_f64().max(1e-9);
+        let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+        (per_second(self.ios, before.ios), per_second(self.bytes, before.bytes) / (1 << 20) as f64)
+    }
+}
+
+impl<'a> Progress<'a> {
+    pub fn new(
+        length: Duration,
+        label: &str,
+        jobs: Vec<(&'a Control, u64)>,
+        every: Option<Duration>,
+    ) -> Progress<'a> {
         let target = match std::io::stderr().is_terminal() {
             true => ProgressDrawTarget::stderr(),
             false => ProgressDrawTarget::hidden(),
@@ -28,42 +56,64 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template("{prefix:<10} [{bar:25}] {msg}") {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_prefix("preparing");
-        Progress { bar, sizes, label: label.to_owned(), last: (0, 0, Instant::now()), began: None }
+        let phase = "preparing";
+        bar.set_prefix(phase);
+        let now = Instant::now();
+        let last = Look { at: now, ios: 0, bytes: 0 };
+        let (label, last_line) = (label.to_owned(), last);
+        Progress { bar, jobs, label, phase, last, began: None, every, first_line: now, last_line }
     }
 
-    pub fn phase(&mut self, phase: Phase, control: &Control) {
-        self.bar.set_prefix(match phase {
+    pub fn phase(&mut self, phase: Phase) {
+        self.phase = match phase {
             Phase::Prepare => "preparing",
             Phase::WarmUp => "warming up",
             Phase::Measure => "measuring",
             Phase::Finish | Phase::Stop | Phase::Abort => "finishing",
-        });
+        };
+        self.bar.set_prefix(self.phase);
         if phase == Phase::WarmUp {
             self.began = Some(Instant::now());
-            self.last = (control.ios(), self.bytes(control), Instant::now());
+            self.last = self.look();
         }
     }
 
-    pub fn show(&mut self, control: &Control) {
+    pub fn show(&mut self) {
+        if self.every.is_some_and(|every| self.last_line.at.elapsed() >= every) {
+            self.say();
+        }
         if self.bar.is_hidden() {
             return;
         }
-        let (before, bytes_before, since) = self.last;
-        let (ios, bytes, seconds) =
-            (control.ios(), self.bytes(control), since.elapsed().as_secs_f64().max(1e-9));
-        let rate = ios.saturating_sub(before) as f64 / seconds;
-        self.last = (ios, bytes, Instant::now());
+        let now = self.look();
+        let (iops, mib) = now.rates(&self.last);
+        self.last = now;
         if let Some(began) = self.began {
             self.bar.set_position(began.elapsed().as_millis() as u64);
         }
-        let mib = bytes.saturating_sub(bytes_before) as f64 / seconds / (1 << 20) as f64;
-        self.bar.set_message(format!("{rate:>12.0} IOPS {mib:>10.1} MiB/s {}", self.label));
+        self.bar.set_message(format!("{iops:>12.0} IOPS {mib:>10.1} MiB/s {}", self.label));
     }
 
-    fn bytes(&self, control: &Control) -> u64 {
-        let bytes = |(gauge, size): (&Gauge, &u64)| gauge.ios().saturating_mul(*size);
-        control.gauges.iter().zip(&self.sizes).map(bytes).sum()
+    fn say(&mut self) {
+        let (now, phase) = (self.look(), self.phase);
+        let ((iops, mib), ios) = (now.rates(&self.last_line), now.ios);
+        let seconds = (now.at - self.first_line).as_secs_f64();
+        let space = if self.label.is_empty() { "" } else { ", " };
+        self.last_line = now;
+        self.bar.suspend(|| {
+            output::note(format_args!(
+                "{seconds:.1} s, {phase}: {ios} I/Os, {iops:.0} IOPS, {mib:.1} MiB/s{space}{}",
+                self.label
+            ));
+        });
+    }
+
+    fn look(&self) -> Look {
+        let ios = |(control, size): &(&Control, u64)| (control.ios(), control.ios().saturating_mul(*size));
+        let sum =
+            |(ios, bytes): (u64, u64), (more, size): (u64, u64)| (ios + more, bytes.saturating_add(size));
+        let (ios, bytes) = self.jobs.iter().map(ios).fold((0, 0), sum);
+        Look { at: Instant::now(), ios, bytes }
     }
 
     pub fn finish(&self) {

@@ -19,6 +19,7 @@ use super::recovery::Recovery;
 use super::series::{self, Point};
 use super::sketch::{self, Style};
 use super::subject::{Attached, Subject};
+use super::supervisor::End;
 use super::verify::Checks;
 use super::{Side, cores};
 use crate::output;
@@ -58,6 +59,8 @@ pub struct Report<'a> {
     job: &'a Job,
     attached: &'a Attached,
     workers: Vec<Tally>,
+    /// Why it ended before the other jobs.
+    lost: Option<String>,
     interrupted: bool,
     latency: Latency,
     histogram: Histogram<u64>,
@@ -68,8 +71,9 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    pub fn new(side: &'a Side, workers: Vec<Tally>, interrupted: bool) -> Report<'a> {
+    pub fn new(side: &'a Side, end: End, interrupted: bool) -> Report<'a> {
         let Side { options, job, attached } = side;
+        let End { tallies: workers, lost } = end;
         let attached: &Attached = attached;
         let mut latency = Latency::default();
         workers.iter().for_each(|worker| latency.add(&worker.latency));
@@ -77,6 +81,7 @@ impl<'a> Report<'a> {
             options,
             job,
             attached,
+            lost: lost.map(|error| error.to_string()),
             interrupted,
             histogram: latency.histogram(),
             latency,
@@ -94,6 +99,9 @@ impl<'a> Report<'a> {
             let what = self.subject();
             return Some(format!("{what}: {mismatches} blocks are not as written; the first: {first}"));
         }
+        if let Some(lost) = &self.lost {
+            return Some(format!("{lost}; its job ended after {:.2} s of the measurement", self.seconds()));
+        }
         if let Some((operation, failure)) = self.first_error() {
             let (errors, name) = (self.sum(|worker| worker.errors), lower(operation));
             let lost = self.attached.lost().iter().map(|lost| format!("; {lost}")).collect::<String>();
@@ -109,7 +117,7 @@ impl<'a> Report<'a> {
 
     /// What was lost without any harm, and what was asked for in vain.
     pub fn notes(&self) -> Vec<String> {
-        if self.first_error().is_some() {
+        if self.first_error().is_some() || self.lost.is_some() {
             return vec![];
         }
         let lost = self.attached.lost();
@@ -264,7 +272,11 @@ impl<'a> Report<'a> {
         let bytes = Bytes(blocks.saturating_mul((*block_size).into()));
         let (cores, seconds) = (cores::ranges(&self.job.cores), self.seconds());
         let core = if self.job.cores.len() == 1 { "core" } else { "cores" };
-        let cut = if self.interrupted { ", interrupted" } else { "" };
+        let cut = match (&self.lost, self.interrupted) {
+            (Some(_), _) => ", device lost",
+            (None, true) => ", interrupted",
+            (None, false) => "",
+        };
         format!(
             "{}: {bytes} in blocks of {block_size} bytes\n\
              {}{share}, {size}, depth {depth}{more}, {core} {cores}, {seconds:.2} s{cut}, seed {seed}, {}\n\n",
@@ -371,7 +383,7 @@ impl<'a> Report<'a> {
                 text,
                 "verified: {checked} blocks read and checked, {mismatches} wrong, {unchecked} unchecked"
             );
-            if self.job.read_back && self.interrupted {
+            if self.job.read_back && (self.interrupted || self.lost.is_some()) {
                 text += "not read back: interrupted\n";
             }
         }
@@ -404,6 +416,7 @@ impl<'a> Report<'a> {
             "pages": self.attached.pages().map(|pages| pages.to_string()),
             "way": self.attached.way(),
             "interrupted": self.interrupted,
+            "lost": self.lost,
             "seconds": self.seconds(),
             "ios": self.ios(),
             "reads": self.ios() - self.sum(|worker| worker.writes),
@@ -461,7 +474,7 @@ impl<'a> Report<'a> {
             "unchecked_blocks": checks.unchecked,
             "mismatches": checks.mismatches,
             "first_mismatch": checks.first.as_ref().map(ToString::to_string),
-            "read_back": self.job.read_back && !self.interrupted,
+            "read_back": self.job.read_back && !self.interrupted && self.lost.is_none(),
         })
     }
 
@@ -540,7 +553,7 @@ mod tests {
         let attached = options.device.attach(false).unwrap();
         let job = Job::new(&options, &attached, vec![0], true).unwrap();
         let side = Side { options, job, attached };
-        let report = Report::new(&side, vec![tally], false);
+        let report = Report::new(&side, End { tallies: vec![tally], lost: None }, false);
         assert!(report.text().contains("I/Os: 0 (0 writes)"));
         assert_eq!(report.json()["first_error"].is_null(), report.first_error().is_none());
         report.failure()

@@ -16,14 +16,15 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     pub fn new(sides: &'a [Side], outcome: Outcome) -> Run<'a> {
         let interrupted = outcome.interrupted;
-        let reports = sides.iter().zip(outcome.tallies);
-        let reports = reports.map(|(side, tallies)| Report::new(side, tallies, interrupted)).collect();
+        let reports = sides.iter().zip(outcome.ends);
+        let reports = reports.map(|(side, end)| Report::new(side, end, interrupted)).collect();
         Run { reports, interrupted }
     }
 
-    /// What was wrong first, if anything was.
+    /// What was wrong, if anything was, with whichever jobs.
     pub fn failure(&self) -> Option<String> {
-        self.reports.iter().find_map(Report::failure)
+        let all: Vec<String> = self.reports.iter().filter_map(Report::failure).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// What was lost without any harm.

@@ -1,8 +1,8 @@
-//! The run as seen from beside: phases by the clock, progress, and what ends it before its time.
+//! The run as seen from beside: phases by the clock, progress, and what ends it, or a part of it, before its time.
 //!
 //! Every wait of a worker ends here at the latest: when its only controller has stopped, or when
-//! nothing has completed for half a minute. What a lost controller means below layers is theirs to
-//! decide; the run ends when they let an I/O fail for it.
+//! nothing has completed for half a minute. Then its job ends, and the others go on. What a lost controller means
+//! below layers is theirs to decide; the job ends when they let an I/O fail for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::control::{Control, Phase};
 use super::course::Tally;
+use super::crew::{Crew, Workers};
 use super::progress::Progress;
 use super::recovery::Resets;
 use super::subject::Attached;
@@ -23,8 +24,6 @@ use crate::{Error, Result};
 const TICK: Duration = Duration::from_millis(100);
 /// Between two looks while there is little to wait for.
 const SHORT_TICK: Duration = Duration::from_millis(5);
-/// A worker with I/O in flight that gets no completion for so long has a dead device.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a measurement is cut into, to see how it went: so many slices, unless they would be shorter.
 const SLICES: u32 = 100;
@@ -33,10 +32,19 @@ const SHORTEST_SLICE: Duration = Duration::from_millis(50);
 /// How a run ended.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Of each job, those of its workers.
-    pub tallies: Vec<Vec<Tally>>,
+    /// Of each job.
+    pub ends: Vec<End>,
     /// By the user, before its time.
     pub interrupted: bool,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub struct End {
+    /// Of its workers.
+    pub tallies: Vec<Tally>,
+    /// Why it ended before the others did, if its device was lost.
+    pub lost: Option<Error>,
 }
 
 /// A flag that the first SIGINT or SIGTERM sets. The second one ends the process.
@@ -53,56 +61,74 @@ pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
 
 /// Runs all workers from first to last.
 pub fn run(sides: &[Side], label: &str, interrupted: &AtomicBool) -> Result<Outcome> {
-    let crew = |side: &Side| side.job.cores.len();
-    let control = Control::new(sides.iter().map(crew).sum());
-    let outcome = thread::scope(|scope| {
-        let mut workers = Vec::new();
-        let all = sides.iter().flat_map(|side| (0..crew(side)).map(move |index| (side, index)));
-        for ((side, index), gauge) in all.zip(&control.gauges) {
-            let (control, job, core) = (&control, &side.job, side.job.cores[index]);
-            let body = move || match &*side.attached {
-                Attached::Driver(opened) => worker::run(job, index, opened, control, gauge),
-                Attached::Kernel(file) => kernel::run(job, index, file, control, gauge),
-            };
-            let spawned = thread::Builder::new().name(format!("kiovec-{core}")).spawn_scoped(scope, body);
-            match spawned {
-                Ok(worker) => workers.push(worker),
-                Err(error) => {
-                    control.advance(Phase::Abort);
-                    return Err(Error::os("starting a thread")(error));
+    let controls: Vec<Control> = sides.iter().map(|side| Control::new(side.job.cores.len())).collect();
+    let ends = thread::scope(|scope| {
+        let mut crews: Vec<Workers<'_>> = Vec::new();
+        for (side, control) in sides.iter().zip(&controls) {
+            let mut crew = Vec::new();
+            for (index, gauge) in control.gauges.iter().enumerate() {
+                let (job, core) = (&side.job, side.job.cores[index]);
+                let body = move || match &*side.attached {
+                    Attached::Driver(opened) => worker::run(job, index, opened, control, gauge),
+                    Attached::Kernel(file) => kernel::run(job, index, file, control, gauge),
+                };
+                let spawned = thread::Builder::new().name(format!("kiovec-{core}")).spawn_scoped(scope, body);
+                match spawned {
+                    Ok(worker) => crew.push(worker),
+                    Err(error) => {
+                        controls.iter().for_each(|control| control.advance(Phase::Abort));
+                        return Err(Error::os("starting a thread")(error));
+                    }
                 }
             }
+            crews.push(crew);
         }
-        let cause = Supervisor::new(sides, label, interrupted, &control).watch(&workers);
-        collect(workers, cause)
+        let losses = Supervisor::new(sides, label, interrupted, &controls).watch(&crews);
+        collect(sides, crews, losses)
     })?;
-    let mut outcome = outcome.into_iter();
-    let tallies = sides.iter().map(|side| outcome.by_ref().take(crew(side)).collect()).collect();
-    Ok(Outcome { tallies, interrupted: interrupted.load(Ordering::Relaxed) })
+    Ok(Outcome { ends, interrupted: interrupted.load(Ordering::Relaxed) })
 }
 
-/// The results of all workers, or the reason why there are none.
-fn collect(workers: Vec<ScopedJoinHandle<'_, Result<Tally>>>, cause: Option<Error>) -> Result<Vec<Tally>> {
+/// How each job ended, or the reason why that is of no interest: none got to its end, or one could not be carried
+/// out.
+fn collect(sides: &[Side], crews: Vec<Workers<'_>>, mut losses: Vec<Option<Error>>) -> Result<Vec<End>> {
     let mut results = Vec::new();
-    for worker in workers {
-        results.push(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+    for crew in crews {
+        let join = |worker: ScopedJoinHandle<'_, Result<Tally>>| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        results.push(crew.into_iter().map(join).collect::<Vec<_>>());
     }
-    match cause {
-        Some(cause) => Err(cause),
-        None => results.into_iter().collect(),
+    if losses.iter().all(Option::is_some) {
+        let mut all: Vec<Error> = losses.into_iter().flatten().collect();
+        if all.len() > 1 {
+            let all: Vec<String> = all.iter().map(Error::to_string).collect();
+            return Err(Error::Failed(all.join("; ")));
+        }
+        return all.pop().map_or_else(|| Ok(vec![]), Err);
     }
+    let mut ends = Vec::new();
+    for ((side, results), lost) in sides.iter().zip(results).zip(losses.drain(..)) {
+        let tallies = results.into_iter().zip(&side.job.cores).map(|(result, core)| match result {
+            // Without its device, a worker may not even have begun.
+            Err(_) if lost.is_some() => Ok(Tally { core: *core, ..Tally::default() }),
+            result => result,
+        });
+        ends.push(End { tallies: tallies.collect::<Result<_>>()?, lost });
+    }
+    Ok(ends)
 }
 
 struct Supervisor<'a> {
-    control: &'a Control,
-    sides: &'a [Side],
+    crews: Vec<Crew<'a>>,
+    /// Where the run is; a job may be further.
+    phase: Phase,
     interrupted: &'a AtomicBool,
     warmup: Duration,
     time: Duration,
     /// How long a slice of the measurement is.
     slice: Duration,
-    progress: Progress,
-    stall: Stall,
+    progress: Progress<'a>,
     resets: Resets,
     /// When the phase began that ends by the clock.
     since: Instant,
@@ -115,111 +141,108 @@ impl<'a> Supervisor<'a> {
         sides: &'a [Side],
         label: &str,
         interrupted: &'a AtomicBool,
-        control: &'a Control,
+        controls: &'a [Control],
     ) -> Supervisor<'a> {
         // The same for all jobs.
         let time =
             |time: fn(&Options) -> Duration| sides.first().map_or(SHORT_TICK, |side| time(&side.options));
         let (warmup, time) = (time(|options| options.warmup_time), time(|options| options.time));
-        let size = |side: &Side| std::iter::repeat_n(side.job.io_size, side.job.cores.len());
+        let size = |(side, control): (&Side, &'a Control)| (control, side.job.io_size);
+        let every = sides.first().and_then(|side| side.options.status_interval);
+        let shown = sides.iter().zip(controls).map(size).collect();
         Supervisor {
-            control,
-            sides,
+            crews: sides.iter().zip(controls).map(|(side, control)| Crew::new(side, control)).collect(),
+            phase: Phase::Prepare,
             interrupted,
             warmup,
             time,
             slice: (time / SLICES).max(SHORTEST_SLICE),
-            progress: Progress::new(warmup + time, label, sides.iter().flat_map(size).collect()),
-            stall: Stall::new(control.gauges.len(), PATIENCE),
+            progress: Progress::new(warmup + time, label, shown, every),
             resets: Resets::new(sides.first().and_then(|side| side.options.reset_every)),
             since: Instant::now(),
             measuring: false,
         }
     }
 
-    /// Takes the run through its phases, until no worker is left. Returns why it had to be ended.
-    fn watch(mut self, workers: &[ScopedJoinHandle<'_, Result<Tally>>]) -> Option<Error> {
-        let mut cause = None;
+    /// Takes the run through its phases, until no worker is left. Returns which jobs lost their device.
+    fn watch(mut self, threads: &[Workers<'_>]) -> Vec<Option<Error>> {
         let mut looked = Instant::now();
         loop {
-            let left = workers.iter().filter(|worker| !worker.is_finished()).count();
-            if left == 0 {
+            let early = self.crews.iter_mut().zip(threads).map(|(crew, workers)| crew.look(workers));
+            if early.fold(false, |any, early| any | early) {
+                self.advance(Phase::Abort);
+            }
+            if self.crews.iter().all(|crew| crew.over) {
                 break;
             }
-            if self.control.any_lost() || self.interrupted.load(Ordering::Relaxed) {
-                self.control.advance(Phase::Stop);
+            if self.interrupted.load(Ordering::Relaxed) {
+                self.advance(Phase::Stop);
             }
-            // A worker leaves before the end only with an error, which `collect` finds, or because
-            // its device is lost.
-            if left < workers.len() && self.control.phase() < Phase::Finish {
-                self.control.advance(Phase::Abort);
-            }
-            if cause.is_none() && looked.elapsed() >= TICK {
+            if looked.elapsed() >= TICK {
                 looked = Instant::now();
-                cause = self.trouble();
+                self.trouble();
             }
             self.move_on();
             self.reset();
             thread::park_timeout(self.pause());
         }
         self.progress.finish();
-        cause.or_else(|| self.dead().filter(|_| self.control.any_lost()))
+        self.crews.into_iter().map(Crew::loss).collect()
     }
 
-    /// Looks after the device and the workers, and gives up on them if that is all there is to do.
-    fn trouble(&mut self) -> Option<Error> {
-        self.progress.show(self.control);
-        let stalled = self.stall.look(self.control, Instant::now());
-        let cause = self.dead().or_else(|| stalled.map(|worker| self.stalled(worker)));
-        if cause.is_some() {
-            self.control.advance(Phase::Abort);
-        }
-        cause
+    /// Looks after devices and workers.
+    fn trouble(&mut self) {
+        self.progress.show();
+        let now = Instant::now();
+        self.crews.iter_mut().for_each(|crew| crew.look_after(now));
     }
 
-    /// A device without layers is lost with its controller.
-    fn dead(&self) -> Option<Error> {
-        let mut alone = self.sides.iter().filter(|side| !side.options.device.is_stack());
-        alone.find_map(|side| side.attached.lost().into_iter().next()).map(Error::from)
+    fn advance(&mut self, phase: Phase) {
+        self.phase = self.phase.max(phase);
+        self.crews.iter().for_each(|crew| crew.control.advance(phase));
     }
 
-    fn stalled(&self, worker: usize) -> Error {
-        let workers = self.sides.iter().flat_map(|side| side.job.cores.iter().map(move |_| side));
-        let device = workers.map(|side| side.options.device.to_string()).nth(worker).unwrap_or_default();
-        let seconds = PATIENCE.as_secs();
-        Error::Failed(format!(
-            "{device}: no completion for {seconds} s with I/O in flight; reset it or power-cycle it, and see dmesg"
-        ))
+    /// Whether it holds for all jobs that are still in the run.
+    fn all(&self, so: fn(&Control) -> bool) -> bool {
+        self.crews.iter().filter(|crew| crew.is_on()).all(|crew| so(crew.control))
     }
 
     /// Only while all workers poll: before, they create queue pairs.
     fn reset(&mut self) {
         let phases = Phase::WarmUp..=Phase::Finish;
-        if phases.contains(&self.control.phase()) && self.control.all_started() {
-            self.resets.turn(self.sides.iter().map(|side| &*side.attached));
+        if phases.contains(&self.phase) && self.all(Control::all_started) {
+            self.resets.turn(self.crews.iter().map(|crew| &*crew.side.attached));
         }
     }
 
     /// Begins the next phase when it is time.
     fn move_on(&mut self) {
-        if self.control.phase() == Phase::Measure && !self.measuring {
+        if self.phase == Phase::Measure && !self.measuring {
             // The time runs from when it does for all.
-            self.measuring = self.control.all_measuring();
+            self.measuring = self.all(Control::all_measuring);
             self.since = Instant::now();
+            self.crews.iter_mut().for_each(Crew::begin_counting);
         }
-        let next = match self.control.phase() {
-            Phase::Prepare if self.control.all_ready() => Phase::WarmUp,
+        let next = match self.phase {
+            Phase::Prepare if self.all(Control::all_ready) => Phase::WarmUp,
             // On a busy machine a worker may not have run at all by now.
-            Phase::WarmUp if self.since.elapsed() >= self.warmup && self.control.all_started() => {
+            Phase::WarmUp if self.since.elapsed() >= self.warmup && self.all(Control::all_started) => {
                 Phase::Measure
             }
             Phase::Measure if self.since.elapsed() >= self.time => Phase::Finish,
-            Phase::Measure => return self.control.advance_slice(self.slices()),
+            Phase::Measure => {
+                let slices = self.slices();
+                self.crews.iter().for_each(|crew| crew.control.advance_slice(slices));
+                if self.measuring {
+                    self.crews.iter().for_each(Crew::count);
+                }
+                return;
+            }
             _ => return,
         };
-        self.control.advance(next);
+        self.advance(next);
         self.since = Instant::now();
-        self.progress.phase(next, self.control);
+        self.progress.phase(next);
     }
 
     /// Slices of the measurement that are over.
@@ -229,12 +252,15 @@ impl<'a> Supervisor<'a> {
 
     /// Until something may have to be done.
     fn pause(&self) -> Duration {
-        let left = match self.control.phase() {
+        let left = match self.phase {
             Phase::Measure if !self.measuring => SHORT_TICK,
             Phase::WarmUp => match self.warmup.saturating_sub(self.since.elapsed()) {
                 Duration::ZERO => SHORT_TICK,
                 left => left,
             },
+            Phase::Measure if self.crews.iter().any(|crew| crew.side.options.number_ios.is_some()) => {
+                SHORT_TICK
+            }
             Phase::Measure => {
                 let next = self.slice * (self.slices() + 1);
                 self.time.min(next).saturating_sub(self.since.elapsed())
@@ -242,28 +268,6 @@ impl<'a> Supervisor<'a> {
             _ => SHORT_TICK,
         };
         left.min(TICK)
-    }
-}
-
-/// Finds workers that wait for completions in vain.
-struct Stall {
-    seen: Vec<(u64, Instant)>,
-    patience: Duration,
-}
-
-impl Stall {
-    fn new(workers: usize, patience: Duration) -> Stall {
-        Stall { seen: vec![(0, Instant::now()); workers], patience }
-    }
-
-    /// A worker that has had no completion for too long.
-    fn look(&mut self, control: &Control, now: Instant) -> Option<usize> {
-        for ((ios, since), gauge) in self.seen.iter_mut().zip(&control.gauges) {
-            if *ios != gauge.ios() || !gauge.is_busy() {
-                (*ios, *since) = (gauge.ios(), now);
-            }
-        }
-        self.seen.iter().position(|(_, since)| now.duration_since(*since) >= self.patience)
     }
 }
 
@@ -290,10 +294,12 @@ mod tests {
         let options = Options::from_line("emulated:size=1M -t 600");
         let (sides, emulators) = without_emulators(options);
         let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
-        let mut supervisor = Supervisor::new(&sides, "", &interrupted, &control);
-        assert!(supervisor.trouble().is_none());
+        let mut supervisor = Supervisor::new(&sides, "", &interrupted, std::slice::from_ref(&control));
+        supervisor.trouble();
+        assert!(supervisor.crews[0].lost.is_none());
         drop(emulators);
-        let error = supervisor.trouble().unwrap().to_string();
+        supervisor.trouble();
+        let error = supervisor.crews[0].lost.take().unwrap().to_string();
         assert!(error.contains("emulated") && error.contains("gone"), "{error}");
         assert_eq!(control.phase(), Phase::Abort);
     }
@@ -304,8 +310,9 @@ mod tests {
         let (sides, emulators) = without_emulators(options);
         let (interrupted, control) = (AtomicBool::new(false), Control::new(1));
         drop(emulators);
-        let mut supervisor = Supervisor::new(&sides, "", &interrupted, &control);
-        assert!(supervisor.trouble().is_none());
+        let mut supervisor = Supervisor::new(&sides, "", &interrupted, std::slice::from_ref(&control));
+        supervisor.trouble();
+        assert!(supervisor.crews[0].lost.is_none());
         assert_eq!(control.phase(), Phase::Prepare);
         assert_eq!(sides[0].attached.lost().len(), 1);
     }
@@ -314,7 +321,7 @@ mod tests {
     fn nothing_is_measured_before_all_workers_have_begun() {
         let (sides, _emulators) = without_emulators(Options::from_line("emulated:size=1M -a 0 -t 0.001"));
         let (interrupted, control) = (AtomicBool::new(false), Control::new(2));
-        let mut supervisor = Supervisor::new(&sides, "", &interrupted, &control);
+        let mut supervisor = Supervisor::new(&sides, "", &interrupted, std::slice::from_ref(&control));
         let mut phase = || {
             supervisor.move_on();
             control.phase()
@@ -336,29 +343,5 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(20));
         }
         assert_eq!(phase(), Phase::Finish);
-    }
-
-    #[test]
-    fn a_worker_is_stalled_only_while_it_waits() {
-        let control = Control::new(2);
-        let start = Instant::now();
-        let mut stall = Stall::new(2, Duration::from_secs(30));
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(stall.look(&control, at(100)), None, "nobody waits");
-        control.gauges[0].set_busy(true);
-        control.gauges[1].set_busy(true);
-        assert_eq!(stall.look(&control, at(110)), None);
-        control.gauges[0].set_ios(1);
-        control.gauges[1].set_ios(1);
-        assert_eq!(stall.look(&control, at(120)), None);
-        control.gauges[0].set_ios(2);
-        assert_eq!(stall.look(&control, at(149)), None);
-        assert_eq!(
-            stall.look(&control, at(150)),
-            Some(1),
-            "the second worker's last completion was 30 s ago"
-        );
-        control.gauges[1].set_busy(false);
-        assert_eq!(stall.look(&control, at(160)), None);
     }
 }
