@@ -22,6 +22,9 @@ pub const FORMS: &str = "0000:01:00.0 or 01:00.0 (a PCI function, see `kiovec li
                          vfio-user:/path/to/socket (a controller in another process), or layers on such devices, as \
                          in mirror(01:00.0,02:00.0)";
 
+/// What to do with a name of the kernel's.
+pub const KERNELS: &str = "`kiovec list` shows which PCI function that is";
+
 /// What makes two devices of one, so that a device may be named twice.
 const PARTITION: &str = "partition";
 
@@ -58,9 +61,18 @@ impl FromStr for Leaf {
                 Ok(Leaf::Emulated(Box::new(config)))
             }
             "vfio-user" => socket(rest.unwrap_or_default()).map(Leaf::VfioUser),
-            _ => name.parse().map(Leaf::Pci).map_err(|_| format!("a device is {FORMS}")),
+            _ => name.parse().map(Leaf::Pci).map_err(|_| match kernels(name) {
+                true => format!("{name} is what the kernel's driver calls a device; {KERNELS}"),
+                false => format!("a device is {FORMS}"),
+            }),
         }
     }
+}
+
+/// Whether the kernel may call a device so: a path, or nvme0, nvme0n1.
+fn kernels(name: &str) -> bool {
+    let number = name.strip_prefix("nvme").and_then(|rest| rest.chars().next());
+    name.starts_with('/') || number.is_some_and(|first| first.is_ascii_digit())
 }
 
 /// The path of a socket. Commas and parentheses have a meaning in stacks, and so none in a path,

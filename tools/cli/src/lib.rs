@@ -93,6 +93,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn one_line(text: &str) -> String {
     let lines = text.lines().map(str::trim);
     let lines = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+    // That an option we do not have could be a value of one we have is of use to nobody.
+    let lines = lines.filter(|line| !line.starts_with("tip: to pass '"));
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
     format!("{}; see --help", lines.join(" ").replace(" tip: ", "; "))
 }

@@ -68,6 +68,12 @@ impl Program {
         self
     }
 
+    /// Lets `kiovec perf` say ever so often how it goes.
+    pub fn telling(mut self) -> Self {
+        self.command.args(["--status-interval", "0.1"]);
+        self
+    }
+
     /// Runs it without transparent hugepages.
     pub fn small_pages(mut self) -> Self {
         self.small_pages = true;
@@ -117,6 +123,12 @@ impl Program {
         ensure!(output.err.trim_end().lines().count() == 1, "the error is not one line: {output}");
         output.err_has(words)
     }
+}
+
+/// What a program that was started has written to standard error so far.
+pub fn said(child: &Child) -> Result<String, String> {
+    let path = of_process(ERR, child);
+    fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))
 }
 
 fn of_process(path: &str, child: &Child) -> String {

@@ -108,7 +108,7 @@ struct Draft {
     size: Option<u64>,
 }
 
-const KEYS: [(&str, Apply); 15] = [
+const KEYS: [(&str, Apply); 17] = [
     ("rw", |job, value| {
         // fio has names of its own for what the others call mixed.
         let value = if value == "readwrite" { "rw" } else { value };
@@ -131,7 +131,16 @@ const KEYS: [(&str, Apply); 15] = [
     }),
     ("runtime", |job, value| set(&mut job.options.time, seconds(value))),
     ("ramp_time", |job, value| set(&mut job.options.warmup_time, seconds(value))),
-    // There is no other way to run.
+    ("number_ios", |job, value| {
+        let number = number(value, 1..=u32::MAX)?;
+        job.options.number_ios = Some(number.into());
+        Ok(())
+    }),
+    // There is no other way to drive a device, nor to run.
+    ("direct", |_, value| match value {
+        "" | "1" => Ok(()),
+        _ => Err("1, or nothing: no page cache is on the way".into()),
+    }),
     ("time_based", |_, value| match value {
         "" | "1" => Ok(()),
         _ => Err("1, or nothing: a run always takes its runtime".into()),
@@ -166,7 +175,13 @@ fn job(settings: &[&Setting], options: &Options) -> std::result::Result<Options,
     let mut draft = Draft { options: options.on(&options.device), offset: None, size: None };
     for setting in settings {
         let Setting { line, key, value } = setting;
-        let Some((_, apply)) = KEYS.iter().find(|(name, _)| name == key) else {
+        // fio's own other names.
+        let name = match &key[..] {
+            "readwrite" => "rw",
+            "blocksize" => "bs",
+            key => key,
+        };
+        let Some((_, apply)) = KEYS.iter().find(|(known, _)| *known == name) else {
             let known = KEYS.map(|(name, _)| name).join(", ");
             return Err((*line, format!("{key} is not supported; supported are: {known}")));
         };

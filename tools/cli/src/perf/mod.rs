@@ -72,9 +72,9 @@ pub fn run(options: Options) -> Result<()> {
     let jobs = options.jobs()?;
     let page = options.report.as_deref().map(Page::create).transpose()?;
     let (sides, outcome) = measure(jobs, "", &interrupted)?;
-    advise(&sides);
+    advice(&sides).iter().for_each(|advice| output::note(format_args!("note: {advice}")));
     let run = Run::new(&sides, outcome);
-    run.notes().iter().for_each(|note| eprintln!("kiovec: note: {note}"));
+    run.notes().iter().for_each(|note| output::note(format_args!("note: {note}")));
     page.map_or(Ok(()), |page| page.write(&run))?;
     match options.format() {
         Format::Text => output::print(&run.text())?,
@@ -140,28 +140,29 @@ fn place_emulators(leaves: &mut [Leaf], cores: &[usize], allowed: &[usize]) -> b
     crowded
 }
 
-/// What stood in the way of better figures. Once, and only if it did.
-fn advise(sides: &[Side]) {
+/// What stood in the way of better figures, if anything did.
+fn advice(sides: &[Side]) -> Vec<String> {
+    let mut advice = Vec::new();
     if sides.iter().any(|side| side.job.crowded) {
         let what = match sides.iter().any(|side| !side.options.device.leaves().is_empty()) {
             true => "an emulator or a worker had no core for itself, so these figures do not show its speed",
             false => "there were more workers than cores, which took turns",
         };
-        eprintln!("kiovec: note: {what}");
+        advice.push(what.to_owned());
     }
-    let mut notes: Vec<&String> = sides.iter().flat_map(|side| side.attached.notes()).collect();
-    notes.dedup();
-    notes.iter().for_each(|note| eprintln!("kiovec: note: {note}"));
+    advice.extend(sides.iter().flat_map(|side| side.attached.notes().iter().cloned()));
+    advice.dedup();
     let small = |side: &&Side| matches!(side.attached.pages(), Some(Pages::Collapsed2M | Pages::Small4K));
     let without: Vec<&Side> = sides.iter().filter(small).collect();
     if let Some(pages) = without.first().and_then(|side| side.attached.pages()) {
         // Rings and lists of a worker are small beside its data.
         let bytes = |side: &&Side| side.job.data_bytes() + ((side.job.cores.len() as u64) << 25);
         let wanted = without.iter().map(bytes).sum::<u64>().next_multiple_of(64 << 20) >> 20;
-        eprintln!(
-            "kiovec: note: no hugepages, working with {pages}; get some with: hugepage-setup reserve --bytes {wanted}M"
-        );
+        advice.push(format!(
+            "no hugepages, working with {pages}; get some with: hugepage-setup reserve --bytes {wanted}M"
+        ));
     }
+    advice
 }
 
 #[cfg(test)]

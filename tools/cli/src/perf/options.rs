@@ -51,12 +51,12 @@ pub struct Options {
     pub numjobs: Option<u32>,
 
     /// I/Os in flight on each core, 1 to 4096.
-    #[arg(short = 'q', long, value_name = "N", default_value_t = 128,
+    #[arg(short = 'q', long, visible_alias = "iodepth", value_name = "N", default_value_t = 128,
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub io_depth: u32,
 
     /// Bytes of each I/O: 4096, 4k, 1M.
-    #[arg(short = 'o', long, value_name = "BYTES", default_value = "4096", value_parser = parse_bytes)]
+    #[arg(short = 'o', long, visible_alias = "bs", value_name = "BYTES", default_value = "4096", value_parser = size)]
     pub io_size: u64,
 
     /// I/Os of several sizes, with their percentages, instead of -o: 4k/60:64k/40.
@@ -88,7 +88,7 @@ pub struct Options {
     pub merge: bool,
 
     /// What the I/Os are.
-    #[arg(short = 'w', long, value_enum, default_value_t = Pattern::Randread)]
+    #[arg(short = 'w', long, visible_alias = "rw", value_enum, default_value_t = Pattern::Randread)]
     pub io_pattern: Pattern,
 
     /// Percentage of reads in rw and randrw; 50 without this.
@@ -96,15 +96,15 @@ pub struct Options {
     pub rwmixread: Option<u8>,
 
     /// Seconds to measure.
-    #[arg(short = 't', long, value_name = "SECONDS", default_value = "5", value_parser = duration)]
+    #[arg(short = 't', long, visible_alias = "runtime", value_name = "SECONDS", default_value = "5", value_parser = duration)]
     pub time: Duration,
 
     /// End when each worker has done so many I/Os (a few more, in fact), and -t is not over yet.
-    #[arg(short = 'd', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'd', long, alias = "number_ios", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub number_ios: Option<u64>,
 
     /// Seconds to run before the measurement begins.
-    #[arg(short = 'a', long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    #[arg(short = 'a', long, visible_alias = "ramp-time", alias = "ramp_time", value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub warmup_time: Duration,
 
     /// Cores to run on, one thread and one queue pair each: 0,2 or 0-3 or 0x5 (a mask); without
@@ -192,6 +192,7 @@ pub enum Pattern {
     /// Writes of random LBAs.
     Randwrite,
     /// Reads and writes, sequential.
+    #[value(alias = "readwrite")]
     Rw,
     /// Reads and writes of random LBAs.
     Randrw,
@@ -402,6 +403,16 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
         Ok(seconds) if (0.0..=MAX_SECONDS).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         Ok(_) => Err(format!("not within 0 to {MAX_SECONDS} seconds")),
         Err(_) => Err("not a number of seconds, such as 5 or 0.5".into()),
+    }
+}
+
+/// The size of an I/O. In nvme-cli the letter is for the format of the output.
+fn size(text: &str) -> std::result::Result<u64, String> {
+    match text {
+        "json" | "normal" | "binary" => {
+            Err("-o is the size of an I/O here, such as 4k; for JSON, use --json".into())
+        }
+        text => parse_bytes(text),
     }
 }
 

@@ -10,7 +10,7 @@ use kiovec::memory::Pages;
 
 use super::kernel;
 use crate::Result;
-use crate::device::{Device, FORMS, Leaf, Opened};
+use crate::device::{Device, FORMS, KERNELS, Leaf, Opened};
 
 /// A device as it is named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,9 +41,12 @@ impl FromStr for Subject {
         if text.contains(['(', ',']) && text.contains(kernel::PREFIX) {
             return Err(format!("layers stand on the driver's own devices, and {} is none", kernel::PREFIX));
         }
-        text.parse().map(Subject::Driver).map_err(|error: String| match error.contains(FORMS) {
-            true => error.replace(FORMS, &forms()),
-            false => error,
+        text.parse().map(Subject::Driver).map_err(|error: String| {
+            let folder = if text.starts_with('/') { "" } else { "/dev/" };
+            match error.starts_with(text) && error.ends_with(KERNELS) {
+                true => format!("{error}; {}{folder}{text} measures it through that driver", kernel::PREFIX),
+                false => error.replace(FORMS, &forms()),
+            }
         })
     }
 }

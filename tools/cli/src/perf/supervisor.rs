@@ -221,6 +221,9 @@ impl<'a> Supervisor<'a> {
             // The time runs from when it does for all.
             self.measuring = self.all(Control::all_measuring);
             self.since = Instant::now();
+            if self.measuring {
+                self.progress.phase(Phase::Measure);
+            }
             self.crews.iter_mut().for_each(Crew::begin_counting);
         }
         let next = match self.phase {
@@ -242,7 +245,9 @@ impl<'a> Supervisor<'a> {
         };
         self.advance(next);
         self.since = Instant::now();
-        self.progress.phase(next);
+        if next != Phase::Measure {
+            self.progress.phase(next);
+        }
     }
 
     /// Slices of the measurement that are over.

@@ -63,12 +63,13 @@ fn fight(sides: &[Options; 2], interrupted: &AtomicBool) -> Result<Duel> {
     let rounds = sides[0].rounds.unwrap_or(ROUNDS);
     let names = [sides[0].device.to_string(), sides[1].device.to_string()];
     let mut duel = Duel { names, rounds: vec![], interrupted: false };
+    let mut said = Vec::new();
     for round in 0..rounds {
         let mut figures = [vec![], vec![]];
         for turn in 0..2 {
             let side = (round as usize + turn) % 2;
             let label = format!("round {} of {rounds}, {}", round + 1, duel.names[side]);
-            figures[side] = turn_of(&sides[side], &label, duel.rounds.is_empty(), interrupted)?;
+            figures[side] = turn_of(&sides[side], &label, &mut said, interrupted)?;
             if interrupted.load(Ordering::Relaxed) {
                 duel.interrupted = true;
                 return duel.or_nothing();
@@ -79,11 +80,14 @@ fn fight(sides: &[Options; 2], interrupted: &AtomicBool) -> Result<Duel> {
     Ok(duel)
 }
 
-/// One device, alone on the machine.
-fn turn_of(side: &Options, label: &str, first: bool, interrupted: &AtomicBool) -> Result<Figures> {
+/// One device, alone on the machine. What was `said` is not said again.
+fn turn_of(side: &Options, label: &str, said: &mut Vec<String>, interrupted: &AtomicBool) -> Result<Figures> {
     let (sides, outcome) = super::measure(side.jobs()?, label, interrupted)?;
-    if first {
-        super::advise(&sides);
+    for advice in super::advice(&sides) {
+        if !said.contains(&advice) {
+            output::note(format_args!("note: {advice}"));
+            said.push(advice);
+        }
     }
     let run = Run::new(&sides, outcome);
     if let Some(what) = run.failure() {
@@ -119,12 +123,15 @@ impl Duel {
     fn text(&self, options: &Options) -> String {
         let [a, b] = &self.names;
         let (n, cut) = (self.rounds.len(), if self.interrupted { ", interrupted" } else { "" });
+        let each = match options.number_ios {
+            Some(ios) => format!("{ios} I/Os"),
+            None => format!("{:.2} s", options.time.as_secs_f64()),
+        };
         let mut text = format!(
-            "A: {a}\nB: {b}\n{}, {} bytes, depth {}, {n} rounds of {:.2} s each, in turns{cut}, seed {}\n\n",
+            "A: {a}\nB: {b}\n{}, {} bytes, depth {}, {n} rounds of {each} each, in turns{cut}, seed {}\n\n",
             options.io_pattern.name(),
             options.io_size,
             options.io_depth,
-            options.time.as_secs_f64(),
             options.seed.unwrap_or_default(),
         );
         let head = ["", "A", "B", "A/B", "quartiles", "min", "max"];

@@ -132,6 +132,9 @@ impl<'a, L: Layer> Engine<'a> for Worker<'a, L> {
     }
 
     fn start<W: Workload>(&mut self, work: &mut W) -> Result<()> {
+        if self.lane.meter.gauge.is_lost() {
+            return Ok(());
+        }
         self.lane.meter.gauge.set_busy(true);
         self.lane.meter.new_poll();
         self.restock()?;

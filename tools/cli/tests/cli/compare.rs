@@ -6,8 +6,8 @@ use super::{json, kiovec, stderr, text};
 fn two_results_are_compared() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
-    fs::write(path("a.json"), json("perf -t 0.2 -a 0 -q 4").to_string()).unwrap();
-    fs::write(path("b.json"), json("perf -t 0.2 -a 0 -q 8 -w randrw").to_string()).unwrap();
+    fs::write(path("a.json"), json("perf -d 100 -t 300 -a 0 -q 4").to_string()).unwrap();
+    fs::write(path("b.json"), json("perf -d 100 -t 300 -a 0 -q 8 -w randrw").to_string()).unwrap();
     let shown = text(&format!("perf --compare {} {}", path("a.json"), path("b.json")));
     for words in ["not the same was measured:", "B/A", "IOPS", "99.9% us"] {
         assert!(shown.contains(words), "{words:?} is not in:\n{shown}");

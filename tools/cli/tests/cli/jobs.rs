@@ -4,7 +4,7 @@ use std::fs;
 
 use super::{json, kiovec, number, stderr, text};
 
-const SHORT: &str = "-t 0.4 -a 0 -q 8";
+const SHORT: &str = "-d 200 -t 300 -a 0 -q 8";
 
 /// Of all devices that there are.
 fn everywhere(check: impl Fn(&str, &str)) {
@@ -33,7 +33,7 @@ fn no_more_ios_begin_than_are_asked_for() {
 /// A device that takes a second for eight I/Os, and is asked for a hundred: those that had to wait are late.
 #[test]
 fn latency_counts_from_when_an_io_should_have_begun() {
-    let report = json("perf emulated --rate 1000000000 -q 1 -t 0.5 -a 0");
+    let report = json("perf emulated --rate 1000000000 -q 1 -d 1000 -t 300 -a 0");
     let (latency, seconds) = (&report["latency_ns"], number(&report["seconds"]));
     // At a rate that nothing keeps up with, the last one is late by nearly all of the time.
     assert!(number(&latency["max"]) > seconds * 1e9 / 2.0, "{report}");
@@ -80,7 +80,7 @@ fn skewed_places_are_verified_like_others() {
 fn hot_places_are_hot() {
     let hits = |skew: &str| {
         let device = "cache(bytes=4M,emulated:size=32M,media=ram)";
-        let report = json(&format!("perf {device} {skew} -t 1 -a 0.5 -q 8"));
+        let report = json(&format!("perf {device} {skew} -d 20000 -t 300 -a 0 -q 8"));
         let layer = &report["layers"][0];
         number(&layer["hits"])
             / (number(&layer["hits"]) + number(&layer["misses"]) + number(&layer["shared"]))
@@ -107,7 +107,7 @@ fn a_polite_worker_says_what_it_costs() {
 fn jobs_come_from_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("jobs.fio");
-    let jobs = "[global]\nruntime=400ms\nramp_time=100ms\ntime_based\n\n[reads]\nrw=randread\nbs=8k\niodepth=4\n\
+    let jobs = "[global]\nruntime=300\nramp_time=100ms\ntime_based\nnumber_ios=100\n\n[reads]\nrw=randread\nbs=8k\niodepth=4\n\
                 filename=emulated:serial=A\n\n[writes]\nrw=write\nbssplit=4k/60:64k/40\nnumjobs=2\noffset=1M\n\
                 size=16M\nfilename=emulated:serial=B\n";
     fs::write(&path, jobs).unwrap();
@@ -119,7 +119,7 @@ fn jobs_come_from_a_file() {
     assert_eq!(number(&jobs[1]["range"]["start"]), 256.0, "{document}");
     assert!(jobs.iter().all(|job| number(&job["ios"]) > 0.0 && number(&job["errors"]) == 0.0), "{document}");
     // Another device for a job that names none.
-    fs::write(&path, "[a]\nrw=randrw\nruntime=200ms\n").unwrap();
+    fs::write(&path, "[a]\nrw=randrw\nruntime=300s\nnumber_ios=1\n").unwrap();
     let report = json(&format!("perf emulated:serial=C -a 0 --jobfile {}", path.display()));
     assert_eq!((&report["device"], &report["workload"]), (&"emulated:serial=C".into(), &"randrw".into()));
 }
@@ -162,4 +162,37 @@ fn what_does_not_go_together_is_refused() {
         assert_eq!(output.status.code(), Some(code), "{line}: {error}");
         assert!(error.contains(words) && error.lines().count() == 1, "{line}: {error}");
     }
+}
+
+/// What users of fio type works, on the command line and in a file.
+#[test]
+fn options_have_the_names_that_fio_gave_them() {
+    let report = json("perf --rw readwrite --bs 8k --iodepth 4 --runtime 300 --ramp-time 0 --number_ios 50");
+    assert_eq!((&report["workload"], &report["queue_depth"]), (&"rw".into(), &4.into()));
+    assert_eq!(number(&report["io_size"]), 8192.0);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.fio");
+    fs::write(&path, "[a]\nreadwrite=randrw\nblocksize=16k\ndirect=1\nruntime=300\nnumber_ios=50\n").unwrap();
+    let report = json(&format!("perf -a 0 --jobfile {}", path.display()));
+    assert_eq!((&report["workload"], number(&report["io_size"])), (&"randrw".into(), 16384.0));
+    fs::write(&path, "[a]\ndirect=0\n").unwrap();
+    let error = stderr(&kiovec(&format!("perf --jobfile {}", path.display())));
+    assert!(error.contains("line 2: direct=0: 1, or nothing: no page cache is on the way"), "{error}");
+}
+
+/// Each worker does as many as it was told to, in the time that it takes; a job that is done does not end the others.
+#[test]
+fn a_run_ends_after_so_many_ios() {
+    let report = json("perf -d 1000 -t 86400 -a 0 -q 8 --numjobs 2");
+    let workers = report["workers"].as_array().unwrap();
+    assert!(workers.len() == 2 && workers.iter().all(|worker| number(&worker["ios"]) >= 1000.0), "{report}");
+    assert!(number(&report["seconds"]) < 80000.0, "{report}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.fio");
+    let jobs = "[global]\nruntime=24h\niodepth=1\n[few]\nnumber_ios=1\nfilename=emulated:serial=A\n[many]\n\
+                number_ios=20000\nfilename=emulated:serial=B\n";
+    fs::write(&path, jobs).unwrap();
+    let document = json(&format!("perf -a 0 --jobfile {}", path.display()));
+    let ios = |job: usize| number(&document["jobs"][job]["ios"]);
+    assert!(ios(0) >= 1.0 && ios(1) >= 20000.0, "{document}");
 }

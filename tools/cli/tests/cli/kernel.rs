@@ -18,12 +18,12 @@ fn file(bytes: usize) -> (TempDir, PathBuf, String) {
     (folder, path, name)
 }
 
-const CONSENT: &str = "--yes-destroy-data -t 0.3 -a 0.05";
+const CONSENT: &str = "--yes-destroy-data -d 20 -t 300 -a 0";
 
 #[test]
 fn numbers_agree_with_one_another() {
     let (_folder, _, name) = file(8 << 20);
-    let report = json(&format!("perf {name} -t 0.5 -a 0.1 -q 16"));
+    let report = json(&format!("perf {name} -d 20 -t 300 -a 0 -q 16"));
     assert_eq!((&report["device"], number(&report["errors"])), (&name.into(), 0.0));
     assert!(number(&report["ios"]) > 0.0 && number(&report["latency_ns"]["p50"]) > 0.0, "{report}");
     assert_eq!(number(&report["range"]["end"]) * number(&report["block_size"]), f64::from(8 << 20));
@@ -48,7 +48,7 @@ fn every_workload_is_verified() {
 fn one_at_a_time_is_possible_and_so_are_many() {
     let (_folder, _, name) = file(1 << 20);
     for depth in [1, 4096] {
-        let report = json(&format!("perf {name} -q {depth} -t 0.3 -a 0"));
+        let report = json(&format!("perf {name} -q {depth} -d 20 -t 300 -a 0"));
         assert!(number(&report["ios"]) > 0.0 && number(&report["errors"]) == 0.0, "{report}");
     }
 }
@@ -66,7 +66,7 @@ fn what_is_written_is_in_the_range_and_nowhere_else() {
 #[test]
 fn people_see_how_it_is_driven() {
     let (_folder, _, name) = file(1 << 20);
-    let shown = text(&format!("perf {name} -t 0.2 -a 0"));
+    let shown = text(&format!("perf {name} -d 20 -t 300 -a 0"));
     assert!(shown.starts_with(&format!("{name}: 1 MiB in blocks of ")), "{shown}");
     assert!(shown.contains("io_uring, ") && shown.contains(" system calls\n"), "{shown}");
     assert!(!shown.contains("doorbells"), "{shown}");

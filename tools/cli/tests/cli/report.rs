@@ -31,7 +31,7 @@ fn check_nesting(page: &str) {
 
 #[test]
 fn a_page_has_all_of_it_and_needs_no_network() {
-    let page = page("emulated:serial=S-77 -t 0.6 -a 0.1 -q 8 --numjobs 2 -w randrw");
+    let page = page("emulated:serial=S-77 -t 20 -a 0 -d 200 --rate 400 -q 8 --numjobs 2 -w randrw");
     check_nesting(&page);
     assert_eq!(page.matches("<svg ").count(), 4, "{page}");
     for words in [
@@ -45,7 +45,7 @@ fn a_page_has_all_of_it_and_needs_no_network() {
         "<th>SQ doorbells</th>",
         "<td>S-77</td>",
         "<h2>Machine</h2>",
-        "perf emulated:serial=S-77 -t 0.6",
+        "perf emulated:serial=S-77 -t 20",
         "Workers",
     ] {
         assert!(page.contains(words), "{words:?} is not in:\n{page}");
@@ -62,7 +62,7 @@ fn what_others_say_is_never_markup() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = folder.path().join("<script>&\"';-->");
     fs::write(&path, [1; 8192]).unwrap();
-    let page = page(&format!("kernel:{} -t 0.1 -a 0 -q 1", path.display()));
+    let page = page(&format!("kernel:{} -d 1 -t 300 -a 0 -q 1", path.display()));
     check_nesting(&page);
     assert!(
         !page.contains("<script") && page.contains("/&lt;script&gt;&amp;&quot;&#39;;--&gt;</h1>"),

@@ -106,7 +106,7 @@ impl Client {
     }
 
     fn ask(&mut self, command: u16, payload: &[u8], files: &[&OwnedFd]) -> Message {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(300);
         self.id += 1;
         let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
         self.socket.send(Header::command(self.id, command), &[payload], &files, deadline).unwrap();
@@ -224,7 +224,7 @@ fn what_is_written_through_the_socket_is_read_through_it() {
     let mut serve = Serve::new("emulated:size=16M,media=ram", "");
     serve.out();
     let device = format!("vfio-user:{}", serve.socket.display());
-    let output = kiovec(&format!("perf {device} -q 16 -w randrw -t 1 --verify --yes-destroy-data"));
+    let output = kiovec(&format!("perf {device} -q 16 -w randrw -d 100 -t 300 --verify --yes-destroy-data"));
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(stdout(&output).contains(" 0 wrong"), "{}", stdout(&output));
     serve.signal(Signal::TERM);
@@ -245,7 +245,7 @@ fn controllers_of_all_kinds_keep_what_was_written_through_the_socket() {
     for settings in ["sgl=on,block=512,mdts=2,mqes=15", "random_order=on", "queues=1,mdts=0"] {
         let mut serve = Serve::new(&format!("emulated:size=16M,media=ram,{settings}"), "");
         serve.out();
-        for workload in ["-w randrw -M 40 -o 12k -q 24 -t 0.5", "-w write -o 1M -q 4 -t 0.5"] {
+        for workload in ["-w randrw -M 40 -o 12k -q 24 -d 50 -t 300", "-w write -o 1M -q 4 -d 50 -t 300"] {
             verified(&format!("{} {workload}", serve.device()));
         }
     }
@@ -256,7 +256,77 @@ fn layers_stand_on_served_controllers() {
     let mut legs =
         ["A", "B"].map(|serial| Serve::new(&format!("emulated:size=16M,media=ram,serial={serial}"), ""));
     legs.iter_mut().for_each(|leg| assert!(leg.out().starts_with("serving")));
-    verified(&format!("stripe({},{}) -w randrw -o 64k -q 8 -t 0.5", legs[0].device(), legs[1].device()));
+    verified(&format!(
+        "stripe({},{}) -w randrw -o 64k -q 8 -d 50 -t 300",
+        legs[0].device(),
+        legs[1].device()
+    ));
+}
+
+/// As with fio: the job on the lost device ends with its error, the others go on, and the exit code is 1.
+#[test]
+fn a_lost_device_ends_its_own_job_and_no_other() {
+    for extra in ["", "--rate 2000", "--numjobs 2"] {
+        let (mut killed, file) = with_file();
+        let mut other = Serve::new("emulated:size=16M,media=ram,serial=OTHER", "");
+        assert!(killed.out().starts_with("serving") && other.out().starts_with("serving"));
+        let devices = [killed.device(), other.device()];
+        let line = format!(
+            "perf {} {} -w randwrite --verify --yes-destroy-data -q 16 -a 0 -t 3 --json {extra}",
+            devices[0], devices[1]
+        );
+        let mut client = spawn(&line, Stdio::piped());
+        until_written(&file, &mut client);
+        killed.signal(Signal::KILL);
+        let output = client.wait_with_output().unwrap();
+        let error = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{extra}: {error}");
+        let report: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|wrong| panic!("{extra}: {wrong}: {error}"));
+        let [lost, whole] = &report["jobs"].as_array().unwrap()[..] else { panic!("{report}") };
+        assert_eq!(
+            (&lost["device"], &whole["device"]),
+            (&devices[0].as_str().into(), &devices[1].as_str().into())
+        );
+        // The other one was measured to its end, and all that it wrote was read back.
+        assert!(number(&whole["seconds"]) >= 2.9 && whole["lost"].is_null(), "{extra}: {report}");
+        assert_eq!(
+            (&whole["verify"]["read_back"], &whole["verify"]["mismatches"]),
+            (&true.into(), &0.into())
+        );
+        assert_eq!(
+            (number(&whole["errors"]), &whole["interrupted"]),
+            (0.0, &false.into()),
+            "{extra}: {report}"
+        );
+        // The report names the loss, and so does the error, in one line.
+        assert!(lost["lost"].as_str().unwrap().starts_with(&devices[0]), "{extra}: {report}");
+        assert!(number(&lost["seconds"]) <= number(&whole["seconds"]), "{extra}: {report}");
+        let errors: Vec<&str> = error.lines().filter(|line| !line.starts_with("kiovec: note: ")).collect();
+        assert!(errors.len() == 1 && errors[0].contains(&devices[0]), "{extra}: {error}");
+        assert!(
+            errors[0].contains("the connection is lost") && errors[0].contains("its job ended"),
+            "{error}"
+        );
+        assert!(!error.contains(&devices[1]), "{extra}: {error}");
+    }
+}
+
+#[test]
+fn a_run_that_loses_all_its_devices_ends_at_once_and_names_them() {
+    let (mut first, file) = with_file();
+    let (mut second, _) = with_file();
+    assert!(first.out().starts_with("serving") && second.out().starts_with("serving"));
+    let line =
+        format!("perf {} {} -w randwrite --yes-destroy-data -a 0 -t 86400", first.device(), second.device());
+    let mut client = spawn(&line, Stdio::piped());
+    until_written(&file, &mut client);
+    first.signal(Signal::KILL);
+    second.signal(Signal::KILL);
+    let output = client.wait_with_output().unwrap();
+    let error = stderr(&output);
+    assert_eq!((output.status.code(), stdout(&output)), (Some(1), String::new()), "{error}");
+    assert!(error.contains(&first.device()) && error.contains(&second.device()), "{error}");
 }
 
 /// Writes only: reads in flight on that leg fail, since it may still write their memory.
@@ -284,14 +354,14 @@ fn a_mirror_goes_on_when_the_server_of_one_leg_is_killed() {
 fn a_file_keeps_what_was_written_when_the_server_is_killed() {
     let (mut serve, file) = with_file();
     serve.out();
-    verified(&format!("{} -w write -o 64k -q 4 -t 0.5", serve.device()));
+    verified(&format!("{} -w write -o 64k -q 4 -d 50 -t 300", serve.device()));
     let before = fs::read(&file).unwrap();
     serve.signal(Signal::KILL);
     serve.end();
     let dir = std::mem::replace(&mut serve.dir, tempfile::TempDir::new().unwrap());
     let mut again = Serve::in_dir(dir, &format!("emulated:size=16M,media=file:{}", file.display()), "");
     assert!(again.out().starts_with("serving"));
-    json(&format!("perf {} -w read -t 0.5", again.device()));
+    json(&format!("perf {} -w read -d 50 -t 300", again.device()));
     assert!(before.iter().any(|byte| *byte != 0) && fs::read(&file).unwrap() == before);
 }
 
@@ -312,7 +382,7 @@ fn spawn(line: &str, stdout: Stdio) -> Child {
 
 /// Waits until a client is in the middle of its I/O.
 fn until_written(file: &Path, client: &mut Child) {
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_secs(300);
     while fs::metadata(file).unwrap().blocks() == 0 {
         assert!(Instant::now() < end && client.try_wait().unwrap().is_none(), "nothing is written");
         std::thread::yield_now();

@@ -11,7 +11,7 @@ fn all(data: &str) {
         for (block, size) in SIZES {
             let device = format!("emulated:size=12M,block={block},media=ram,sgl=on");
             let line =
-                format!("perf {device} --verify -w {pattern} -o {size} -q 5 -t 0.03 -a 0.01 --data {data}");
+                format!("perf {device} --verify -w {pattern} -o {size} -q 5 -d 20 -t 300 -a 0 --data {data}");
             let report = json(&line);
             let verify = &report["verify"];
             assert!(number(&verify["checked_blocks"]) > 0.0, "{line}: {report}");
@@ -34,7 +34,8 @@ fn all_workloads_and_sizes_with_sgls() {
 
 #[test]
 fn reads_fill_the_range_first_and_check_what_they_read() {
-    let report = json("perf emulated:size=1G,media=ram --verify -w read --range 1000:256 -q 4 -t 0.2 -a 0");
+    let report =
+        json("perf emulated:size=1G,media=ram --verify -w read --range 1000:256 -q 4 -d 100 -t 300 -a 0");
     assert_eq!(report["range"], serde_json::json!({ "start": 1000, "end": 1256 }));
     assert_eq!(report["verify"]["read_back"], false);
     assert!(number(&report["verify"]["checked_blocks"]) >= number(&report["ios"]), "{report}");
@@ -42,7 +43,7 @@ fn reads_fill_the_range_first_and_check_what_they_read() {
 
 #[test]
 fn writes_are_read_back() {
-    let report = json("perf emulated:size=1M,media=ram --verify -w write -q 4 -t 0.2 -a 0");
+    let report = json("perf emulated:size=1M,media=ram --verify -w write -q 4 -d 100 -t 300 -a 0");
     assert_eq!(report["verify"]["read_back"], true);
     assert!(number(&report["verify"]["checked_blocks"]) <= 256.0, "{report}");
     assert!(number(&report["writes"]) > 0.0, "{report}");
@@ -50,9 +51,9 @@ fn writes_are_read_back() {
 
 #[test]
 fn no_more_ios_are_in_flight_than_fit_the_range() {
-    let report = json("perf emulated:size=64k,media=ram --verify -w randrw -q 4096 -t 0.1 -a 0");
+    let report = json("perf emulated:size=64k,media=ram --verify -w randrw -q 4096 -d 100 -t 300 -a 0");
     assert_eq!(number(&report["queue_depth"]), 16.0);
-    let report = json("perf emulated:size=4k,media=ram --verify -w randrw -q 128 -t 0.1 -a 0");
+    let report = json("perf emulated:size=4k,media=ram --verify -w randrw -q 128 -d 100 -t 300 -a 0");
     assert_eq!(number(&report["queue_depth"]), 1.0);
 }
 
@@ -63,8 +64,9 @@ fn workers_keep_to_parts_of_their_own() {
         return;
     }
     for pattern in ["randrw", "read"] {
-        let report =
-            json(&format!("perf emulated:size=1M,media=ram --verify -w {pattern} -c 0,1 -q 8 -t 0.3 -a 0"));
+        let report = json(&format!(
+            "perf emulated:size=1M,media=ram --verify -w {pattern} -c 0,1 -q 8 -d 100 -t 300 -a 0"
+        ));
         assert_eq!(number(&report["verify"]["mismatches"]), 0.0, "{report}");
         assert_eq!(report["workers"].as_array().unwrap().len(), 2);
     }

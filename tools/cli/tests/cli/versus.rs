@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{json, kiovec, number, stderr, text};
 
-const SHORT: &str = "-t 0.2 -a 0.05 -q 4";
+const SHORT: &str = "-d 50 -t 300 -a 0 -q 4";
 
 #[test]
 fn ratios_are_those_of_the_rounds() {
@@ -40,7 +40,7 @@ fn a_driver_against_the_kernels() {
     let shown = text(&format!("perf emulated --versus {kernel} --rounds 2 {SHORT}"));
     for words in [
         &format!("A: emulated\nB: {kernel}\n"),
-        "2 rounds of 0.20 s",
+        "2 rounds of 50 I/Os each",
         "A/B",
         "IOPS",
         "99.9% us",
@@ -57,7 +57,7 @@ fn a_driver_against_the_kernels() {
 
 #[test]
 fn a_device_that_fails_ends_it() {
-    let output = kiovec(&format!("perf --versus emulated:unplug_after=1000 {SHORT}"));
+    let output = kiovec("perf --versus emulated:unplug_after=1000 -d 5000 -t 300 -a 0");
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("emulated:unplug_after=1000"), "{}", stderr(&output));
     assert!(output.stdout.is_empty());

@@ -145,7 +145,7 @@ impl Host {
     }
 
     pub fn wait<T>(&mut self, mut until: impl FnMut(&mut Host) -> Option<T>) -> T {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(300);
         loop {
             if let Some(done) = until(self) {
                 return done;

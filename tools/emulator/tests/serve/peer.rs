@@ -19,7 +19,7 @@ use rustix::net::{
 use tempfile::TempDir;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A running server.
 pub struct Rig {

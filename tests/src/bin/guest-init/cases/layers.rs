@@ -133,7 +133,7 @@ pub fn stripe_verifies(_: &'static Machine) -> Verdict {
 pub fn stripe_loses_a_leg(_: &'static Machine) -> Verdict {
     let legs = [&LEG, &OTHER_LEG, &THIRD_LEG];
     bind(&legs, "vfio-pci")?;
-    let run = perf(&layer("stripe", "", &legs), "-w randrw -q 16 -o 4096 -t 600 --json");
+    let run = perf(&layer("stripe", "", &legs), "-w randrw -q 16 -o 4096 -t 600 --json").telling();
     let text = run.to_string();
     let mut user = run.start()?;
     let removed = wait_until_busy(&mut user).and_then(|()| slot::remove(&THIRD_LEG));
@@ -150,7 +150,7 @@ pub fn stripe_loses_a_leg(_: &'static Machine) -> Verdict {
 pub fn mirror_loses_a_leg(_: &'static Machine) -> Verdict {
     bind(&LEGS, "vfio-pci")?;
     // Long enough to lose the leg before the end, which is what the case is about: else it fails.
-    let run = perf(&layer("mirror", "", &LEGS), "-w randrw --verify -q 16 -o 4096 -t 8 --json");
+    let run = perf(&layer("mirror", "", &LEGS), "-w randrw --verify -q 16 -o 4096 -t 20 --json").telling();
     let text = run.to_string();
     let mut user = run.start()?;
     let removed = wait_until_busy(&mut user).and_then(|()| slot::remove(&LEG));

@@ -1,7 +1,6 @@
 //! `kiovec perf` on a bound controller: workloads that verify themselves, what it refuses, and what a killed run
 //! leaves behind.
 
-use std::fs;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -11,8 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::setup;
-use crate::program::{LIMIT, Output, Program, finish, program};
-use crate::{Verdict, ensure, pci, vfio};
+use crate::program::{LIMIT, Output, Program, finish, program, said};
+use crate::{Verdict, ensure, pci};
 
 fn perf(options: &str) -> Program {
     program(&format!("kiovec perf {options} {}", SCRATCH.bdf()))
@@ -102,7 +101,7 @@ pub fn no_hugepages(_: &'static Machine) -> Verdict {
 /// A run that is interrupted reports what it has done so far.
 pub fn interrupted_run_reports(_: &'static Machine) -> Verdict {
     is_bound()?;
-    let run = perf("-w randread -q 8 -o 4096 -t 60 -a 0 --json");
+    let run = perf("-w randread -q 8 -o 4096 -t 600 -a 0 --json").telling();
     let text = run.to_string();
     let mut child = run.start()?;
     let busy = wait_until_busy(&mut child);
@@ -117,7 +116,7 @@ pub fn interrupted_run_reports(_: &'static Machine) -> Verdict {
 /// the device can be used again at once.
 pub fn killed_run_leaves_it_usable(_: &'static Machine) -> Verdict {
     is_bound()?;
-    let mut first = perf("-w randrw --verify --yes-destroy-data -q 32 -o 4096 -t 60").start()?;
+    let mut first = perf("-w randrw --verify --yes-destroy-data -q 32 -o 4096 -t 600").telling().start()?;
     let second = wait_until_busy(&mut first).and_then(|()| {
         program(&format!("kiovec identify {}", SCRATCH.bdf())).refuses(&["in use by another process"])
     });
@@ -126,31 +125,23 @@ pub fn killed_run_leaves_it_usable(_: &'static Machine) -> Verdict {
     perf("-w randrw --verify --yes-destroy-data -q 16 -o 4096 -t 1").succeeds().map(drop)
 }
 
-/// Waits until the process has the device open and has since worked for a while. It polls, so that its processor
-/// time is the measure of its I/O.
+/// Waits until a run that is [`telling`](Program::telling) has measured some I/O, and more of it than before this was
+/// asked.
 pub fn wait_until_busy(child: &mut Child) -> Verdict {
-    const TICKS: u64 = 50;
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let mut start = None;
+    let deadline = Instant::now() + LIMIT;
+    let before = measured(&said(child)?);
     while Instant::now() < deadline {
         let ended = process::ended(child, Duration::from_millis(20)).map_err(|e| format!("poll: {e}"))?;
         ensure!(!ended, "it ended by itself");
-        let used = processor_ticks(child.id())?;
-        if start.is_some_and(|start| used >= start + TICKS) {
+        if measured(&said(child)?) > before {
             return Ok(());
         }
-        if start.is_none() && vfio::device_file(child.id()).is_some() {
-            start = Some(used);
-        }
     }
-    Err("it did not get busy".into())
+    Err(format!("it did not get busy; it has said: {}", said(child)?))
 }
 
-/// Processor time, user and system, in clock ticks: fields 14 and 15 of proc_pid_stat(5).
-fn processor_ticks(pid: u32) -> Result<u64, String> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let fields = after_name.split_whitespace().skip(11).take(2);
-    fields.map(|field| field.parse::<u64>().map_err(|e| format!("{path}: {e}"))).sum()
+/// I/Os by the last line that tells of some while it measures: `kiovec: 1.5 s, measuring: 1234 I/Os, …`.
+fn measured(said: &str) -> u64 {
+    let ios = |line: &str| line.split_once(" s, measuring: ")?.1.split_once(" I/Os, ")?.0.parse().ok();
+    said.lines().filter_map(ios).next_back().unwrap_or(0)
 }

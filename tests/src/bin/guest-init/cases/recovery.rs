@@ -162,7 +162,7 @@ pub fn answers_late(_: &'static Machine) -> Verdict {
 fn late_run_goes_on() -> Verdict {
     pci::rebind(&LEG, "vfio-pci")?;
     let workload = "-w randrw --verify --yes-destroy-data -q 16 -o 4096 -t 600 -a 0 --nsid 1 --json";
-    let run = program(&format!("kiovec perf {workload} --command-timeout 1 {}", LEG.bdf()));
+    let run = program(&format!("kiovec perf {workload} --command-timeout 1 {}", LEG.bdf())).telling();
     let text = run.to_string();
     let mut run = run.start()?;
     let stalled = wait_until_busy(&mut run)
@@ -210,7 +210,7 @@ pub fn contended(_: &'static Machine) -> Verdict {
     let perf = |options: &str, twin: &Controller| {
         program(&format!("kiovec perf {options} --yes-destroy-data -o 4096 -a 0 --json {}", twin.bdf()))
     };
-    let run = perf("-w randrw --verify -q 16 -t 4", &TWIN);
+    let run = perf("-w randrw --verify -q 16 -t 600", &TWIN).telling();
     let text = run.to_string();
     let mut first = run.start()?;
     let refused = wait_until_busy(&mut first).and_then(|()| {
@@ -221,6 +221,7 @@ pub fn contended(_: &'static Machine) -> Verdict {
         }
         program(&format!("hugepage-setup unbind {}", TWIN.bdf())).refuses(&[&TWIN.bdf(), "process"])
     });
+    end_early(&first)?;
     let output = finish(text, first, LIMIT)?;
     refused?;
     ensure!(output.code == Some(0), "{output}");
