@@ -39,6 +39,7 @@ mod mapped_file;
 mod media;
 mod msix;
 mod pci_config;
+mod refused_path;
 mod serve;
 
 pub use config::{Config, ConfigError, Media, Sgl};

@@ -144,7 +144,8 @@ fn shown(value: Option<&Value>) -> String {
 fn read(path: &Path) -> Result<Value> {
     let wrong = |what: &str| Error::Unsuitable(format!("--compare: {}: {what}", path.display()));
     let mut text = Vec::new();
-    let file = fs::File::open(path).map_err(|error| wrong(&error.to_string()))?;
+    let file = fs::File::open(path)
+        .map_err(|error| wrong(&format!("{error}; a result is made with: kiovec perf --json > FILE")))?;
     file.take(LONGEST + 1).read_to_end(&mut text).map_err(|error| wrong(&error.to_string()))?;
     if text.len() as u64 > LONGEST {
         return Err(wrong("more than 64 MiB, which is no result of kiovec perf"));

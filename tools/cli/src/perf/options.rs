@@ -65,7 +65,7 @@ pub struct Options {
 
     /// Begin so many I/Os per second on each device, whatever becomes of those before (up to -q in flight). Latency
     /// then counts from when an I/O should have begun.
-    #[arg(long, value_name = "IOPS", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(long, value_name = "IOPS", value_parser = rate)]
     pub rate: Option<u64>,
 
     /// Random LBAs by Zipf's law with this exponent: a few are asked for very often. They are spread over
@@ -131,7 +131,7 @@ pub struct Options {
     pub verify: bool,
 
     /// The seed of the random LBAs and of the data; without this, another one for each run.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = seed)]
     pub seed: Option<u64>,
 
     /// Seconds that a controller may take for a command, 30 without this: then the command is aborted, and if that
@@ -397,6 +397,22 @@ impl Options {
     }
 }
 
+/// I/Os per second: 200000, 200k.
+fn rate(text: &str) -> std::result::Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1000),
+        None => (text, 1),
+    };
+    let rate = digits.parse().ok().and_then(|number: u64| number.checked_mul(unit));
+    let rate = rate.filter(|rate| (1..=1_000_000_000).contains(rate));
+    rate.ok_or_else(|| "I/Os per second are 1 to 1000000000, such as 200000 or 200k".into())
+}
+
+/// A seed that a report has shown.
+fn seed(text: &str) -> std::result::Result<u64, String> {
+    text.parse().map_err(|_| "a seed is a number, such as the one that a report shows".into())
+}
+
 /// Seconds, with a fraction or without: 5, 0.5.
 fn seconds(text: &str) -> std::result::Result<Duration, String> {
     match text.parse::<f64>() {
@@ -495,6 +511,14 @@ mod tests {
             ("mirror(emulated:media=ram,trace(emulated:mdts=3)) --verify", "emulated:mdts=3 has null media"),
         ] {
             assert!(check(line).unwrap_err().to_string().contains(what), "{line}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!((rate("200000"), rate("200k")), (Ok(200_000), Ok(200_000)));
+        for bad in ["0", "k", "-1", "1M", "1000000001", "18446744073709551615k"] {
+            assert!(rate(bad).unwrap_err().contains("such as"), "{bad}");
         }
     }
 

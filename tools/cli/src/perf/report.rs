@@ -192,6 +192,11 @@ impl<'a> Report<'a> {
         facts
     }
 
+    /// Whether the job ended before the others.
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_some()
+    }
+
     pub fn device(&self) -> &Subject {
         &self.options.device
     }
@@ -374,6 +379,9 @@ impl<'a> Report<'a> {
             self.sum(|worker| worker.writes),
             self.sum(|worker| worker.errors),
         );
+        if let Some(lost) = &self.lost {
+            let _ = writeln!(text, "device lost: {lost}");
+        }
         if let Some(waits) = self.waits() {
             text += &waits.text();
         }

@@ -60,7 +60,8 @@ impl<'a> Run<'a> {
         let mut rows = vec![["", "IOPS", "MiB/s", "average us", "max us"].map(str::to_owned).to_vec()];
         for report in &self.reports {
             let iops = report.iops();
-            rows.push(row(report.device().to_string(), iops, report.mib(iops), report.latency()));
+            let lost = if report.is_lost() { " (lost)" } else { "" };
+            rows.push(row(format!("{}{lost}", report.device()), iops, report.mib(iops), report.latency()));
         }
         rows.push(row("all devices".into(), self.iops(), self.mib(), &self.latency()));
         format!("{texts}\n{}", output::table(&rows, &[1, 2, 3, 4]))

@@ -23,7 +23,11 @@ fn two_results_are_compared() {
             1,
             "c.json: not a result of kiovec perf",
         ),
-        (format!("perf --compare {} {}", path("none"), path("a.json")), 1, "none: No such file"),
+        (
+            format!("perf --compare {} {}", path("none"), path("a.json")),
+            1,
+            "a result is made with: kiovec perf --json > FILE",
+        ),
         (format!("perf --compare {}", path("a.json")), 2, "--compare"),
         (format!("perf emulated --compare {0} {0}", path("a.json")), 2, "cannot be used with"),
     ] {

@@ -35,7 +35,7 @@ fn wrong_usage() {
         ("perf --range 7", &["START:LEN", "START-END"]),
         ("perf --nsid 0", &["--nsid"]),
         ("perf --data cbor", &["prp", "sgl"]),
-        ("perf --seed x", &["--seed"]),
+        ("perf --seed x", &["--seed", "such as the one that a report shows"]),
         ("perf --verify", &["null media", "media=ram"]),
         ("perf emulated:media=null --verify -w write", &["null media", "media=ram"]),
         ("perf --depth 3", &["--depth"]),

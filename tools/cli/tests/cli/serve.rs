@@ -475,7 +475,7 @@ fn what_cannot_be_served_is_refused() {
         ("stripe(emulated:serial=A,emulated:serial=B)", "", 1, "cannot be served"),
         ("emulated", "--media tape", 2, "media=tape is not possible; media is null, ram or file:PATH"),
         ("emulated", "--core 5000", 1, "core is the number of a processor"),
-        ("emulated", "--media file:/no/such/file", 1, "cannot open /no/such/file: No such file"),
+        ("emulated", "--media file:/no/such/file", 1, "make the folder first: mkdir -p /no/such"),
     ] {
         let output = kiovec(&format!("serve {device} --socket {socket} {options}"));
         let error = stderr(&output);
@@ -483,6 +483,8 @@ fn what_cannot_be_served_is_refused() {
         assert!(error.contains(what) && error.lines().count() == 1, "{error}");
         assert!(!Path::new(&socket).exists());
     }
+    let output = kiovec(&format!("serve emulated --socket {}/no/folder/s", dir.path().display()));
+    assert!(stderr(&output).contains("make the folder first: mkdir -p "), "{}", stderr(&output));
     fs::write(&socket, "mine").unwrap();
     let output = kiovec(&format!("serve emulated --socket {socket}"));
     assert!(stderr(&output).contains("is there and is no socket"), "{}", stderr(&output));

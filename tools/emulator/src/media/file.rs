@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use crate::controller::{Run, unreachable_memory};
 use crate::dma::Dma;
+use crate::refused_path::Advice;
 
 /// What is moved by one system call, at most.
 const BUFFER: usize = 128 << 10;
@@ -21,7 +22,7 @@ const BUFFER: usize = 128 << 10;
 #[non_exhaustive]
 pub enum MediaError {
     /// A system call failed.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), Advice(path, source))]
     Os {
         /// What was being done.
         what: &'static str,

@@ -25,6 +25,7 @@ use crate::doorbells::Doorbells;
 use crate::emulator::{Error, Thread, check_core};
 use crate::function::Shared;
 use crate::media::Store;
+use crate::refused_path::Advice;
 use listener::Listener;
 use memory::ClientMemory;
 use session::Session;
@@ -48,7 +49,7 @@ pub enum ServeError {
     #[error("{} is too long for a socket, whose path has at most 107 bytes; choose a shorter one", .0.display())]
     TooLong(PathBuf),
     /// The socket cannot be made or used.
-    #[error("cannot {what} the socket {}: {source}", path.display())]
+    #[error("cannot {what} the socket {}: {source}{}", path.display(), Advice(path, source))]
     Socket {
         /// What was being done.
         what: &'static str,
