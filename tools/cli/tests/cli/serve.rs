@@ -64,6 +64,15 @@ impl Serve {
         format!("vfio-user:{}", self.socket.display())
     }
 
+    /// What there is beside the socket, by name.
+    fn folder(&self) -> Vec<String> {
+        let names = fs::read_dir(self.socket.parent().unwrap()).unwrap();
+        let mut names: Vec<String> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
     fn files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
@@ -411,8 +420,10 @@ fn a_client_that_is_killed_leaves_a_clean_controller() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(serve.err().contains("client 2 (") && serve.err().contains("closed the connection"));
     assert_eq!(serve.files(), after);
+    assert_eq!(serve.folder(), ["disk", "nvme.sock"]);
 }
 
+/// Of the server there is its socket, which the next one replaces (see below), and nothing else.
 #[test]
 fn a_server_that_is_killed_ends_its_client_s_run_with_an_error() {
     let (serve, mut client) = busy();
@@ -422,6 +433,7 @@ fn a_server_that_is_killed_ends_its_client_s_run_with_an_error() {
     client.stderr.take().unwrap().read_to_string(&mut error).unwrap();
     assert_eq!(output.code(), Some(1), "{error}");
     assert!(error.contains("vfio-user:"), "{error}");
+    assert_eq!(serve.folder(), ["disk", "nvme.sock"]);
 }
 
 #[test]
