@@ -12,6 +12,10 @@ const PATIENT: u32 = 256;
 /// The longest row of `pause` between two polls; when that was not enough, others may run.
 const LONGEST_PAUSE: u32 = 256;
 
+/// Idle polls between two times that others have the core. A turn of theirs may take long on a busy machine, and a poller
+/// looks after its controllers once in 1024 polls only.
+const POLLS_A_TURN: u32 = 64;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Polling {
     /// Poll again at once.
@@ -30,8 +34,8 @@ impl Polling {
 /// How a worker idles.
 pub enum Idle<'a> {
     Spin,
-    /// Somebody else needs the core.
-    Yield,
+    /// Somebody else needs the core. So many polls were in vain since that one had it.
+    Yield(u32),
     Adaptive(Backoff),
     /// The device is in this thread, and gets its turn.
     Step(&'a dyn Fn()),
@@ -41,7 +45,7 @@ impl<'a> Idle<'a> {
     pub fn new(polling: Polling, crowded: bool) -> Idle<'a> {
         match (polling, crowded) {
             (Polling::Adaptive, _) => Idle::Adaptive(Backoff::default()),
-            (Polling::Spin, true) => Idle::Yield,
+            (Polling::Spin, true) => Idle::Yield(0),
             (Polling::Spin, false) => Idle::Spin,
         }
     }
@@ -59,7 +63,12 @@ impl<'a> Idle<'a> {
     fn wait(&mut self) {
         match self {
             Idle::Spin => {}
-            Idle::Yield => yield_now(),
+            Idle::Yield(vain) => {
+                *vain = (*vain + 1) % POLLS_A_TURN;
+                if *vain == 0 {
+                    yield_now();
+                }
+            }
             Idle::Adaptive(backoff) => backoff.nothing_found(),
             Idle::Step(device) => device(),
         }
