@@ -62,7 +62,7 @@ impl FromStr for Leaf {
             }
             "vfio-user" => socket(rest.unwrap_or_default()).map(Leaf::VfioUser),
             _ => name.parse().map(Leaf::Pci).map_err(|_| match kernels(name) {
-                true => format!("{name} is what the kernel's driver calls a device; {KERNELS}"),
+                true => format!("a name of the kernel's driver; {KERNELS}"),
                 false => format!("a device is {FORMS}"),
             }),
         }

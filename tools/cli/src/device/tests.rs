@@ -34,7 +34,7 @@ fn every_form_is_read_and_written() {
 
 #[test]
 fn any_other_form_is_answered_with_the_forms_there_are() {
-    for name in ["", "nvme0", "/dev/nvme0n1", "0000:01:00", "emulator", "Emulated", "stripe(a,b)", "x:y"] {
+    for name in ["", "nvme", "0000:01:00", "emulator", "Emulated", "stripe(a,b)", "x:y"] {
         let error = refused(name);
         let forms = ["0000:01:00.0", "emulated[:", "vfio-user:/"];
         assert!(forms.iter().all(|form| error.contains(form)), "{name}: {error}");
@@ -46,7 +46,12 @@ fn a_wrong_part_is_named() {
     for (name, parts) in [
         ("emulated:block=513", &["block=513", "512"][..]),
         ("mirror(emulated,emulated:block=513)", &["emulated:block=513: ", "a power of two"]),
-        ("mirror(emulated,/dev/nvme0n1)", &["/dev/nvme0n1: a device is 0000:01:00.0"]),
+        (
+            "mirror(emulated,/dev/nvme0n1)",
+            &["/dev/nvme0n1: a name of the kernel's driver; `kiovec list` shows"],
+        ),
+        ("nvme0", &["a name of the kernel's driver; `kiovec list` shows"]),
+        ("mirror(emulated,sda)", &["sda: a device is 0000:01:00.0"]),
         ("vfio-user", &["vfio-user: the path of a socket is missing"]),
         ("vfio-user:", &["as in vfio-user:/path/to/socket"]),
         ("vfio-user:/a,b", &["/a,b: ", "no comma", "symbolic link"]),

@@ -277,9 +277,10 @@ mod tests {
             ("[a]\niodepth=0", "line 2: iodepth=0: not a number from 1 to 4096"),
             ("[a]\nrwmixread=101", "0 to 100"),
             ("[a]\nruntime=soon", "line 2: runtime=soon: not a time"),
+            ("[a]\nnumber_ios=0", "line 2: number_ios=0: not a number from 1"),
             ("[a]\ntime_based=0", "a run always takes its runtime"),
             ("[a]\nverify=md5", "0 or 1"),
-            ("[a]\nfilename=/dev/sda", "line 2: filename=/dev/sda: a device is"),
+            ("[a]\nfilename=/dev/sda", "line 2: filename=/dev/sda: a name of the kernel's driver"),
             ("[a]\nrandom_distribution=pareto:0.9", "zipf:THETA"),
             ("[a]\nruntime=1\n[b]\nruntime=2", "different runtime"),
         ] {

@@ -31,6 +31,14 @@ pub fn forms() -> String {
     format!("{FORMS}, or {}/dev/nvme0n1 (the kernel's driver, through io_uring, or a file)", kernel::PREFIX)
 }
 
+/// The path of what may be a block device's name: a path, or nvme0n1. nvme0 is a controller, and layers are none.
+fn block_device(name: &str) -> Option<String> {
+    let controller = |rest: &str| rest.chars().all(|letter| letter.is_ascii_digit());
+    let short = name.strip_prefix("/dev/").unwrap_or(name);
+    let is_one = !name.contains('(') && !short.strip_prefix("nvme").is_some_and(controller);
+    is_one.then(|| if name.starts_with('/') { name.to_owned() } else { format!("/dev/{name}") })
+}
+
 impl FromStr for Subject {
     type Err = String;
 
@@ -41,12 +49,11 @@ impl FromStr for Subject {
         if text.contains(['(', ',']) && text.contains(kernel::PREFIX) {
             return Err(format!("layers stand on the driver's own devices, and {} is none", kernel::PREFIX));
         }
-        text.parse().map(Subject::Driver).map_err(|error: String| {
-            let folder = if text.starts_with('/') { "" } else { "/dev/" };
-            match error.starts_with(text) && error.ends_with(KERNELS) {
-                true => format!("{error}; {}{folder}{text} measures it through that driver", kernel::PREFIX),
-                false => error.replace(FORMS, &forms()),
+        text.parse().map(Subject::Driver).map_err(|error: String| match block_device(text) {
+            Some(path) if error.ends_with(KERNELS) => {
+                format!("{error}; {}{path} measures it through that driver", kernel::PREFIX)
             }
+            _ => error.replace(FORMS, &forms()),
         })
     }
 }
@@ -143,6 +150,18 @@ mod tests {
     fn names_are_shown_as_they_are_given() {
         for name in ["emulated", "kernel:/dev/nvme0n1", "trace(emulated:size=1M)"] {
             assert_eq!(name.parse::<Subject>().unwrap().to_string(), name);
+        }
+    }
+
+    #[test]
+    fn names_of_the_kernels_are_answered_with_both_ways() {
+        let error = |name: &str| name.parse::<Subject>().unwrap_err();
+        for (name, path) in [("nvme0n1", "/dev/nvme0n1"), ("/dev/sda", "/dev/sda")] {
+            let wanted = format!("kernel:{path} measures it through that driver");
+            assert!(error(name).contains("kiovec list") && error(name).ends_with(&wanted), "{}", error(name));
+        }
+        for name in ["nvme0", "/dev/nvme10", "trace(nvme0n1)"] {
+            assert!(error(name).ends_with(KERNELS), "{}", error(name));
         }
     }
 
