@@ -504,7 +504,7 @@ mod tests {
 
     #[test]
     fn every_setting_is_read() {
-        let text = "size=2G,block=512,media=ram,namespaces=2,mdts=0,mqes=255,queues=8,sgl=dword,oncs=0xc,acl=1,vwc=off,\
+        let text = "size=2G,block=512,media=ram,namespaces=2,mdts=0,mqes=255,queues=8,sgl=dword,oncs=0xc,acl=1,vwc=on,write_cache=35,\
                     wzsl=3,dmrl=4,dmrsl=5,dmsl=6,noiob=7,awupf=3,nawupf=7,nabspf=15,mpsmin=1,to=9,ready=10,never_ready=on,iova_bits=48,\
                     serial=A-1,core=0,read_error=8,write_error=16-31,random_order=on,seed=32,fatal_after=33,\
                     unplug_after=34";
@@ -520,8 +520,8 @@ mod tests {
             sgl: Sgl::Dword,
             oncs: 12,
             acl: 1,
-            vwc: false,
-            write_cache: 0,
+            vwc: true,
+            write_cache: 35,
             wzsl: 3,
             dmrl: 4,
             dmrsl: 5,

@@ -15,6 +15,7 @@
 //! | `media` | what blocks are stored in |
 //! | `msix` | interrupt vectors |
 //! | `pci_config` | configuration space |
+//! | `refused_path` | what to do about a path that cannot be opened or made |
 //! | `controller` | the state machine: registers, queues, Admin and NVM commands |
 //! | `function` | the controller as the driver sees it |
 //! | `emulator` | threads, steps and time |
