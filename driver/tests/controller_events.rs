@@ -557,10 +557,31 @@ fn without_a_poller() {
     assert!(matches!(event, Some(ControllerEvent::Error { info: 3, .. })), "{event:?}");
 }
 
+/// The command that reads it is aborted, and the next page is read as ever.
+#[test]
+fn a_log_page_that_takes_too_long() {
+    let mut bench = bench("");
+    bench.emulator.hold(Commands::admin().opcode(admin_opcode::GET_LOG_PAGE));
+    bench.emulator.raise(error(3));
+    assert!(bench.events().is_empty());
+    bench.emulator.advance(Duration::from_secs(61));
+    assert!(matches!(only(bench.events()), ControllerEvent::Error { info: 3, entry: None }));
+    assert!(bench.events().is_empty());
+    assert_eq!(bench.emulator.counters().aborted, 1);
+    bench.emulator.release_all();
+    bench.emulator.set_health(warnings(WARNING_SPARE));
+    assert!(matches!(only(bench.events()), ControllerEvent::Health { info: 2, log: Some(_) }));
+    bench.emulator.advance(Duration::from_secs(61));
+    assert!(bench.events().is_empty());
+    assert_eq!(bench.poller.stats(bench.queue).resets, 0);
+}
+
 #[test]
 fn a_log_page_that_never_comes() {
     let mut bench = bench("");
+    let resets = bench.emulator.counters().resets;
     bench.emulator.hold(Commands::admin().opcode(admin_opcode::GET_LOG_PAGE));
+    bench.emulator.hold(Commands::admin().opcode(admin_opcode::ABORT));
     bench.emulator.raise(error(3));
     assert!(bench.events().is_empty());
     bench.emulator.advance(Duration::from_secs(61));
@@ -573,6 +594,28 @@ fn a_log_page_that_never_comes() {
     // It comes after all, and all is as before but for the types that it did not clear.
     bench.emulator.release_all();
     assert!(bench.events().is_empty());
+    bench.emulator.raise(error(4));
+    assert!(matches!(only(bench.events()), ControllerEvent::Error { info: 4, entry: Some(_) }));
+    assert_eq!(bench.emulator.counters().resets, resets);
+}
+
+/// Nor is it aborted: the controller is reset, and reports as before.
+#[test]
+fn a_log_page_that_nothing_ends_costs_a_reset() {
+    let mut bench = bench("");
+    let resets = bench.emulator.counters().resets;
+    bench.emulator.hold(Commands::admin().opcode(admin_opcode::GET_LOG_PAGE));
+    bench.emulator.hold(Commands::admin().opcode(admin_opcode::ABORT));
+    bench.emulator.raise(error(3));
+    assert!(bench.events().is_empty());
+    bench.emulator.advance(Duration::from_secs(61));
+    assert!(matches!(only(bench.events()), ControllerEvent::Error { info: 3, entry: None }));
+    bench.emulator.advance(Duration::from_secs(61));
+    bench.settle();
+    bench.emulator.release_all();
+    bench.events();
+    assert_eq!(bench.emulator.counters().resets, resets + 1);
+    assert_eq!(bench.poller.stats(bench.queue).resets, 1);
     bench.emulator.raise(error(4));
     assert!(matches!(only(bench.events()), ControllerEvent::Error { info: 4, entry: Some(_) }));
 }

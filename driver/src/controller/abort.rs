@@ -56,11 +56,21 @@ impl Aborts {
         self.answers.clear();
     }
 
-    /// Takes in what has come, and sends what waits. False if the controller does not answer.
+    /// Takes in what has come, and sends what waits, also for admin commands that are overdue. False if the
+    /// controller does not answer.
     pub(super) fn turn(&mut self, admin: &mut AdminQueue) -> bool {
+        while self.waiting.len() < MOST
+            && let Some(cid) = admin.take_overdue()
+        {
+            self.waiting.push_back(Named { qid: 0, cid });
+        }
         for _ in 0..ABORTS {
             let Some((slot, completion)) = admin.finished_abort() else { break };
             let Some((named, _)) = self.sent.get_mut(slot).and_then(Option::take) else { continue };
+            // Of the admin queue: what became of the command shows there.
+            if named.qid == 0 {
+                continue;
+            }
             // Nobody took the oldest: its queue has gone on without it.
             if self.answers.len() == MOST {
                 self.answers.pop_front();

@@ -1,14 +1,15 @@
-//! The admin queue: one command at a time that somebody waits for, each with a bounded wait; and beside it
-//! a few that nobody waits for, requests for events and what is read for them.
+//! The admin queue: one command at a time that somebody waits for, each with a bounded wait; beside it a few
+//! that nobody waits for, requests for events and what is read for them; and those that took too long, with
+//! the memory that is the controller's until they are completed, or it is reset.
 //!
 //! Knows rings and time; must not know what a command is for.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::registers;
-use crate::memory::{Access, DmaSpace, SharedArray};
+use crate::memory::{Access, DmaSpace, MemoryChain, SharedArray};
 use crate::pci::{DoorbellPage, Function};
 use crate::queue::{CompletionRing, SubmissionRing};
 use crate::spec::registers::{cq_head_doorbell, sq_tail_doorbell};
@@ -31,6 +32,9 @@ const BACKGROUND: u16 = 1 << 15;
 const SLOT_BITS: u32 = 3;
 /// What hosts commonly grant an admin command; Format and the like need a longer one.
 pub(super) const TIMEOUT_MILLIS: u64 = 60_000;
+/// Commands that were given up and are not completed, at most: whoever leaves more of them unanswered answers
+/// nothing. With those that nobody waits for, fewer than there are entries.
+const MOST_GIVEN_UP: usize = 8;
 /// How long a command takes before the controller's status is looked at meanwhile.
 const PATIENCE_NANOS: u64 = 1_000_000;
 
@@ -40,6 +44,20 @@ pub(super) struct AdminQueue {
     cq: CompletionRing,
     cid: u16,
     background: Background,
+    given_up: Vec<GivenUp>,
+    /// CIDs of those whose Abort was not asked for yet.
+    overdue: Vec<u16>,
+    /// Somebody else needs a reset: who waits for a command is to let the queue go.
+    interrupt: Arc<AtomicBool>,
+}
+
+/// A command that was not completed while somebody waited for it.
+#[derive(Debug)]
+struct GivenUp {
+    cid: u16,
+    since: u64,
+    /// The controller's.
+    _memory: MemoryChain,
 }
 
 /// Commands that nobody waits for.
@@ -85,9 +103,11 @@ impl AdminQueue {
         space: &DmaSpace,
         doorbells: &DoorbellPage,
         dstrd: u8,
+        interrupt: Arc<AtomicBool>,
     ) -> Result<AdminQueue> {
         let (sq, cq) = rings(&*function, space, doorbells, dstrd, 0, ENTRIES, ENTRIES)?;
-        Ok(AdminQueue { function, sq, cq, cid: 0, background: Background::default() })
+        let (background, given_up, overdue) = (Background::default(), Vec::new(), Vec::new());
+        Ok(AdminQueue { function, sq, cq, cid: 0, background, given_up, overdue, interrupt })
     }
 
     /// The function's name.
@@ -104,9 +124,9 @@ impl AdminQueue {
     }
 
     /// Carries out a command; its CID is chosen here. If this fails, whatever memory the command
-    /// refers to belongs to the controller.
+    /// refers to belongs to the controller, and the command is to be [given up](AdminQueue::give_up).
     pub(super) fn execute(&mut self, command: &Command, millis: u64) -> Result<Completion> {
-        self.cid = (self.cid + 1) & !BACKGROUND;
+        self.cid = self.free_cid();
         let command = Command { cid: self.cid, ..*command };
         self.sq.push(zerocopy::transmute!(command));
         self.sq.ring();
@@ -118,9 +138,12 @@ impl AdminQueue {
             for _ in 0..ENTRIES {
                 match self.next() {
                     Some(completion) if completion.cid == self.cid => return Ok(completion),
-                    Some(other) => self.background.file(other),
+                    Some(other) => self.file(other),
                     None => break,
                 }
+            }
+            if self.interrupt.load(Ordering::Relaxed) {
+                return Err(Error::Resetting { device: self.function.name().into() });
             }
             if waited > PATIENCE_NANOS {
                 registers::check(&*self.function)?;
@@ -131,6 +154,54 @@ impl AdminQueue {
             }
             self.function.pause();
         }
+    }
+
+    /// A CID that no command has which was given up: a late completion is not taken for another's.
+    fn free_cid(&self) -> u16 {
+        let next = |cid: u16| (cid + 1) & !BACKGROUND;
+        let mut cid = next(self.cid);
+        while self.given_up.iter().any(|it| it.cid == cid) {
+            cid = next(cid);
+        }
+        cid
+    }
+
+    /// Takes in a completion that nobody waits for.
+    fn file(&mut self, completion: Completion) {
+        self.given_up.retain(|it| it.cid != completion.cid);
+        self.background.file(completion);
+    }
+
+    // ---- what took too long ----
+
+    /// Keeps the memory of the command that was executed last, which has failed, until that is completed, or the
+    /// controller was reset; and has it aborted.
+    pub(super) fn give_up(&mut self, memory: MemoryChain) {
+        self.give_up_command(self.cid, memory);
+    }
+
+    /// The same for the command that reads, whose memory is not the queue's.
+    pub(super) fn give_up_read(&mut self) {
+        if let Some(cid) = self.background.outstanding[READ] {
+            self.give_up_command(cid, MemoryChain::new());
+        }
+    }
+
+    fn give_up_command(&mut self, cid: u16, memory: MemoryChain) {
+        self.given_up.push(GivenUp { cid, since: self.nanos(), _memory: memory });
+        self.overdue.push(cid);
+    }
+
+    /// The next command that is to be aborted.
+    pub(super) fn take_overdue(&mut self) -> Option<u16> {
+        self.overdue.pop()
+    }
+
+    /// Whether a command was given up and is not completed in as long once more as commands are commonly
+    /// granted, or too many are.
+    pub(super) fn is_stuck(&self) -> bool {
+        let is_late = |it: &GivenUp| self.nanos().saturating_sub(it.since) > TIMEOUT_MILLIS * 1_000_000;
+        self.given_up.len() > MOST_GIVEN_UP || self.given_up.iter().any(is_late)
     }
 
     // ---- what nobody waits for ----
@@ -154,7 +225,7 @@ impl AdminQueue {
     pub(super) fn look(&mut self) {
         for _ in 0..ENTRIES {
             let Some(completion) = self.next() else { return };
-            self.background.file(completion);
+            self.file(completion);
         }
     }
 
@@ -190,6 +261,8 @@ impl AdminQueue {
         self.sq.restart();
         self.cq.restart();
         self.forget_background();
+        self.given_up.clear();
+        self.overdue.clear();
     }
 
     /// The time.

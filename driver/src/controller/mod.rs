@@ -16,7 +16,7 @@ mod watch;
 
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -88,6 +88,8 @@ pub struct Controller {
     /// The era in which it had a fatal status.
     failed: AtomicU64,
     era: SharedEra,
+    /// A poller needs a reset while another thread waits for an admin command.
+    interrupt: Arc<AtomicBool>,
     /// Why it was lost.
     loss: OnceLock<Loss>,
     /// It was told that Command Retry Delays are known.
@@ -142,7 +144,9 @@ impl Controller {
         let dstrd = registers.cap.dstrd();
         let admin_doorbells = function.doorbells(2 * doorbell_stride(dstrd))?;
         registers.disable()?;
-        let mut admin = AdminQueue::new(Arc::clone(&function), space, &admin_doorbells, dstrd)?;
+        let interrupt = Arc::<AtomicBool>::default();
+        let (its, bells) = (Arc::clone(&interrupt), &admin_doorbells);
+        let mut admin = AdminQueue::new(Arc::clone(&function), space, bells, dstrd, its)?;
         let mut watch = Watch::new(space)?;
         // After the admin queue, so that it is dropped before: first the controller stops, then its
         // rings go.
@@ -170,6 +174,7 @@ impl Controller {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             registers,
             era: SharedEra::default(),
+            interrupt,
             loss: OnceLock::new(),
             advanced_retry,
             admin: Mutex::new(Admin {
@@ -285,7 +290,10 @@ impl Controller {
         }
         let Admin { queue, watch, aborts, .. } = &mut *admin;
         watch.turn(queue, &Audience { known: &self.known, inbox: &self.inbox });
-        if !aborts.turn(queue) {
+        let answers = aborts.turn(queue);
+        if queue.is_stuck() {
+            self.stop(&mut admin);
+        } else if !answers {
             self.begin(&mut admin);
         }
     }
@@ -351,7 +359,13 @@ impl Controller {
     /// which may be empty, is contiguous. Blocks until the completion is there, at most `millis`
     /// milliseconds. A completion with an error status is not an error of this function.
     ///
-    /// If no completion comes, the memory is lost: the controller may still write it.
+    /// If it fails otherwise, the memory is the controller's until that completes the command, or is reset. A command
+    /// that was not completed in time is aborted, and if it is not completed in a minute more, the controller is reset.
+    /// So give a command that may take long, as Format NVM, the time that it needs.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; [`Error::Resetting`] while the controller is reset, or if a poller needs a reset meanwhile;
+    /// what [`check`](Controller::check) says of a controller that has stopped, which is reset then.
     pub fn admin(
         &self,
         command: &Command,
@@ -440,13 +454,35 @@ impl Controller {
     }
 
     fn commands<T>(&self, f: impl FnOnce(&mut Commands<'_>) -> Result<T>) -> Result<T> {
+        let mut admin = self.running()?;
+        let result = f(&mut self.commands_of(&mut admin.queue, admin::TIMEOUT_MILLIS));
+        match result {
+            _ if self.interrupt.load(Ordering::Relaxed) => self.begin(&mut admin),
+            // It is not counted: no command is sent again for it, so that this has an end.
+            Err(Error::Fatal { .. } | Error::Disabled { .. }) => self.stop(&mut admin),
+            Err(Error::Timeout { .. }) => {
+                let Admin { queue, aborts, .. } = &mut *admin;
+                aborts.turn(queue);
+            }
+            _ => {}
+        }
+        result
+    }
+
+    /// The admin queue of a controller that commands can be sent to.
+    fn running(&self) -> Result<MutexGuard<'_, Admin>> {
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
         self.outlived()?;
+        // With nobody who looks, commands of one's own must not fill the queue.
+        if admin.queue.is_stuck() && admin.course.is_running() {
+            self.stop(&mut admin);
+        }
         if let Some(refusal) = admin.course.refusal(self.name()) {
             return Err(refusal);
         }
-        let (table, millis) = (self.prp_table(), admin::TIMEOUT_MILLIS);
-        f(&mut Commands { admin: &mut admin.queue, space: &self.space, table, millis })
+        // It was of use to nobody who waited then.
+        self.interrupt.store(false, Ordering::Relaxed);
+        Ok(admin)
     }
 
     fn qids(&self) -> MutexGuard<'_, Vec<u16>> {
@@ -487,10 +523,17 @@ impl Commands<'_> {
             let [prp1, prp2] = self.prps(&memory)?;
             command = command.with_prps(prp1, prp2);
         }
-        // Not dropped by an error or an unwinding: then it is the controller's.
+        // Not dropped by an unwinding: then it is the controller's.
         let memory = ManuallyDrop::new(memory);
-        let completion = self.admin.execute(&command, millis)?;
-        Ok((completion, ManuallyDrop::into_inner(memory)))
+        let result = self.admin.execute(&command, millis);
+        let memory = ManuallyDrop::into_inner(memory);
+        match result {
+            Ok(completion) => Ok((completion, memory)),
+            Err(error) => {
+                self.admin.give_up(memory);
+                Err(error)
+            }
+        }
     }
 
     fn prps(&self, memory: &MemoryChain) -> Result<[u64; 2]> {

@@ -147,11 +147,12 @@ impl Controller {
         }
     }
 
-    /// Begins a reset because the controller does not do what it should, if there is none already. Not at all while
-    /// another thread uses the admin queue: ask again.
+    /// Begins a reset because the controller does not do what it should, if there is none already. While another
+    /// thread uses the admin queue, that one begins it if it waits for a command; otherwise ask again.
     pub(crate) fn recover(&self) {
-        if let Some(mut admin) = self.try_admin() {
-            self.begin(&mut admin);
+        match self.try_admin() {
+            Some(mut admin) => self.begin(&mut admin),
+            None => self.interrupt.store(true, Ordering::Relaxed),
         }
     }
 
@@ -168,7 +169,9 @@ impl Controller {
     }
 
     /// Has all queue pairs stop, which is how each reset begins.
-    fn stop(&self, admin: &mut Admin) {
+    pub(super) fn stop(&self, admin: &mut Admin) {
+        // Whoever wanted it has it.
+        self.interrupt.store(false, Ordering::Relaxed);
         let course = &mut admin.course;
         course.function_reset = false;
         course.pairs.iter_mut().for_each(|(_, stopped)| *stopped = false);
@@ -224,8 +227,10 @@ impl Controller {
     }
 
     fn enable(&self, admin: &mut Admin, now: u64) {
+        // Disabled, it reaches no memory any more.
         admin.queue.restart();
         admin.aborts.forget();
+        admin.stranded.clear();
         // A reset of the function, or a loss of power, has cleared it.
         let enabled = self.function.set_bus_master(true);
         let (sq, cq) = (admin.queue.sq(), admin.queue.cq());
@@ -237,6 +242,8 @@ impl Controller {
 
     /// The controller is there again: it is set up as it was.
     fn set_up(&self, admin: &mut Admin, now: u64) {
+        // Of one that had not stopped yet; since then nobody needs another reset than this one.
+        self.interrupt.store(false, Ordering::Relaxed);
         match self.prepare(admin) {
             Ok(()) => {
                 admin.course.stage = Stage::Running;
@@ -310,16 +317,15 @@ impl Controller {
     /// Creates an I/O queue pair anew, with the rings that it had, which are empty.
     pub(crate) fn create_again(&self, qid: u16, [sq, cq]: [(u64, u32); 2]) -> Result<()> {
         let commands = [Command::create_io_cq(qid, cq.1, cq.0), Command::create_io_sq(qid, sq.1, sq.0, qid)];
-        self.commands(|commands_of| {
-            commands_of.millis = SETUP_MILLIS;
-            for command in &commands {
-                commands_of.succeed(command, MemoryChain::new())?;
-            }
-            Ok(())
-        })
+        let mut admin = self.running()?;
+        let mut setup = self.commands_of(&mut admin.queue, SETUP_MILLIS);
+        for command in &commands {
+            setup.succeed(command, MemoryChain::new())?;
+        }
+        Ok(())
     }
 
-    fn commands_of<'a>(&'a self, admin: &'a mut AdminQueue, millis: u64) -> Commands<'a> {
+    pub(super) fn commands_of<'a>(&'a self, admin: &'a mut AdminQueue, millis: u64) -> Commands<'a> {
         Commands { admin, space: &self.space, table: self.prp_table(), millis }
     }
 }

@@ -129,6 +129,7 @@ impl Watch {
             };
         }
         if admin.nanos().saturating_sub(self.since) > TIMEOUT_MILLIS * 1_000_000 {
+            admin.give_up_read();
             match std::mem::replace(&mut self.stage, Stage::Overdue) {
                 Stage::Log(event) => unread(audience, event),
                 Stage::Namespaces { nsids, more, .. } => {

@@ -168,7 +168,8 @@ impl IoContainer {
 
     /// Says of a raw command that it may be carried out twice, to the same effect: then it is, if the
     /// controller was reset meanwhile. Other raw commands fail with
-    /// [`OutcomeUnknown`](crate::Cause::OutcomeUnknown).
+    /// [`OutcomeUnknown`](crate::Cause::OutcomeUnknown), and so does one of a fused pair, whatever is said of it: alone
+    /// it is another command.
     #[must_use]
     pub fn idempotent(mut self, idempotent: bool) -> IoContainer {
         self.idempotent = idempotent;
@@ -177,7 +178,8 @@ impl IoContainer {
 
     /// Whether it may be carried out twice.
     pub(crate) fn is_idempotent(&self) -> bool {
-        self.operation != Operation::Raw || self.idempotent
+        let fused = self.raw.opcode_flags >> 8 != 0;
+        self.operation != Operation::Raw || self.idempotent && !fused
     }
 
     /// What is asked for.
