@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiovec::memory::{DmaSpace, MemoryChain, RawCommands};
-use kiovec::spec::{Cns, Command, Status, admin_opcode};
+use kiovec::spec::command::{FUSE_FIRST, FUSE_SECOND};
+use kiovec::spec::{Cns, Command, FeatureId, Status, admin_opcode, io_opcode};
 use kiovec::{
     Cause, Controller, Error, Event, Failure, IoContainer, Poller, QueueId, QueueOptions, QueueStats, Replay,
     State, Target,
@@ -298,6 +299,33 @@ fn what_is_aborted_again_and_again_fails() {
     assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
 }
 
+/// Its answer says that there was nothing to abort: no more is waited for than the completion that may be on its way.
+#[test]
+fn an_abort_that_finds_nothing_is_not_waited_for() {
+    let mut rig = rig("mdts=5");
+    rig.faults(&[(Commands::reads(), Effect::Drop, 1)]);
+    rig.read(0, 1);
+    let outcomes = rig.spend(TIMEOUT * 7 / 4);
+    assert_eq!((rig.stats().aborts, rig.stats().resets), (1, 1), "not after twice the timeout");
+    assert!(outcomes.len() == 1 && outcomes[0].1 == Ok(()));
+}
+
+/// Commands may take for ever; Aborts may not.
+#[test]
+fn aborts_without_an_answer_cost_a_reset() {
+    let mut rig = rig_with("mdts=5", QueueOptions::default().command_timeout(None));
+    rig.emulator.hold(Commands::writes());
+    rig.emulator.hold(aborts());
+    let event = rig.request_write(0, 1, 1);
+    rig.look();
+    rig.poller.cancel(event);
+    rig.spend(Duration::from_secs(58));
+    assert!(!rig.is_settled(event) && rig.stats().resets == 0);
+    rig.spend(Duration::from_secs(4));
+    rig.look();
+    assert!(rig.is_settled(event) && rig.stats().resets == 1);
+}
+
 // ---- controller reset ----
 
 /// A completion is lost, so that there is nothing to abort: the controller is reset, and the request goes on.
@@ -372,6 +400,43 @@ fn a_controller_that_was_reset_is_as_good_as_before() {
     assert_eq!((rig.stats().resets, outcomes.len()), (1, 0));
     rig.emulator.release_all();
     assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
+}
+
+/// A reset clears what was set: it is set as before, and what depends on it goes on.
+#[test]
+fn features_are_set_again_after_a_reset() {
+    let emulator = emulator("mdts=5");
+    let status = Status::NAMESPACE_NOT_READY.with_crd(1);
+    delays(&emulator, [3, 0, 0], Fault::new(Commands::reads(), Effect::Status(status)).times(2));
+    let mut rig = open(emulator, QueueOptions::default().depth(8).command_timeout(TIMEOUT));
+    let features = [
+        FeatureId::NUMBER_OF_QUEUES,
+        FeatureId::ASYNC_EVENT_CONFIGURATION,
+        FeatureId::HOST_BEHAVIOR,
+        FeatureId::VOLATILE_WRITE_CACHE,
+    ];
+    let read = |rig: &Rig| {
+        features.map(|feature| {
+            // SAFETY: what has data there has 512 bytes.
+            let trust = unsafe { RawCommands::trust() };
+            let get = Command::get_features(feature);
+            let (completion, memory) = rig.controller.admin(&get, rig.memory(1, 0), 1000, trust).unwrap();
+            assert!(completion.status().is_success(), "{feature:?}");
+            (completion.dw0, memory.to_vec())
+        })
+    };
+    let before = read(&rig);
+    assert_eq!(before[2].1[0], 1, "ACRE");
+    for resets in 1..=2 {
+        rig.controller.reset().unwrap();
+        (0..8).for_each(|_| drop(rig.look()));
+        assert_eq!(rig.stats().resets, resets);
+        assert!(read(&rig) == before);
+        assert!(rig.emulator.is_listened_to(), "a request for events is outstanding");
+    }
+    rig.read(0, 1);
+    assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
+    assert_eq!(rig.stats().resent, 2, "without ACRE there are no retry delays");
 }
 
 /// Resets that are asked for cost what is in flight a delay. However many they are, the controller is not given up for
@@ -537,6 +602,35 @@ fn raw_commands_are_reported_unless_they_are_idempotent() {
         let result = rig.settle(TIMEOUT * 4).remove(0).1;
         let cause = result.map_err(|failure| failure.cause);
         assert_eq!(cause, if idempotent { Ok(()) } else { Err(Cause::OutcomeUnknown) });
+    }
+}
+
+/// What would be another command if it were carried out again, or alone, is not; whatever is said of half a pair.
+#[test]
+fn what_cannot_be_repeated_has_an_unknown_outcome() {
+    const ZONE_APPEND: u8 = 0x7d;
+    const VENDOR: u8 = 0xc1;
+    let raw = |opcode, flags| Command { opcode, flags, ..Command::flush(0) };
+    let append = vec![(raw(ZONE_APPEND, 0), false)];
+    let vendor = vec![(raw(VENDOR, 0), false)];
+    let pair = [(io_opcode::COMPARE, FUSE_FIRST), (io_opcode::WRITE, FUSE_SECOND)];
+    let pair = pair.map(|(opcode, flags)| (raw(opcode, flags), true)).to_vec();
+    for commands in [append, vendor, pair] {
+        let mut rig = rig("mdts=5");
+        rig.faults(&[(Commands::io(), Effect::Drop, u64::MAX)]);
+        // SAFETY: they have a block, and no command transfers more.
+        let trust = unsafe { RawCommands::trust() };
+        for (command, idempotent) in &commands {
+            let io = IoContainer::raw(command, rig.memory(1, 0), trust).idempotent(*idempotent);
+            rig.poller.submit(rig.disk, io).unwrap();
+        }
+        rig.look();
+        let sent = rig.emulator.counters().io_commands;
+        assert_eq!(sent, commands.len() as u64);
+        for outcome in rig.settle(TIMEOUT * 4) {
+            assert_eq!(outcome.1.unwrap_err().cause, Cause::OutcomeUnknown, "{commands:?}");
+        }
+        assert_eq!((rig.stats().resets, rig.emulator.counters().io_commands), (1, sent), "{commands:?}");
     }
 }
 
