@@ -272,7 +272,8 @@ fn a_lost_buffer_is_not_used_again() {
     }
 }
 
-/// A read whose leg was lost: with its memory forfeited it cannot go on, but the reason is the loss.
+/// A read whose leg was lost and cannot be stopped: with its memory forfeited it cannot go on, and that is what it says.
+/// The next one is read from the other leg.
 #[test]
 fn a_read_that_lost_its_memory_says_so() {
     let mut bench = bench(SETTINGS, 2, 8, |_, disks| Mirror::new(disks).unwrap());
@@ -282,8 +283,15 @@ fn a_read_that_lost_its_memory_says_so() {
     bench.turn();
     bench.lose(0);
     bench.turn();
-    let (_, result) = bench.poller.claim(request).unwrap();
-    assert_ne!(result.err().map(|failure| failure.cause), Some(Cause::Refused));
+    let (io, result) = bench.poller.claim(request).unwrap();
+    assert_eq!(result.unwrap_err().cause, Cause::ControllerLost);
+    assert_eq!(io.into_memory().len(), 0, "the controller may still write to it");
+    assert!(bench.space.retired() > 0);
+    let io = bench.read(0, 1);
+    let request = bench.poller.request(bench.target, io).unwrap();
+    bench.turn();
+    let (io, result) = bench.poller.claim(request).unwrap();
+    assert_eq!((result, io.into_memory().len()), (Ok(()), BLOCK));
 }
 
 /// Nobody reads into the memory that went with one leg, and that is no fault of the others.

@@ -11,7 +11,7 @@ use kiovec::layer::{Disk, Layer, Mirror, Partition, Stack, Stripe};
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::spec::Status;
 use kiovec::{Cause, Controller, Failure, IoContainer, Poller, QueueOptions, State};
-use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
+use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults, Remedy};
 use proptest::prelude::*;
 
 const AFTER: Duration = Duration::from_micros(100);
@@ -372,6 +372,36 @@ fn reads_that_a_lost_controller_had_are_read_elsewhere() {
     assert!(outcomes.iter().all(|outcome| outcome.result == Ok(()) && outcome.bytes == [7; 25 * 4096]));
     assert_eq!(ejected(bench.layer()), [Some(Cause::ControllerLost), None]);
     assert_eq!(bench.layer().counts().failovers, 2);
+}
+
+/// What they were sent to completes nothing, and no reset brings it back; or one does, and then it is asked again.
+#[test]
+fn reads_of_a_leg_that_resets_do_not_cure_are_read_elsewhere() {
+    for (remedy, elsewhere) in [(Remedy::None, true), (Remedy::FunctionReset, false)] {
+        let mut bench = mirror(2);
+        let memory = bench.memory(100, 7);
+        bench.run(IoContainer::write(0, memory));
+        bench.emulator(0).hang(remedy);
+        bench
+            .emulator(0)
+            .set_faults(Faults::default().with(Fault::new(Commands::reads(), Effect::Drop).once()));
+        for tag in 0..LANES as u64 {
+            let memory = bench.memory(25, 0);
+            bench.submit(IoContainer::read(tag * 25, memory).tag(tag));
+        }
+        let mut outcomes = Vec::new();
+        for _ in 0..400 {
+            (0..1100).for_each(|_| outcomes.extend(bench.turn()));
+            bench.emulator(0).advance(Duration::from_secs(1));
+        }
+        assert_eq!(outcomes.len(), LANES);
+        assert!(outcomes.iter().all(|outcome| outcome.result == Ok(()) && outcome.bytes == [7; 25 * 4096]));
+        assert_eq!(bench.layer().counts().failovers, u64::from(elsewhere));
+        assert_eq!(ejected(bench.layer()), [elsewhere.then_some(Cause::ControllerLost), None]);
+        let resets = bench.queues.iter().map(|queue| bench.poller.stats(*queue).resets);
+        assert!(resets.eq([u64::from(!elsewhere), 0]));
+        assert_eq!(bench.space.retired(), 0, "nothing is kept of what reaches nothing");
+    }
 }
 
 // ---- hedged reads ----

@@ -1,7 +1,8 @@
 //! The ladder: command timeout, Abort, and what comes after it; each rung is reached by a fault.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use kiovec::memory::{DmaSpace, MemoryChain, RawCommands};
@@ -518,6 +519,54 @@ fn two_pollers_are_reset_together() {
     }
     idle.read(100, 4);
     assert!(idle.settle(TIMEOUT)[0].2.iter().all(|byte| *byte == 1));
+}
+
+/// The same with a thread for each, while both write and read what they wrote.
+#[test]
+fn pollers_in_threads_are_reset_together() {
+    const RESETS: u64 = 4;
+    let settings = "size=16M,block=4096,media=ram,mdts=1";
+    let emulator = Emulator::spawn(Config::parse(settings).unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let resets = [const { AtomicU64::new(0) }; 2];
+    let ready = Barrier::new(3);
+    let worker = |me: usize| {
+        let mut poller = Poller::new(16);
+        let queue = poller.add_queue(&controller, QueueOptions::default().depth(4)).unwrap();
+        let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+        let (mut lba, mut fill) = (0, 0u8);
+        ready.wait();
+        while resets[me].load(Ordering::Relaxed) < RESETS {
+            (lba, fill) = (lba % 64 + 8, fill.wrapping_add(1));
+            let at = 1000 * me as u64 + lba;
+            let mut memory = space.allocate(8 * BLOCK).unwrap();
+            memory.fill(fill);
+            for io in
+                [IoContainer::write(at, memory), IoContainer::read(at, space.allocate(8 * BLOCK).unwrap())]
+            {
+                let event = poller.request(disk, io).unwrap();
+                poller.wait(event, Duration::from_secs(60), |_| {}).unwrap();
+                let (io, result) = poller.claim(event).unwrap();
+                assert_eq!(result, Ok(()));
+                assert!(io.into_memory().to_vec().iter().all(|byte| *byte == fill));
+            }
+            resets[me].store(poller.stats(queue).resets, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        let worker = &worker;
+        let workers = [0, 1].map(|me| scope.spawn(move || worker(me)));
+        ready.wait();
+        for round in 0..RESETS {
+            while resets.iter().any(|resets| resets.load(Ordering::Relaxed) < round) {
+                assert!(!workers.iter().any(|worker| worker.is_finished()), "a worker has failed");
+                std::thread::yield_now();
+            }
+            controller.reset().unwrap();
+        }
+    });
+    assert_eq!(resets.map(|resets| resets.into_inner()), [RESETS; 2]);
 }
 
 /// Nobody knows what a poller does that is not polled: the others wait a bounded time, and then all is lost.
