@@ -74,7 +74,11 @@ impl Bench {
     ) -> Result<(), String> {
         let fates = self.fates();
         let tree = &self.volumes[live.volume].tree;
-        let may_fail = || tree.may_fail(&fates, live.operation, &live.range());
+        // What a leg of a mirror refuses, another may have failed: then that is what is told.
+        let may_fail = || {
+            tree.may_fail(&fates, live.operation, &live.range())
+                || live.fussy && tree.may_fail_somewhere(&fates, live.operation)
+        };
         let disks = tree.disks();
         let some = |has: fn(&Plight) -> bool| disks.iter().any(|disk| has(&self.plights[disk.controller]));
         let (lost, reset, overdue) = (some(|it| it.lost), some(|it| it.reset), some(|it| it.overdue));

@@ -288,6 +288,11 @@ impl Tree {
         }
     }
 
+    /// Whether any disk may fail such a request, of whatever blocks.
+    pub fn may_fail_somewhere(&self, fates: &Fates<'_>, operation: Operation) -> bool {
+        self.disks().into_iter().any(|disk| Tree::Disk(disk).may_fail(fates, operation, &(0..1 << 40)))
+    }
+
     fn may_be_ejected(&self, fates: &Fates<'_>) -> bool {
         let writes = [Operation::Write, Operation::WriteZeroes, Operation::Deallocate, Operation::Flush];
         let all = Fates { cured: false, ..*fates };
