@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kiovec::memory::{DmaSpace, MemoryChain, RawCommands, Registration};
 use kiovec::spec::{Command, Completion, FeatureId, admin_opcode};
-use kiovec::{Controller, Error, IoContainer, Poller, QueueId, QueueOptions, Target};
+use kiovec::{Cause, Controller, Error, IoContainer, Poller, QueueId, QueueOptions, Target};
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -193,4 +193,23 @@ fn an_admin_command_finds_a_controller_that_has_stopped() {
     rig.look();
     assert_eq!(rig.resets(), 1);
     assert!(rig.ask(0, 100).unwrap().status().is_success());
+}
+
+/// Whoever notices first, it is lost for all, and says so as often as it is asked.
+#[test]
+fn an_admin_command_finds_a_controller_that_was_pulled() {
+    let mut rig = rig(None);
+    rig.emulator.hold(Commands::reads());
+    rig.read();
+    rig.look();
+    rig.emulator.unplug();
+    for page in 0..PAGES {
+        let error = rig.ask(page, 100).unwrap_err();
+        assert!(matches!(error, Error::Gone { .. }), "{error}");
+    }
+    let mut causes = Vec::new();
+    (0..2 * LOOK).for_each(|_| {
+        rig.poller.poll(|request| causes.push(request.result().unwrap_err().cause));
+    });
+    assert_eq!(causes, [Cause::ControllerLost]);
 }

@@ -460,6 +460,7 @@ impl Controller {
             _ if self.interrupt.load(Ordering::Relaxed) => self.begin(&mut admin),
             // It is not counted: no command is sent again for it, so that this has an end.
             Err(Error::Fatal { .. } | Error::Disabled { .. }) => self.stop(&mut admin),
+            Err(Error::Gone { .. } | Error::Disconnected { .. }) => self.lose(&mut admin.course, Loss::Gone),
             Err(Error::Timeout { .. }) => {
                 let Admin { queue, aborts, .. } = &mut *admin;
                 aborts.turn(queue);
