@@ -336,7 +336,7 @@ fn a_request_is_done_when_its_children_are() {
     let (mut bench, target) = Bench::scripted(8, |layer| {
         let disk = layer.disk.target();
         layer.down = Box::new(move |cx, io| {
-            let child = cx.share(&io);
+            let child = cx.share(&io, 0);
             cx.set_lba(&child, 100);
             cx.submit(disk, child);
             cx.submit(disk, io);

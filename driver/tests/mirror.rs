@@ -7,7 +7,7 @@ mod bench;
 use std::time::Duration;
 
 use bench::{Bench, LANES, rounds};
-use kiovec::layer::{Disk, Layer, Mirror, Partition, Stack, Stripe};
+use kiovec::layer::{Disk, Layer, Mirror, Partition, Retry, RetryOptions, Stack, Stripe};
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::spec::Status;
 use kiovec::{Cause, Controller, Failure, IoContainer, Poller, QueueOptions, State};
@@ -372,6 +372,28 @@ fn reads_that_a_lost_controller_had_are_read_elsewhere() {
     assert!(outcomes.iter().all(|outcome| outcome.result == Ok(()) && outcome.bytes == [7; 25 * 4096]));
     assert_eq!(ejected(bench.layer()), [Some(Cause::ControllerLost), None]);
     assert_eq!(bench.layer().counts().failovers, 2);
+}
+
+/// What is written before a failure is done, and somebody may have written other data there by then: it is not written
+/// once more.
+#[test]
+fn a_write_that_is_tried_again_goes_on_where_it_failed() {
+    let make =
+        |_: &DmaSpace, disks| Retry::new(Mirror::new(disks).unwrap(), RetryOptions::default()).unwrap();
+    let mut bench = Bench::new(&settings(2, ",mdts=1"), 8, make);
+    for leg in 0..2 {
+        let weak = Fault::new(Commands::writes().lbas(4..5), Effect::Status(Status::WRITE_FAULT)).times(1);
+        let first = Fault::new(Commands::writes().lbas(0..1), Effect::DelaySteps(1));
+        bench.emulator(leg).set_faults(Faults::default().with(weak).with(first));
+    }
+    let memory = bench.memory(16, 7);
+    assert_eq!(bench.run(IoContainer::write(0, memory)).result, Ok(()));
+    for leg in 0..2 {
+        assert_eq!(bench.emulator(leg).injections(), [1, 1], "each is written once");
+    }
+    let memory = bench.memory(16, 0);
+    let outcome = bench.run(IoContainer::read(0, memory));
+    assert_eq!((outcome.result, outcome.bytes), (Ok(()), vec![7; 16 * 4096]));
 }
 
 /// What they were sent to completes nothing, and no reset brings it back; or one does, and then it is asked again.

@@ -180,7 +180,7 @@ impl<B: Layer> Stripe<B> {
     fn share(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
         let mut children: [Option<Handle>; MAX_LEGS] = [const { None }; MAX_LEGS];
         for (leg, child) in children.iter_mut().enumerate().take(self.legs.len()) {
-            let share = child.insert(cx.share(&io));
+            let share = child.insert(cx.share(&io, 0));
             cx.set_frame(share, self.legs.frame, Place { leg, child: true }.word());
         }
         cx.park(io);

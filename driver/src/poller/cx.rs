@@ -100,6 +100,11 @@ impl Cx<'_> {
         self.core.tree[io.node].unissued()
     }
 
+    /// Blocks that are done or under way.
+    pub fn issued(&self, io: &Handle) -> u64 {
+        self.core.tree[io.node].cursor
+    }
+
     /// Whether it succeeded is this layer's to say, on the way up: until then, nobody who observes a part
     /// of it is told that it did.
     pub fn judge(&mut self, io: &Handle) {
@@ -265,13 +270,14 @@ impl Cx<'_> {
         self.handle(child)
     }
 
-    /// All of a request as a child, next to others that are all of it as well. Not of a read: two
+    /// All of a request from a block on as a child, next to others that are the same. That block is the one that it goes
+    /// on with, as [`issued`](Cx::issued) says before the first of them: 0, unless it failed before. Not of a read: two
     /// children would write to the same memory.
     ///
     /// # Panics
     /// If it is a read.
-    pub fn share(&mut self, of: &Handle) -> Handle {
-        let child = self.core.tree.share(of.node);
+    pub fn share(&mut self, of: &Handle, first: u64) -> Handle {
+        let child = self.core.tree.share(of.node, first);
         self.handle(child)
     }
 

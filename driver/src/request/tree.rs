@@ -528,15 +528,16 @@ impl Tree {
         child
     }
 
-    /// All of a node as a child, next to others that have all of it as well. Not for reads: two
-    /// children would write to the same memory.
-    pub(crate) fn share(&mut self, parent: NodeId) -> NodeId {
+    /// All of a node from one of its blocks on as a child, next to others that have the same. Not for reads: two
+    /// children would write to the same memory. What lies before is done, and may be somebody else's by now.
+    pub(crate) fn share(&mut self, parent: NodeId, first: u64) -> NodeId {
         let node = &self[parent];
         assert!(node.io.operation() != Operation::Read, "what is read goes to one place");
-        let io = node.io.part(0, node.io.blocks());
-        let (owner, start) = (node.owner, node.start);
+        let io = node.io.part(first, node.io.blocks().saturating_sub(first));
+        // Its cursor goes on with the first of these children, and this does not.
+        let (owner, start) = (node.owner, node.at);
         let child = self.adopt(parent, io, owner, start);
-        self[child].offset = 0;
+        self[child].offset = first;
         // Every block is under way, and done when all that have it are.
         self[parent].cursor = self[parent].io.extent();
         self[parent].judged = true;

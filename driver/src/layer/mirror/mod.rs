@@ -253,9 +253,10 @@ impl<B: Layer> Mirror<B> {
         }
         self.set_word(cx, &io, Word::new());
         let mut copies: [Option<Handle>; MAX_LEGS] = [const { None }; MAX_LEGS];
+        let first = cx.issued(&io);
         for (leg, copy) in copies.iter_mut().enumerate() {
             if self.roster.live() & bit(leg) != 0 {
-                let copy = copy.insert(cx.share(&io));
+                let copy = copy.insert(cx.share(&io, first));
                 self.set_word(cx, copy, Word::new().with_role(Role::Copy).with_leg(leg as u8));
             }
         }
