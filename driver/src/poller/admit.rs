@@ -3,7 +3,7 @@
 //!
 //! Knows what a stack looks like from above; must not know what is in it.
 
-use super::cx::{Cx, other_queue};
+use super::cx::Cx;
 use super::layer::{Geometry, Handle, Layer};
 use super::{Core, LAYERED, Rejected, Stacked, Target};
 use crate::queue::{Queue, Refusal, check_range, check_space, count_blocks};
@@ -42,10 +42,10 @@ pub(super) fn enter<L: Layer>(
     if !L::NONE && target.queue == LAYERED {
         return enter_layered(cx, &mut layers[usize::from(target.namespace)], target.namespace, io, accepted);
     }
-    let Core { queues, tree, events, .. } = &mut *cx.core;
+    let Core { tree, events, .. } = &mut *cx.core;
     let queue = match target.queue == cx.here {
         true => &mut *cx.queue,
-        false => other_queue(queues, tree, target.queue),
+        false => cx.others.queue(tree, target.queue),
     };
     begin(queue, tree, events, target, io, accepted)
 }

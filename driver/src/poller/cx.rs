@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::layer::{Handle, NO_SLOT, Name, Outline, Waiting};
-use super::pair::Pair;
+use super::others::Others;
 use super::{Core, Target};
 use crate::memory::MemoryChain;
 use crate::queue::{Queue, Refusal, count_blocks};
@@ -16,10 +16,19 @@ use crate::request::{Cause, Failure, IoContainer, Node, NodeId, Operation, Tree}
 /// A poller, in the hands of a layer.
 #[derive(Debug)]
 pub struct Cx<'a> {
-    /// The queue whose turn it is; it is not in its place in the core.
+    /// The queue whose turn it is.
     pub(super) here: u16,
     pub(super) queue: &'a mut Queue,
+    pub(super) others: Others<'a>,
     pub(super) core: &'a mut Core,
+}
+
+impl<'a> Cx<'a> {
+    #[inline(always)]
+    pub(super) fn new(queue: &'a mut Queue, others: &'a mut Others<'_>, core: &'a mut Core) -> Cx<'a> {
+        let others = others.again();
+        Cx { here: others.here(), queue, others, core }
+    }
 }
 
 impl Cx<'_> {
@@ -442,19 +451,7 @@ impl Cx<'_> {
 
     #[inline(never)]
     fn other_queue(&mut self, index: u16) -> (&mut Queue, &mut Tree) {
-        let Core { queues, tree, .. } = &mut *self.core;
-        (other_queue(queues, tree, index), tree)
+        let tree = &mut self.core.tree;
+        (self.others.queue(tree, index), tree)
     }
-}
-
-/// A queue whose turn it is not: it has one soon.
-#[inline(never)]
-pub(super) fn other_queue<'a>(
-    queues: &'a mut [Option<Box<Pair>>],
-    tree: &mut Tree,
-    index: u16,
-) -> &'a mut Queue {
-    tree.attention.add_touched();
-    let pair = queues[usize::from(index)].as_mut();
-    &mut pair.expect("only the queue whose turn it is is out").queue
 }

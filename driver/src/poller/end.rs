@@ -59,7 +59,7 @@ impl<L: Layer> Poller<L> {
     fn stop(&mut self, request: NodeId, cause: Cause) {
         let mut work = vec![request];
         while let Some(id) = work.pop() {
-            let Core { queues, tree, again, .. } = &mut self.core;
+            let Core { tree, again, .. } = &mut self.core;
             let node = &mut tree[id];
             // What is in flight may or may not be carried out: from its first block on.
             node.end(cause);
@@ -70,7 +70,7 @@ impl<L: Layer> Poller<L> {
                 tree.attention.add_news();
             }
             tree.attention.add_touched();
-            if let Some(Some(pair)) = queues.get_mut(queue) {
+            if let Some(pair) = self.queues.get_mut(queue) {
                 pair.end(tree, id, waits);
             }
             work.extend(tree.children(id));

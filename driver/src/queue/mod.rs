@@ -37,7 +37,9 @@ use self::runs::Run;
 use self::slots::{Piece, Slots};
 use crate::defects::{self, Defect};
 use crate::memory::{MemoryChain, Position, SharedArray};
-use crate::request::{Cause, Failed, IoContainer, Line, Node, NodeId, Operation, Progress, Tree, Wire};
+use crate::request::{
+    Cause, Failed, IoContainer, Line, Node, NodeId, Operation, Progress, Second, Tree, Wire,
+};
 use crate::spec::Completion;
 use crate::spec::command::DSM_DEALLOCATE;
 use crate::spec::io_opcode::{READ, WRITE};
@@ -271,11 +273,21 @@ impl Queue {
         }
     }
 
-    /// Begins a turn: completions that an honest controller has for it, at most.
+    /// Begins a turn. If it does not come to its [end](Queue::finish_turn), there [is news](Queue::has_news).
     #[inline(always)]
-    pub(crate) fn begin_turn(&mut self) -> u32 {
+    pub(crate) fn begin_turn(&mut self) {
         self.laps = 0;
-        self.cq.len()
+        self.cq.forget();
+    }
+
+    /// Whether the controller has completed more in this turn than it can have been told of.
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.laps > 1
+    }
+
+    /// How far completions were looked at in this turn: laps, and the place.
+    pub(crate) fn progress(&self) -> (u32, u32) {
+        (self.laps, self.cq.position())
     }
 
     pub(crate) fn max_transfer(&self) -> u64 {
@@ -403,15 +415,62 @@ impl Queue {
         true
     }
 
-    /// Points a command, if it is prepared, to other memory of the same length. False if it takes more
-    /// than that.
+    /// Points a command, if it is prepared, to other memory of the same length; `before` is what it pointed
+    /// to. False if it takes more than that.
     #[inline(always)]
-    pub(crate) fn point(&self, node: &mut Node) -> bool {
-        let Some(segment) = node.io.memory().only_segment() else { return false };
+    pub(crate) fn point(&self, node: &mut Node, slot: u32, before: &MemoryChain) -> bool {
+        let Some(segment) = node.io.memory().one() else { return self.point_to_list(node, slot) };
+        if before.one().is_some_and(|before| segment.has_source_of(before)) || segment.space() == self.space {
+            let (wire, iova) = (&mut node.wire, segment.iova());
+            let by = iova.wrapping_sub(wire.dptr[0]);
+            if by.is_multiple_of(prp::PAGE) {
+                if wire.second == Second::Fixed {
+                    wire.dptr[0] = iova;
+                    return true;
+                }
+                cold_path();
+                if wire.second == Second::Listed && prp::is_in_block(iova, before.len() as u64) {
+                    wire.dptr = [iova, prp::moved(wire.dptr[1], by)];
+                    return true;
+                }
+            }
+        }
+        self.point_anew(node)
+    }
+
+    /// The same, whatever segment it was, and is.
+    #[inline(never)]
+    fn point_anew(&self, node: &mut Node) -> bool {
+        let Some(segment) = node.io.memory().one().filter(|segment| segment.space() == self.space) else {
+            return false;
+        };
         let run = Run { iova: segment.iova(), len: segment.len() as u64 };
         let Some(dptr) = self.pointer.direct(run) else { return false };
-        node.wire.dptr = dptr;
-        segment.space() == self.space
+        (node.wire.dptr, node.wire.second) = (dptr, self.pointer.second(run));
+        true
+    }
+
+    /// The same, for memory in several segments: their list is written into the memory of the node's slot.
+    #[inline(never)]
+    fn point_to_list(&self, node: &mut Node, slot: u32) -> bool {
+        let slot = slot as usize;
+        let Some([first, second]) = self.page_list(node.io.memory().segments(), slot) else {
+            return self.point_to_mixed_list(node, slot);
+        };
+        (node.wire.dptr[0], node.wire.dptr[1], node.wire.second) = (first, second, Second::Any);
+        true
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn point_to_mixed_list(&self, node: &mut Node, slot: usize) -> bool {
+        // If nothing is prepared, the length may be any; and without a slot there is no list.
+        if slot >= self.slots.depth() || !node.wire.is_prepared() {
+            return false;
+        }
+        let Some(dptr) = self.mixed_list(node.io.memory().segments(), slot) else { return false };
+        (node.wire.dptr, node.wire.second) = (dptr, Second::Any);
+        true
     }
 
     /// Whether the LBA of a prepared command is within the limits.
@@ -549,8 +608,8 @@ impl Queue {
     /// Writes a command of the caller's own making into the ring.
     fn push_raw(&mut self, io: &IoContainer, wire: &Wire, cid: u32) {
         let [prp1, prp2] = wire.dptr;
-        let head = wire.head ^ u64::from(cid);
-        self.sq.push([head, io.raw.cdw2_3, 0, prp1, prp2, io.lba(), wire.tail, io.raw.cdw14_15]);
+        let (head, raw) = (wire.head ^ u64::from(cid), io.raw_words());
+        self.sq.push([head, raw.cdw2_3, 0, prp1, prp2, io.lba(), wire.tail, raw.cdw14_15]);
     }
 
     // ---- waiting ----
@@ -626,18 +685,23 @@ impl Queue {
     pub(crate) fn next(&mut self, tree: &mut Tree) -> Next {
         let high = self.cq.high();
         let high = if defects::is(Defect::MissGenerationCheck) { self.slots.believe(high) } else { high };
+        // The comparison with a slot finds this as well, but later, and every turn ends with it.
+        if !CompletionRing::is_success(high) {
+            if CompletionRing::is_new(high) {
+                self.exception(tree, high);
+                return Next::Other;
+            }
+            self.cq.remember(high);
+            return Next::Nothing;
+        }
         match self.slots.land(high) {
             Some((node, slot)) => {
                 self.advance();
                 Next::Whole(node, slot as u32)
             }
-            None if CompletionRing::is_new(high) => {
+            None => {
                 self.exception(tree, high);
                 Next::Other
-            }
-            None => {
-                self.cq.remember(high);
-                Next::Nothing
             }
         }
     }
@@ -742,29 +806,31 @@ impl Queue {
         self.cq.dword0()
     }
 
-    /// The end of a turn: what waits gets free slots, and the doorbells are rung, each at most once. `idle`
-    /// are polls that found nothing, up to this one, if they are known.
+    /// The end of a turn: what waits gets free slots, and the doorbells are rung, each at most once.
     #[inline(always)]
-    pub(crate) fn finish_turn(&mut self, tree: &mut Tree, idle: u32) {
+    pub(crate) fn finish_turn(&mut self, tree: &mut Tree) {
         if self.gate != 0 {
             self.gate &= !HALTED;
             self.issue_waiting(tree);
         }
-        if !self.ring() && idle >= IDLE_POLLS {
+        self.ring();
+    }
+
+    /// After so many polls in a row that found nothing, the controller is told of all that was consumed.
+    pub(crate) fn rest(&mut self, idle: u32) {
+        if idle >= IDLE_POLLS {
             self.cq.ring();
         }
     }
 
-    /// Tells the controller of new commands. False if there are none.
+    /// Tells the controller of new commands, if there are any.
     #[inline(always)]
-    fn ring(&mut self) -> bool {
-        if self.sq.is_rung() {
-            return false;
+    fn ring(&mut self) {
+        if !self.sq.is_rung() {
+            // First room for what the new commands will complete with, then the commands.
+            self.cq.make_room();
+            self.sq.ring();
         }
-        // First room for what the new commands will complete with, then the commands.
-        self.cq.make_room();
-        self.sq.ring();
-        true
     }
 
     /// The controller is lost: everything fails, now and later. What it may still reach goes back to nobody,

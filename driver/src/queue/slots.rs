@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::memory::Masked;
 use crate::request::NodeId;
 use crate::spec::Completion;
 
@@ -81,9 +82,7 @@ pub(super) enum Piece {
 
 #[derive(Debug)]
 pub(super) struct Slots {
-    slots: Box<[Slot]>,
-    /// Brings any CID into range.
-    mask: u32,
+    slots: Masked<Slot>,
     /// What a slot's low word differs by from one generation to the next.
     generation: u32,
     free: Vec<u16>,
@@ -100,34 +99,32 @@ impl Slots {
             node: NodeId::NONE,
             piece: Piece::Whole,
         };
-        let slots: Box<[Slot]> = (0..depth.next_power_of_two()).map(vacant).collect();
-        let (mask, generation) = (slots.len() as u32 - 1, (slots.len() as u32) << 16);
-        Slots { slots, mask, generation, free: (0..depth as u16).rev().collect(), depth }
+        let slots = Masked::new((0..depth.next_power_of_two()).map(vacant).collect());
+        let generation = (slots.len() as u32) << 16;
+        Slots { slots, generation, free: (0..depth as u16).rev().collect(), depth }
     }
 
     /// The slot that a completion's high word names, if that is in flight or not.
     #[inline(always)]
     pub(super) fn index(&self, high: u64) -> usize {
-        ((high >> 32) as u32 & self.mask) as usize
+        self.slots.mask((high >> 32) as u32) as usize
     }
 
     /// A completion's high word with the generation of the slot's command, whatever it has.
     pub(super) fn believe(&self, high: u64) -> u64 {
-        let generations = u64::from(!self.mask & 0xffff) << 32;
+        let generations = u64::from(!self.slots.mask(0xffff) & 0xffff) << 32;
         let cid = u64::from(self.cid(self.index(high))) << 32;
         high & !generations | cid & generations
     }
 
     #[inline(always)]
     pub(super) fn get(&self, index: usize) -> &Slot {
-        let Some(slot) = self.slots.get(index) else { no_such_slot() };
-        slot
+        &self.slots[index as u32]
     }
 
     #[inline(always)]
     fn get_mut(&mut self, index: usize) -> &mut Slot {
-        let Some(slot) = self.slots.get_mut(index) else { no_such_slot() };
-        slot
+        &mut self.slots[index as u32]
     }
 
     /// The node of the slot that a completion's high word names, if the command in it carried all of the
@@ -193,7 +190,7 @@ impl Slots {
     /// Whether a completion, whatever its status, answers the command in the slot it names.
     pub(super) fn answers(&self, index: usize, completion: &Completion) -> bool {
         let low = u32::from(completion.cid) << 16 | u32::from(completion.sq_id);
-        self.is_in_flight(index) && self.slots[index].low == low
+        self.is_in_flight(index) && self.slots[index as u32].low == low
     }
 
     /// Counts a sweep that has found the command of a slot in flight: how many have by now, 15 at most.
@@ -204,22 +201,22 @@ impl Slots {
 
     /// Sweeps that have found the command of a slot.
     pub(super) fn age(&self, index: usize) -> u32 {
-        (self.slots[index].high & AGES) / AGE
+        (self.slots[index as u32].high & AGES) / AGE
     }
 
     pub(super) fn set_age(&mut self, index: usize, age: u32) {
-        let high = &mut self.slots[index].high;
+        let high = &mut self.slots[index as u32].high;
         *high = (*high & !AGES) | (age * AGE);
     }
 
     /// Notes whether an Abort of a command was asked for.
     pub(super) fn note_abort(&mut self, index: usize, asked: bool) {
-        let high = &mut self.slots[index].high;
+        let high = &mut self.slots[index as u32].high;
         *high = if asked { *high | ABORT } else { *high & !ABORT };
     }
 
     pub(super) fn is_abort_asked(&self, index: usize) -> bool {
-        self.slots[index].high & ABORT != 0
+        self.slots[index as u32].high & ABORT != 0
     }
 
     /// The slot that a CID names.
@@ -229,20 +226,20 @@ impl Slots {
 
     /// The CID of the command that is or was in a slot.
     pub(super) fn cid(&self, index: usize) -> u16 {
-        (self.slots[index].low >> 16) as u16
+        (self.slots[index as u32].low >> 16) as u16
     }
 
     /// Whether the command in a slot is in flight, and was found by a sweep, sent before, or is to be aborted.
     #[inline(always)]
     pub(super) fn is_marked(&self, index: usize) -> bool {
-        let high = self.slots[index].high;
+        let high = self.slots[index as u32].high;
         high & VACANT == 0 && high & (AGES | ABORT | RESENT | TRIES) != 0
     }
 
     /// If a completion's high word is the success of a command that carries all of its node, and does not
     /// match for nothing but its age, takes the age away, so that it does.
     pub(super) fn rejuvenate(&mut self, index: usize, high: u64) -> bool {
-        let slot = &mut self.slots[index];
+        let slot = &mut self.slots[index as u32];
         let aged = slot.high != 0 && slot.high & !(AGES | ABORT | RESENT | TRIES) == 0;
         let answered = aged && high >> 16 == u64::from(slot.low);
         if answered {
@@ -252,7 +249,7 @@ impl Slots {
     }
 
     pub(super) fn is_in_flight(&self, index: usize) -> bool {
-        self.slots[index].high & VACANT == 0
+        self.slots[index as u32].high & VACANT == 0
     }
 
     /// The nodes that slots were last taken for.
@@ -273,7 +270,7 @@ impl Slots {
 
     /// How often the command of a slot was sent once more through its own fault, up to [`MOST_TRIES`].
     pub(super) fn tries(&self, index: usize) -> u32 {
-        (self.slots[index].high & TRIES) / TRY
+        (self.slots[index as u32].high & TRIES) / TRY
     }
 
     /// Counts one.
@@ -285,14 +282,14 @@ impl Slots {
 
     /// Whether the command of a slot is to be put into it once more.
     pub(super) fn is_put_off(&self, index: usize) -> bool {
-        self.slots[index].high & AGAIN != 0
+        self.slots[index as u32].high & AGAIN != 0
     }
 
     /// Puts the command that is or was in a slot into it once more, and returns its low word.
     pub(super) fn occupy_once_more(&mut self, index: usize) -> u32 {
-        let Slot { node, piece, high, .. } = self.slots[index];
+        let Slot { node, piece, high, .. } = self.slots[index as u32];
         let low = self.occupy(index, node, piece);
-        self.slots[index].high |= RESENT | (high & TRIES);
+        self.slots[index as u32].high |= RESENT | (high & TRIES);
         low
     }
 
@@ -305,13 +302,6 @@ impl Slots {
     pub(super) fn depth(&self) -> usize {
         self.depth
     }
-}
-
-/// An index comes from a mask, or from a slot that was there.
-#[cold]
-#[inline(never)]
-fn no_such_slot() -> ! {
-    panic!("a slot that is not there")
 }
 
 #[cfg(test)]

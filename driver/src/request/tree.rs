@@ -36,11 +36,26 @@ pub(crate) struct Wire {
     pub(crate) dptr: [u64; 2],
     /// Dwords 12 and 13.
     pub(crate) tail: u64,
+    /// How the second half of the data pointer goes with the first.
+    pub(crate) second: Second,
+}
+
+/// How the second half of a data pointer changes, as memory of the same length and with the same place in its
+/// page takes the place of other memory.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Second {
+    /// It depends.
+    #[default]
+    Any,
+    /// Not at all: there is none, or it is a length.
+    Fixed,
+    /// It lies in a list of all addresses: for each page that the memory moves, by an entry.
+    Listed,
 }
 
 impl Wire {
     /// Nothing is prepared.
-    pub(crate) const NONE: Wire = Wire { bound: 0, head: 0, dptr: [0; 2], tail: 0 };
+    pub(crate) const NONE: Wire = Wire { bound: 0, head: 0, dptr: [0; 2], tail: 0, second: Second::Any };
 
     #[inline(always)]
     pub(crate) fn is_prepared(&self) -> bool {
@@ -266,6 +281,8 @@ pub(crate) struct Attention {
     what: u8,
     /// Quiet polls that are still to come before the next full one.
     quiet: u32,
+    /// Those that were, before there was something to do.
+    held: u32,
     /// Polls so far, with the quiet ones that are still to come.
     polls: u64,
 }
@@ -282,12 +299,12 @@ impl Attention {
     /// Quiet polls in a row, at most.
     const QUIET: u32 = 1023;
 
-    const NONE: Attention = Attention { what: 0, quiet: 0, polls: 0 };
+    const NONE: Attention = Attention { what: 0, quiet: 0, held: 0, polls: 0 };
 
     fn add(&mut self, what: u8) {
         self.what |= what;
         self.polls -= u64::from(self.quiet);
-        self.quiet = 0;
+        self.held += std::mem::take(&mut self.quiet);
     }
 
     /// Something new came.
@@ -306,12 +323,15 @@ impl Attention {
         self.what = self.what & Attention::TOUCHED | Attention::REST;
     }
 
-    /// All that was begun with is worked off; whether something waits for its time.
+    /// All that was begun with is worked off; whether something waits for its time. If nothing else is to
+    /// be done, polls are as quiet as they were before.
     pub(crate) fn clear_rest(&mut self, timer: bool) {
         self.what &= !(Attention::REST | Attention::TIMER);
         if timer {
             self.add(Attention::TIMER);
         }
+        let held = std::mem::take(&mut self.held);
+        self.be_quiet(held);
     }
 
     /// Whether there is anything to work off.
@@ -335,30 +355,21 @@ impl Attention {
 
     /// Counts a poll that gives every queue its turn, as the one that could not be a quiet one.
     pub(crate) fn begin_full(&mut self) {
-        self.quiet = 0;
+        (self.quiet, self.held) = (0, 0);
         self.what &= !Attention::TOUCHED;
         self.polls += 1;
     }
 
     /// Unless there is anything to do, the polls to come are quiet.
     pub(crate) fn end_full(&mut self) {
-        self.resume_quiet(Attention::QUIET);
-    }
-
-    /// Lets the next poll be a full one, unless the number of quiet polls that is returned is
-    /// [resumed](Attention::resume_quiet).
-    #[inline(always)]
-    pub(crate) fn suspend_quiet(&mut self) -> u32 {
-        self.polls -= u64::from(self.quiet);
-        std::mem::take(&mut self.quiet)
+        self.be_quiet(Attention::QUIET);
     }
 
     /// Unless there is anything to do, so many polls to come are quiet.
-    #[inline(always)]
-    pub(crate) fn resume_quiet(&mut self, quiet: u32) {
+    fn be_quiet(&mut self, polls: u32) {
         if self.what == 0 {
-            self.quiet = quiet;
-            self.polls += u64::from(quiet);
+            self.polls = self.polls - u64::from(self.quiet) + u64::from(polls);
+            self.quiet = polls;
         }
     }
 
