@@ -2,10 +2,10 @@
 
 use super::cx::Cx;
 use super::layer::{Direct, Handle, Layer, NO_SLOT};
-use super::{Poller, Rejected, Target};
+use super::{Core, Poller, Rejected, Target};
 use crate::memory::MemoryChain;
-use crate::queue::Queue;
-use crate::request::{Failure, InPlace, IoContainer, NodeId};
+use crate::queue::{Queue, Refusal};
+use crate::request::{Event, Failure, InPlace, IoContainer, NodeId};
 
 /// A finished request. Submit it again, take its container, or just drop it: then its memory is
 /// freed.
@@ -112,7 +112,33 @@ impl<'a, L: Layer> Done<'a, L> {
         if (L::NONE || !node.is_layered()) && self.queue.restart(node, self.slot) {
             return Ok(());
         }
+        if self.queue.is_gated() && node.queue == self.here && (L::NONE || !node.is_layered()) {
+            let waits = self.queue.hold_again(&mut self.poller.core.tree, id, self.slot);
+            if waits {
+                return Ok(());
+            }
+        }
         resubmit_changed(self.queue, self.poller, id, self.slot, self.here)
+    }
+
+    /// The same, and its completion counts in an [open](Poller::open_all) event.
+    /// [Refused](crate::Refusal::Closed) by one that is not open.
+    #[inline(always)]
+    pub fn resubmit_into(mut self, all: Event) -> Result<(), Rejected> {
+        let id = std::mem::replace(&mut self.node, NodeId::NONE);
+        let Core { events, tree, .. } = &mut self.poller.core;
+        let node = &mut tree[id];
+        // From one event to the next, like the one before it. What has no slot is prepared for none.
+        let before = node.event;
+        if events.pass(before, all, node.io.memory().len() as u64) {
+            node.event = Some(all);
+            if self.queue.restart_among_counted(node, self.slot) {
+                return Ok(());
+            }
+            events.take_back(node.io.memory().len() as u64);
+            node.event = before;
+        }
+        resubmit_counted(self.queue, self.poller, (id, all), self.slot, self.here)
     }
 
     /// Takes the container out.
@@ -151,16 +177,79 @@ fn resubmit_changed<L: Layer>(
     here: u16,
 ) -> Result<(), Rejected> {
     let Poller { core, layers, .. } = poller;
+    if core.tree[node].counted {
+        core.tally_whole(queue, node, slot);
+    }
+    let direct = L::NONE || !core.tree[node].is_layered();
+    if queue.is_gated()
+        && direct
+        && slot != NO_SLOT
+        && queue.restart_among_counted(&mut core.tree[node], slot)
+    {
+        return Ok(());
+    }
     core.tree[node].in_flight = 0;
     let io = Handle::with_slot(&core.tree, node, slot, here);
     super::admit::start_again(&mut Cx { here, queue, core }, layers, io)
+}
+
+/// The same for a request that an event counts. Where layers are between, it is counted when they have seen it:
+/// it goes down without the slot, as one that is new.
+#[inline(never)]
+fn resubmit_counted<L: Layer>(
+    queue: &mut Queue,
+    poller: &mut Poller<L>,
+    (id, all): (NodeId, Event),
+    slot: u32,
+    here: u16,
+) -> Result<(), Rejected> {
+    let Poller { core, layers, .. } = poller;
+    let node = &mut core.tree[id];
+    let bytes = node.io.memory().len() as u64;
+    if let (true, Some(before)) = (node.is_counted_whole() && slot != NO_SLOT, node.event)
+        && core.events.pass_first(before, all, bytes)
+    {
+        node.event = Some(all);
+        core.tree.attention.add_counted();
+        let node = &mut core.tree[id];
+        if queue.restart_among_counted(node, slot) {
+            return Ok(());
+        }
+        core.events.take_back(bytes);
+        node.event = Some(before);
+    }
+    core.tally_whole(queue, id, slot);
+    core.tree.attention.add_counted();
+    if !core.events.enroll(all) {
+        return Err(Rejected { io: remove(queue, poller, id, slot), reason: Refusal::Closed });
+    }
+    let node = &mut core.tree[id];
+    (node.event, node.counted) = (Some(all), true);
+    if slot != NO_SLOT && node.is_counted_whole() && queue.restart_among_counted(node, slot) {
+        queue.begin_counting();
+        return Ok(());
+    }
+    node.in_flight = 0;
+    let mut io = Handle::with_slot(&core.tree, id, slot, here);
+    let mut cx = Cx { here, queue, core };
+    cx.release_slot(&mut io);
+    let again = super::admit::start_again(&mut cx, layers, io);
+    if again.is_err() {
+        core.events.withdraw(all);
+    }
+    again
 }
 
 /// Takes the container of a request out.
 #[inline(never)]
 fn remove<L: Layer>(queue: &mut Queue, poller: &mut Poller<L>, node: NodeId, slot: u32) -> IoContainer {
     let tree = &mut poller.core.tree;
-    tree[node].in_flight = 0;
+    let finished = &mut tree[node];
+    finished.in_flight = 0;
+    if finished.counted {
+        poller.core.tally_whole(queue, node, slot);
+    }
+    let tree = &mut poller.core.tree;
     if slot != NO_SLOT {
         queue.release(slot);
     }

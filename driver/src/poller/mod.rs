@@ -375,10 +375,27 @@ impl<L: Layer> Poller<L> {
         }
         match all {
             true if self.core.events.next_deadline().is_some() => {}
-            true => self.core.tree.attention.end_full(),
-            false => self.core.tree.attention.resume_quiet(quiet),
+            true => self.end_full(),
+            false if !self.core.tree.attention.resume_quiet(quiet) => self.end_round(quiet),
+            false => {}
         }
         count
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn end_full(&mut self) {
+        self.end_round(0);
+        self.core.tree.attention.end_full();
+    }
+
+    /// Tells events of what was counted for them in this poll, if that was anything.
+    #[cold]
+    #[inline(never)]
+    fn end_round(&mut self, quiet: u32) {
+        self.core.events.flush();
+        self.core.tree.attention.clear_counted();
+        self.core.tree.attention.resume_quiet(quiet);
     }
 
     /// Whether a queue is there and has no completion.
@@ -423,6 +440,23 @@ impl<L: Layer> Poller<L> {
     #[cold]
     #[inline(never)]
     fn next_of_rest(&mut self, queue: &mut Queue, here: u16, count: &mut usize) -> NodeId {
+        while let Some(id) = self.rest.landed.pop(&self.core.tree) {
+            let node = &mut self.core.tree[id];
+            // It has no slot to go straight down again in.
+            if node.queue != here || !queue.is_gated() {
+                node.wire.forget();
+            }
+            if node.is_plain() || !self.core.settled(id) {
+                return id;
+            }
+            *count += 1;
+        }
+        self.next_of_others(queue, here, count)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn next_of_others(&mut self, queue: &mut Queue, here: u16, count: &mut usize) -> NodeId {
         loop {
             let Poller { core, layers, rest, .. } = &mut *self;
             let mut cx = Cx { here, queue, core };

@@ -23,6 +23,8 @@ const IDLE_POLLS: u32 = 1 << 16;
 /// once must not keep us here.
 pub(super) struct Rest {
     finished: Line,
+    /// Those that have no layers above them.
+    pub(super) landed: Line,
     surfaced: Line,
     /// Layers that have still to be called.
     layers: Range<usize>,
@@ -32,13 +34,22 @@ pub(super) struct Rest {
 
 impl Rest {
     pub(super) const NONE: Rest =
-        Rest { finished: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
+        Rest { finished: Line::EMPTY, landed: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
 
     /// What there is to do now, and what a panic left of an earlier time.
     #[cold]
     pub(super) fn collect(&mut self, cx: &mut Cx<'_>, layers: usize) {
         let finished = cx.core.tree.take_finished();
         self.finished.append(&mut cx.core.tree, finished);
+        // What a panic left may have been prepared for what is not there any more.
+        let mut left = self.landed.first();
+        while !left.is_none() {
+            let node = &mut cx.core.tree[left];
+            node.wire.forget();
+            left = node.next;
+        }
+        let landed = cx.core.tree.take_landed();
+        self.landed.append(&mut cx.core.tree, landed);
         let surfaced = std::mem::replace(&mut cx.core.surfaced, Line::EMPTY);
         self.surfaced.append(&mut cx.core.tree, surfaced);
         let mut due = false;

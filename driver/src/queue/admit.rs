@@ -75,6 +75,9 @@ pub enum Refusal {
         /// Its NSID.
         nsid: u32,
     },
+    /// It was to count in an event that is not open for requests.
+    #[error("the event takes no more requests; open another one")]
+    Closed,
     /// The controller does not have the command.
     #[error("the controller does not support {0:?}")]
     NotSupported(Operation),

@@ -75,8 +75,9 @@ pub(super) enum Piece {
     Part { first: u64, blocks: u32 },
     /// The same, by way of a bounce buffer.
     Bounced { first: u64, blocks: u32, buffer: u16 },
-    /// All of it and of the nodes that follow it, `count` in all.
-    Merged { count: u16 },
+    /// All of it and of the nodes that follow it, `count` in all; the last of them, if none is an event, and none
+    /// passed layers.
+    Merged { count: u16, last: Option<NodeId> },
 }
 
 #[derive(Debug)]
@@ -248,9 +249,25 @@ impl Slots {
         self.slots[index].high & VACANT == 0
     }
 
-    /// The nodes that slots were last taken for.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> {
-        self.slots.iter().map(|slot| slot.node)
+    /// Has the completion of a node's command, if it is one that carries all of the node, looked at closely;
+    /// whether there is such a command.
+    pub(super) fn watch_whole(&mut self, node: NodeId, blocks: u32) -> bool {
+        let in_flight = |slot: &&mut Slot| slot.high & VACANT == 0 || slot.high & AGAIN != 0;
+        let mut slots = self.slots.iter_mut().filter(in_flight);
+        let Some(slot) = slots.find(|slot| slot.node == node && slot.piece == Piece::Whole) else {
+            return false;
+        };
+        slot.piece = Piece::Part { first: 0, blocks };
+        slot.high |= NOT_WHOLE;
+        true
+    }
+
+    /// The nodes that slots were last taken for, and how many are linked to each and share its command.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (NodeId, u16)> {
+        self.slots.iter().map(|slot| match slot.piece {
+            Piece::Merged { count, .. } if slot.high & VACANT == 0 => (slot.node, count),
+            _ => (slot.node, 1),
+        })
     }
 
     /// The slots of commands in flight, and of those that are to be sent once more.
@@ -354,7 +371,7 @@ mod tests {
             landed
         };
         assert_eq!(occupy(Piece::Whole), Some((NodeId::NONE, 2)));
-        assert_eq!(occupy(Piece::Merged { count: 2 }), None);
+        assert_eq!(occupy(Piece::Merged { count: 2, last: None }), None);
         assert_eq!(occupy(Piece::Whole), Some((NodeId::NONE, 2)));
     }
 
@@ -373,7 +390,7 @@ mod tests {
         assert!(slots.rejuvenate(2, word));
         assert_eq!(slots.land(word), Some((NodeId::NONE, 2)));
         assert!(!slots.rejuvenate(2, word), "it has landed");
-        slots.occupy(2, NodeId::NONE, Piece::Merged { count: 2 });
+        slots.occupy(2, NodeId::NONE, Piece::Merged { count: 2, last: None });
         assert_eq!((slots.age(2), slots.is_abort_asked(2)), (0, false), "another command");
         slots.grow_older(2);
         let word = high(slots.cid(2), 1, true);

@@ -70,6 +70,8 @@ pub(crate) struct Node {
     /// The event that its completion is, where it is one: then the container stays here until it is
     /// claimed.
     pub(crate) event: Option<Event>,
+    /// The event counts it, and it goes to the closure like one that is no event.
+    pub(crate) counted: bool,
     /// Which of the poller's stacks of layers it came in through.
     pub(crate) layer: u16,
     /// Which queue it went to last.
@@ -174,6 +176,12 @@ impl Node {
         self.failed.map(|failed| failed.by_lba(&self.io))
     }
 
+    /// Whether an event counts it, and no layer has to see it before.
+    #[inline(always)]
+    pub(crate) fn is_counted_whole(&self) -> bool {
+        self.counted && self.layer == NO_LAYER
+    }
+
     pub(crate) fn is_layered(&self) -> bool {
         self.layer != NO_LAYER
     }
@@ -188,6 +196,12 @@ impl Node {
     #[inline(always)]
     pub(crate) fn is_finished(&self) -> bool {
         self.in_flight == 0 && self.unissued() == 0
+    }
+
+    /// Whether it is no event, and nobody is to be told of it but the closure.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.event.is_none() && !(self.observed | self.forfeited)
     }
 
     /// Takes memory that goes back to nobody out, before anybody looks at a finished request.
@@ -231,6 +245,7 @@ impl Node {
             io: IoContainer::default(),
             wire: Wire::NONE,
             event: None,
+            counted: false,
             layer: NO_LAYER,
             queue: 0,
             namespace: 0,
@@ -276,6 +291,8 @@ impl Attention {
     const TIMER: u8 = 4;
     /// A queue was touched out of its turn.
     const TOUCHED: u8 = 8;
+    /// Events have to be told of what was counted for them.
+    const COUNTED: u8 = 16;
     /// Quiet polls in a row, at most.
     const QUIET: u32 = 1023;
 
@@ -298,9 +315,19 @@ impl Attention {
         self.add(Attention::TOUCHED);
     }
 
+    /// Events are to be told of what was counted for them, at the end of this poll.
+    pub(crate) fn add_counted(&mut self) {
+        self.add(Attention::COUNTED);
+    }
+
+    /// They were told.
+    pub(crate) fn clear_counted(&mut self) {
+        self.what &= !Attention::COUNTED;
+    }
+
     /// What came is being worked off.
     pub(crate) fn begin_rest(&mut self) {
-        self.what = self.what & Attention::TOUCHED | Attention::REST;
+        self.what = self.what & (Attention::TOUCHED | Attention::COUNTED) | Attention::REST;
     }
 
     /// All that was begun with is worked off; whether something waits for its time.
@@ -327,7 +354,7 @@ impl Attention {
 
     /// Whether only those queues want a turn that have completions.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.what == 0
+        self.what & !Attention::COUNTED == 0
     }
 
     /// Counts a poll that gives every queue its turn, as the one that could not be a quiet one.
@@ -350,13 +377,15 @@ impl Attention {
         std::mem::take(&mut self.quiet)
     }
 
-    /// Unless there is anything to do, so many polls to come are quiet.
+    /// Unless there is anything to do, so many polls to come are quiet; false if there is.
     #[inline(always)]
-    pub(crate) fn resume_quiet(&mut self, quiet: u32) {
+    pub(crate) fn resume_quiet(&mut self, quiet: u32) -> bool {
         if self.what == 0 {
             self.quiet = quiet;
             self.polls += u64::from(quiet);
+            return true;
         }
+        false
     }
 
     /// Polls so far.
@@ -385,6 +414,8 @@ pub(crate) struct Tree {
     orphans: u32,
     /// Nodes that finished and wait for whoever is above them.
     finished: Line,
+    /// The same, where nobody is above but the poller: no layers. What is prepared of them stays.
+    pub(crate) landed: Line,
     /// Pieces of observed nodes that settled.
     observed: Vec<(NodeId, Range<u64>, Progress)>,
     pub(crate) attention: Attention,
@@ -405,6 +436,7 @@ impl Tree {
             children: 0,
             orphans: 0,
             finished: Line::EMPTY,
+            landed: Line::EMPTY,
             observed: Vec::new(),
             attention: Attention::NONE,
         };
@@ -461,7 +493,7 @@ impl Tree {
         std::mem::forget(std::mem::replace(&mut node.io, io));
         (node.layer, node.event, node.owner, node.parent) = (layer, None, id, NodeId::NONE);
         (node.observed, node.judged, node.orphan, node.forfeited) = (false, false, false, false);
-        (node.parked, node.exclusive, node.waits) = (false, false, false);
+        (node.parked, node.exclusive, node.waits, node.counted) = (false, false, false, false);
         (node.start, node.block_shift) = (Position::default(), 0);
         node.rewind();
     }
@@ -563,10 +595,26 @@ impl Tree {
 
     /// A node has finished: whoever is above it learns of it.
     pub(crate) fn finish(&mut self, id: NodeId) {
+        if !self[id].is_layered() {
+            return self.land(id, id);
+        }
         let mut line = self.take_finished();
         line.push(self, id);
         self.finished = line;
         self.attention.add_news();
+    }
+
+    /// Nodes in a row have finished that have no layers above them.
+    pub(crate) fn land(&mut self, first: NodeId, last: NodeId) {
+        let mut line = std::mem::replace(&mut self.landed, Line::EMPTY);
+        line.append_row(self, first, last);
+        self.landed = line;
+        self.attention.add_news();
+    }
+
+    /// Takes those.
+    pub(crate) fn take_landed(&mut self) -> Line {
+        std::mem::replace(&mut self.landed, Line::EMPTY)
     }
 
     /// Nodes that finished and wait for whoever is above them.
@@ -713,6 +761,14 @@ impl Tree {
     pub(crate) fn children(&self, parent: NodeId) -> impl Iterator<Item = NodeId> {
         let nodes = self.nodes.iter().enumerate();
         nodes.filter(move |(_, node)| node.parent == parent).map(|(i, _)| NodeId(i as u32))
+    }
+
+    /// Requests that an event counts and that are under way. Looks at every node.
+    pub(crate) fn counted_by(&self, all: Event) -> impl Iterator<Item = NodeId> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes
+            .filter(move |(_, node)| node.counted && node.event == Some(all) && !node.owner.is_none())
+            .map(|(i, _)| NodeId(i as u32))
     }
 
     #[inline(always)]
