@@ -45,23 +45,11 @@ impl<F: Filter, B: Layer> Through<F, B> {
         &self.below
     }
 
-    /// Looks at a request on its way down, for whoever calls the layer below himself.
+    /// Its parts, for whoever takes requests through several at once: the filter, the number of its word, and the
+    /// layer below.
     #[inline(always)]
-    pub(super) fn pass_down(&mut self, cx: &mut Cx<'_>, io: &Handle) -> &mut B {
-        self.filter.down(cx, io, self.frame);
-        &mut self.below
-    }
-
-    /// Looks at a request on its way up, after what is below did.
-    pub(super) fn pass_up(
-        &mut self,
-        cx: &mut Cx<'_>,
-        io: Handle,
-        below: impl FnOnce(&mut B, &mut Cx<'_>, Handle) -> Handle,
-    ) -> Handle {
-        let io = below(&mut self.below, cx, io);
-        self.filter.up(cx, &io, self.frame);
-        io
+    pub(super) fn parts(&mut self) -> (&mut F, usize, &mut B) {
+        (&mut self.filter, self.frame, &mut self.below)
     }
 
     #[inline(always)]

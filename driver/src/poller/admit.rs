@@ -96,6 +96,7 @@ fn enter_layered<L: Layer>(
 }
 
 /// Starts a request once more.
+#[inline(always)]
 pub(super) fn start_again<L: Layer>(
     cx: &mut Cx<'_>,
     layers: &mut [Stacked<L>],

@@ -206,8 +206,18 @@ impl Core {
     /// Settles the event that a finished request is, if it is one.
     #[cold]
     pub(super) fn settled(&mut self, id: NodeId) -> bool {
-        let node = &self.tree[id];
-        let (failure, bytes) = (node.failure(), node.io.memory().len() as u64);
+        let node = &mut self.tree[id];
+        let bytes = node.io.memory().len() as u64;
+        if let Some(event) = node.event
+            && node.failed.is_none()
+            && !node.counted
+            && !node.is_observed_or_forfeited()
+            && self.events.request(event).is_some()
+        {
+            self.events.settle(event, bytes, None);
+            return true;
+        }
+        let failure = node.failure();
         if node.observed {
             self.finish_observers(id, failure);
         }

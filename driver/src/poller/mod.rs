@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::cx::Cx;
+pub(crate) use self::cx::Passing;
 pub use self::done::Done;
 pub use self::layer::{Direct, Geometry, Handle, Layer, Name, Outline, Waiting};
 pub use self::observe::BadRange;

@@ -146,8 +146,8 @@ impl<'a, L: Layer> Turn<'a, L> {
                         None => continue,
                     }
                 }
-                Next::Other => {
-                    (more, others) = (true, others - 1);
+                Next::Other(found) => {
+                    (more, others) = (true, others.saturating_sub(found));
                     if others == 0 {
                         poller.core.tree.attention.add_touched();
                         break;

@@ -19,6 +19,7 @@ mod sgl;
 mod slots;
 
 use std::hint::cold_path;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -47,6 +48,9 @@ pub(crate) const MAX_DEPTH: usize = slots::MAX;
 pub(crate) const SLOT_BYTES: usize = size_of::<slots::Slot>();
 /// 64-bit words of a list page.
 const PAGE_WORDS: usize = 512;
+
+/// Pieces that are looked at in a row.
+const PIECES: u32 = 64;
 
 /// A namespace as a queue sees it.
 #[derive(Debug, Clone, Copy)]
@@ -152,8 +156,8 @@ pub(crate) struct Queue {
 pub(crate) enum Next {
     /// A node that went down whole succeeded. Its slot is still taken.
     Whole(NodeId, u32),
-    /// Anything else; nodes that finished are in the tree's line.
-    Other,
+    /// So many of anything else; nodes that finished are in the tree's lines.
+    Other(u32),
     Nothing,
 }
 
@@ -680,7 +684,7 @@ impl Queue {
         // Without a slot there is nothing to merge for either.
         while !self.waiting.is_empty() && self.slots.taken() < self.slots.depth() {
             let id = self.waiting.first();
-            let sent = self.merging && self.merge(tree);
+            let sent = self.merging && !self.waiting.is_single() && self.merge(tree);
             if !sent && !self.issue(tree, id) {
                 return;
             }
@@ -735,10 +739,7 @@ impl Queue {
                 self.advance();
                 Next::Whole(node, slot as u32)
             }
-            None if CompletionRing::is_new(high) => {
-                self.exception(tree, high);
-                Next::Other
-            }
+            None if CompletionRing::is_new(high) => Next::Other(self.exception(tree, high)),
             None => {
                 self.cq.remember(high);
                 Next::Nothing
@@ -760,30 +761,50 @@ impl Queue {
         }
     }
 
-    /// A new entry, of anything but the success of a whole node.
+    /// A new entry, of anything but the success of a whole node; and those that follow it, as long as they are
+    /// successes of pieces. How many those are.
     #[cold]
     #[inline(never)]
-    fn exception(&mut self, tree: &mut Tree, high: u64) {
-        let index = self.slots.index(high);
+    fn exception(&mut self, tree: &mut Tree, mut high: u64) -> u32 {
+        let mut pieces = 0;
         // After a reset a flush may have come too late.
-        if self.counted.resets == 0
-            && let Some((id, blocks)) = self.slots.land_part(index, high)
-        {
-            self.advance();
-            let node = &mut tree[id];
-            node.settle(None);
-            let (finished, waits) = (node.is_finished(), node.waits);
-            if node.observed {
-                tree.observe(id, blocks, Progress::Done);
+        if self.counted.resets == 0 {
+            while pieces < PIECES
+                && let Some((id, blocks)) = self.slots.land_part(high)
+            {
+                self.advance();
+                pieces += 1;
+                let node = &mut tree[id];
+                node.settle(None);
+                if node.is_finished() | node.observed {
+                    self.finish_piece(tree, id, blocks);
+                }
+                high = self.cq.high();
             }
-            match finished {
-                // One that failed may still stand in the line.
-                true if waits => self.drop_unissued(tree, id),
-                true => tree.finish(id),
-                false => {}
-            }
-            return;
         }
+        if pieces == 0 {
+            self.other_exception(tree, high);
+        }
+        pieces.max(1)
+    }
+
+    /// A piece of a node that is observed, or the last one, has succeeded.
+    fn finish_piece(&mut self, tree: &mut Tree, id: NodeId, blocks: Range<u64>) {
+        let node = &tree[id];
+        let (finished, waits) = (node.is_finished(), node.waits);
+        tree.observe(id, blocks, Progress::Done);
+        match finished {
+            // One that failed may still stand in the line.
+            true if waits => self.drop_unissued(tree, id),
+            true => tree.finish(id),
+            false => {}
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn other_exception(&mut self, tree: &mut Tree, high: u64) {
+        let index = self.slots.index(high);
         if self.slots.is_marked(index) && self.look_again(tree, index, high) {
             return;
         }

@@ -141,14 +141,16 @@ impl Slots {
     /// says that this succeeded, and the command carried a part by no other means than the request's own
     /// memory: then the slot is free.
     #[inline(always)]
-    pub(super) fn land_part(&mut self, index: usize, high: u64) -> Option<(NodeId, Range<u64>)> {
-        let slot = self.get(index);
+    pub(super) fn land_part(&mut self, high: u64) -> Option<(NodeId, Range<u64>)> {
+        let index = self.index(high);
+        let slot = self.get_mut(index);
         let Piece::Part { first, blocks } = slot.piece else { return None };
         if high >> 16 | u64::from(NOT_WHOLE) << 32 != slot.expect() {
             return None;
         }
+        slot.high = VACANT;
         let node = slot.node;
-        self.free(index);
+        self.free.push(index as u16);
         Some((node, first..first + u64::from(blocks)))
     }
 

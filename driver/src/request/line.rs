@@ -22,6 +22,11 @@ impl Line {
         self.first.is_none()
     }
 
+    /// Whether there is one and no other.
+    pub(crate) fn is_single(&self) -> bool {
+        self.first == self.last
+    }
+
     /// Takes all of another line behind this one's.
     pub(crate) fn append(&mut self, tree: &mut Tree, mut other: Line) {
         other.prepend(tree, *self);

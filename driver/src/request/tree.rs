@@ -201,7 +201,13 @@ impl Node {
     /// Whether it is no event, and nobody is to be told of it but the closure.
     #[inline(always)]
     pub(crate) fn is_plain(&self) -> bool {
-        self.event.is_none() && !(self.observed | self.forfeited)
+        self.event.is_none() && !self.is_observed_or_forfeited()
+    }
+
+    /// Whether it is not the usual request that it seems to be.
+    #[inline(always)]
+    pub(crate) fn is_observed_or_forfeited(&self) -> bool {
+        self.observed | self.forfeited
     }
 
     /// Takes memory that goes back to nobody out, before anybody looks at a finished request.
@@ -596,7 +602,10 @@ impl Tree {
     /// A node has finished: whoever is above it learns of it.
     pub(crate) fn finish(&mut self, id: NodeId) {
         if !self[id].is_layered() {
-            return self.land(id, id);
+            let mut line = self.landed;
+            line.push(self, id);
+            self.landed = line;
+            return self.attention.add_news();
         }
         let mut line = self.take_finished();
         line.push(self, id);
@@ -782,6 +791,17 @@ impl Tree {
         let node = &mut self.nodes[id.0 as usize];
         assert!(tree == self.id && node.in_flight == 0, "not a request that can be submitted");
         node
+    }
+
+    /// The same, with the words that layers keep with it.
+    #[inline(always)]
+    pub(crate) fn passing(&mut self, id: NodeId, tree: NonZeroU32) -> (&mut Node, &mut [u64; FRAMES]) {
+        let place = id.0 as usize;
+        let (Some(node), Some(frames)) = (self.nodes.get_mut(place), self.frames.get_mut(place)) else {
+            no_such_node()
+        };
+        assert!(tree == self.id && node.in_flight == 0, "not a request of this layer's");
+        (node, frames)
     }
 
     /// Requests that are in the tree, without their children, and orphans.

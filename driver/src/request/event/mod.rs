@@ -376,10 +376,11 @@ impl Events {
     /// The owner looks at it no more. What it does for events above goes on.
     #[inline]
     pub(crate) fn release(&mut self, event: Event) {
-        if self.held(event).is_some_and(|node| node.open) {
+        let Some(node) = self.arena.get_mut(event).filter(|node| node.held) else { return };
+        if node.open {
             self.close(event);
         }
-        let Some(node) = self.arena.get_mut(event).filter(|node| node.held) else { return };
+        let node = &mut self.arena[event.index];
         (node.held, node.notify) = (false, false);
         let settled = node.is_settled();
         self.deadlines.remove(event.index);
