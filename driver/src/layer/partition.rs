@@ -46,6 +46,18 @@ impl Filter for Part {
         Geometry { blocks: self.blocks, ..below }
     }
 
+    const PLAIN: bool = true;
+
+    #[inline(always)]
+    fn pass_down(&mut self, io: &mut Passing<'_>, _: usize) {
+        self.begin(io);
+    }
+
+    #[inline(always)]
+    fn pass_up(&mut self, io: &mut Passing<'_>, _: usize) {
+        self.end(io);
+    }
+
     #[inline(always)]
     fn down(&mut self, cx: &mut Cx<'_>, io: &Handle, _: usize) {
         self.begin(&mut cx.passing(io));

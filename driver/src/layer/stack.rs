@@ -10,10 +10,12 @@ use super::{
     RetryOptions, Stripe, Trace, Verify,
 };
 use crate::memory::DmaSpace;
+use crate::poller::Target;
 use crate::{Error, Result};
 
 /// A stack of built-in layers.
 #[derive(Debug)]
+#[repr(u8)] // Else which one it is had to be worked out from a field of `Disk`.
 pub enum Stack {
     /// A namespace.
     Disk(Disk),
@@ -216,6 +218,25 @@ impl Layer for Stack {
 
     fn orphans(&self) -> u32 {
         each!(self, layer => layer.orphans())
+    }
+
+    fn plain(&self) -> Option<Target> {
+        match self {
+            Stack::Disk(disk) => disk.plain(),
+            Stack::Partition(layer) => layer.plain(),
+            Stack::Trace(layer) => layer.plain(),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn pass_down(&mut self, io: &mut Passing<'_>) {
+        self.begin(io);
+    }
+
+    #[inline(always)]
+    fn pass_up(&mut self, io: &mut Passing<'_>) {
+        self.end(io);
     }
 
     /// Through what passes requests on in one go, since hardly anything comes back at once.

@@ -90,6 +90,18 @@ impl Tracer {
 impl Filter for Tracer {
     const KEEPS_FRAME: bool = true;
 
+    const PLAIN: bool = true;
+
+    #[inline(always)]
+    fn pass_down(&mut self, io: &mut Passing<'_>, frame: usize) {
+        self.begin(io, frame);
+    }
+
+    #[inline(always)]
+    fn pass_up(&mut self, io: &mut Passing<'_>, frame: usize) {
+        self.end(io, frame);
+    }
+
     #[inline(always)]
     fn down(&mut self, cx: &mut Cx<'_>, io: &Handle, frame: usize) {
         self.begin(&mut cx.passing(io), frame);

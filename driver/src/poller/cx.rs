@@ -25,11 +25,22 @@ pub struct Cx<'a> {
 
 /// A request on its way through layers that do nothing but look at it, and move it to other blocks: it is looked up
 /// once for all of them.
-pub(crate) struct Passing<'a> {
-    node: &'a mut Node,
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Passing<'a> {
+    pub(super) node: &'a mut Node,
     frames: &'a mut [u64; FRAMES],
     now: &'a mut Option<u64>,
     clock: &'a Option<Clock>,
+}
+
+impl Core {
+    #[inline(always)]
+    pub(super) fn passing(&mut self, id: NodeId) -> Passing<'_> {
+        let Core { tree, now, clock, .. } = self;
+        let (node, frames) = tree.passing(id);
+        Passing { node, frames, now, clock }
+    }
 }
 
 impl Passing<'_> {
@@ -70,9 +81,8 @@ impl Cx<'_> {
     /// The request, for layers that it just passes.
     #[inline(always)]
     pub(crate) fn passing(&mut self, io: &Handle) -> Passing<'_> {
-        let Core { tree, now, clock, .. } = &mut *self.core;
-        let (node, frames) = tree.passing(io.node, io.tree);
-        Passing { node, frames, now, clock }
+        self.node(io);
+        self.core.passing(io.node)
     }
 
     /// The container. That of a child has no memory: it moves its parent's.

@@ -2,7 +2,7 @@
 
 use super::cx::Cx;
 use super::layer::{Direct, Handle, Layer, NO_SLOT};
-use super::{Core, Poller, Rejected, Target};
+use super::{Core, Poller, Rejected, Stacked, Target};
 use crate::memory::MemoryChain;
 use crate::queue::{Queue, Refusal};
 use crate::request::{Event, Failure, InPlace, IoContainer, NodeId};
@@ -118,6 +118,9 @@ impl<'a, L: Layer> Done<'a, L> {
                 return Ok(());
             }
         }
+        if !L::NONE && self.slot != NO_SLOT && pass_again(self.queue, self.poller, id, self.slot, self.here) {
+            return Ok(());
+        }
         resubmit_changed(self.queue, self.poller, id, self.slot, self.here)
     }
 
@@ -166,6 +169,33 @@ impl<L: Layer> Drop for Done<'_, L> {
 }
 
 // What follows takes a `Done` apart, so that none need ever be in memory.
+
+/// A request that is prepared, through layers that do nothing but let it pass. False if it is none: then nothing was
+/// done.
+#[inline(never)]
+fn pass_again<L: Layer>(queue: &mut Queue, poller: &mut Poller<L>, id: NodeId, slot: u32, here: u16) -> bool {
+    let Poller { core, layers, .. } = poller;
+    let mut io = core.passing(id);
+    let Some(Stacked { layer, geometry, plain: Some(target) }) = layers.get_mut(usize::from(io.node.layer))
+    else {
+        return false;
+    };
+    let within = io.node.io.lba().checked_add(io.node.io.blocks()).is_some_and(|end| end <= geometry.blocks);
+    let same = (target.queue, target.namespace) == (here, io.node.namespace);
+    if !within || !same || !io.node.wire.is_prepared() || io.node.event.is_some() || io.node.failed.is_some()
+    {
+        return false;
+    }
+    layer.pass_down(&mut io);
+    // It still counts one command in flight, as that of the last time did.
+    if !queue.restart(io.node, slot) {
+        io.node.in_flight = 0;
+        io.node.rewind_prepared();
+        let io = Handle::with_slot(&core.tree, id, slot, here);
+        Cx { here, queue, core }.submit(*target, io);
+    }
+    true
+}
 
 /// Any container, as if it were new, but in the same node; or one that passes layers.
 #[inline(never)]

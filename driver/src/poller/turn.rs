@@ -209,6 +209,22 @@ fn ascend<L: Layer>(
         return Some((node, slot));
     }
     let Some(stacked) = layers.get_mut(cx.core.tree.layer(node)) else { return Some((node, slot)) };
+    if stacked.plain.is_some() {
+        // It is the request itself, and stays where it is.
+        stacked.layer.pass_up(&mut cx.core.passing(node));
+        return Some((node, slot));
+    }
+    ascend_layers(cx, stacked, node, slot, count)
+}
+
+#[inline(never)]
+fn ascend_layers<L: Layer>(
+    cx: &mut Cx<'_>,
+    stacked: &mut Stacked<L>,
+    node: NodeId,
+    slot: u32,
+    count: &mut usize,
+) -> Option<(NodeId, u32)> {
     cx.core.tree[node].in_flight = 0;
     let io = Handle::with_slot(&cx.core.tree, node, slot, cx.here);
     let mut io = stacked.layer.complete(cx, io)?;

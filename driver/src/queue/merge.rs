@@ -55,6 +55,9 @@ impl Queue {
     fn merge_pages(&mut self, tree: &mut Tree) -> bool {
         let first = self.waiting.first();
         let node = &tree[first];
+        if !is_plain_page(node) {
+            return false;
+        }
         let Wire { head, tail, dptr: [page, _], .. } = node.wire;
         let (lba, blocks) = (node.io.lba(), node.io.blocks());
         let limits = &self.reachable(node.namespace).limits;
@@ -62,7 +65,7 @@ impl Queue {
         let most = most.min(limits.writes_as_one(node.io.operation(), blocks)) as usize;
         if matches!(self.pointer, DataPointer::Sgl { .. })
             || blocks << limits.block_shift != prp::PAGE
-            || !(may_merge(node) && is_plain_page(node))
+            || !may_merge(node)
             || self.slots.taken() >= self.slots.depth()
         {
             return false;

@@ -387,7 +387,7 @@ impl Queue {
             }
             self.slots.free(slot as usize);
         }
-        (node.cursor, node.in_flight, node.waits) = (0, 0, true);
+        (node.cursor, node.in_flight, node.waits, node.alone) = (0, 0, true, false);
         self.waiting.push(tree, id);
         true
     }

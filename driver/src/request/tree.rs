@@ -360,7 +360,7 @@ impl Attention {
 
     /// Whether only those queues want a turn that have completions.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.what & !Attention::COUNTED == 0
+        self.what == 0
     }
 
     /// Counts a poll that gives every queue its turn, as the one that could not be a quiet one.
@@ -793,14 +793,13 @@ impl Tree {
         node
     }
 
-    /// The same, with the words that layers keep with it.
+    /// A node, with the words that layers keep with it.
     #[inline(always)]
-    pub(crate) fn passing(&mut self, id: NodeId, tree: NonZeroU32) -> (&mut Node, &mut [u64; FRAMES]) {
+    pub(crate) fn passing(&mut self, id: NodeId) -> (&mut Node, &mut [u64; FRAMES]) {
         let place = id.0 as usize;
         let (Some(node), Some(frames)) = (self.nodes.get_mut(place), self.frames.get_mut(place)) else {
             no_such_node()
         };
-        assert!(tree == self.id && node.in_flight == 0, "not a request of this layer's");
         (node, frames)
     }
 
