@@ -75,7 +75,7 @@ pub(super) fn begin(
 #[inline(never)]
 fn enter_layered<L: Layer>(
     cx: &mut Cx<'_>,
-    Stacked { layer, geometry }: &mut Stacked<L>,
+    Stacked { layer, geometry, .. }: &mut Stacked<L>,
     number: u16,
     mut io: IoContainer,
     accepted: impl FnOnce(&mut Events, &mut Node, NodeId),
@@ -96,6 +96,7 @@ fn enter_layered<L: Layer>(
 }
 
 /// Starts a request once more.
+#[inline(always)]
 pub(super) fn start_again<L: Layer>(
     cx: &mut Cx<'_>,
     layers: &mut [Stacked<L>],
@@ -104,7 +105,7 @@ pub(super) fn start_again<L: Layer>(
     let id = io.node;
     let target = cx.core.target(id);
     let node = &mut cx.core.tree[id];
-    let Some(Stacked { layer, geometry }) = layers.get_mut(usize::from(node.layer)) else {
+    let Some(Stacked { layer, geometry, .. }) = layers.get_mut(usize::from(node.layer)) else {
         cx.release_slot(&mut io);
         cx.core.tree[id].rewind();
         if let Err(reason) = cx.admit(target, id) {

@@ -26,6 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::cx::Cx;
+#[doc(hidden)]
+pub use self::cx::Passing;
 pub use self::done::Done;
 pub use self::layer::{Direct, Geometry, Handle, Layer, Name, Outline, Waiting};
 pub use self::observe::BadRange;
@@ -146,6 +148,8 @@ struct Core {
 struct Stacked<L> {
     layer: L,
     geometry: Geometry,
+    /// Where it sends requests, if it does nothing but let them pass.
+    plain: Option<Target>,
 }
 
 impl Core {
@@ -263,7 +267,8 @@ impl<L: Layer> Poller<L> {
             return Err(Error::InvalidInput(what));
         }
         self.core.tree.reserve(layer.children(), layer.orphans());
-        self.layers.push(Stacked { layer, geometry });
+        let plain = layer.plain();
+        self.layers.push(Stacked { layer, geometry, plain });
         let namespace = self.layers.len() as u16 - 1;
         Ok(Target { poller: self.core.tree.id(), queue: LAYERED, namespace })
     }

@@ -66,6 +66,7 @@ impl Pair {
         let space = controller.space().id();
         let mut queue = Queue::new(ids, depth, pointer, lists, bounce, transfer, space);
         queue.set_merging(options.merge);
+        queue.set_gathering(options.merge && options.gather);
         queue.set_retry_delays(controller.retry_delays());
         let (namespaces, epoch) = (Vec::new(), controller.namespaces_epoch());
         let timeout = Timeout::new(options.command_timeout);

@@ -19,6 +19,8 @@ use crate::request::{Line, NodeId};
 /// once must not keep us here.
 pub(super) struct Rest {
     finished: Line,
+    /// Those that have no layers above them.
+    landed: Line,
     surfaced: Line,
     /// Layers that have still to be called.
     layers: Range<usize>,
@@ -28,13 +30,22 @@ pub(super) struct Rest {
 
 impl Rest {
     pub(super) const NONE: Rest =
-        Rest { finished: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
+        Rest { finished: Line::EMPTY, landed: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
 
     /// What there is to do now, and what a panic left of an earlier time.
     #[cold]
     pub(super) fn collect(&mut self, cx: &mut Cx<'_>, layers: usize) {
         let finished = cx.core.tree.take_finished();
         self.finished.append(&mut cx.core.tree, finished);
+        // What a panic left may have been prepared for what is not there any more.
+        let mut left = self.landed.first();
+        while !left.is_none() {
+            let node = &mut cx.core.tree[left];
+            node.wire.forget();
+            left = node.next;
+        }
+        let landed = cx.core.tree.take_landed();
+        self.landed.append(&mut cx.core.tree, landed);
         let surfaced = std::mem::replace(&mut cx.core.surfaced, Line::EMPTY);
         self.surfaced.append(&mut cx.core.tree, surfaced);
         let mut due = false;
@@ -145,7 +156,11 @@ impl<L: Layer> Poller<L> {
             f(Done::new(queue, others.again(), core, layers, node, slot));
         }
         pair.idle = 0;
-        pair.queue.finish_turn(&mut core.tree);
+        if pair.queue.is_gated() {
+            pair.queue.finish_gated(&mut core.tree);
+            core.events.flush();
+        }
+        pair.queue.finish_turn();
         count
     }
 }
@@ -168,6 +183,17 @@ impl Rest {
                 self.collect(cx, layers.len());
                 *stage = Stage::Working;
             }
+        }
+        while let Some(id) = self.landed.pop(&cx.core.tree) {
+            let node = &mut cx.core.tree[id];
+            // It has no slot to go straight down again in.
+            if node.queue != cx.here || !cx.queue.is_gated() {
+                node.wire.forget();
+            }
+            if node.is_plain() || !cx.core.settled(id) {
+                return Some(id);
+            }
+            *count += 1;
         }
         while let Some(mut io) = self.next(cx, layers) {
             cx.release_slot(&mut io);
@@ -193,7 +219,22 @@ fn ascend<L: Layer>(
     count: &mut usize,
 ) -> Option<(NodeId, u32)> {
     let Some(stacked) = layers.get_mut(core.tree.layer(node)) else { return Some((node, slot)) };
-    let cx = &mut Cx::new(queue, others, core);
+    if stacked.plain.is_some() {
+        // It is the request itself, and stays where it is.
+        stacked.layer.pass_up(&mut core.passing(node));
+        return Some((node, slot));
+    }
+    ascend_layers(&mut Cx::new(queue, others, core), stacked, node, slot, count)
+}
+
+#[inline(never)]
+fn ascend_layers<L: Layer>(
+    cx: &mut Cx<'_>,
+    stacked: &mut Stacked<L>,
+    node: NodeId,
+    slot: u32,
+    count: &mut usize,
+) -> Option<(NodeId, u32)> {
     cx.core.tree[node].in_flight = 0;
     let io = Handle::with_slot(&cx.core.tree, node, slot, cx.here);
     let mut io = stacked.layer.complete(cx, io)?;

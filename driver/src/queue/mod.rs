@@ -19,6 +19,7 @@ mod sgl;
 mod slots;
 
 use std::hint::cold_path;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +51,9 @@ pub(crate) const MAX_DEPTH: usize = slots::MAX;
 pub(crate) const SLOT_BYTES: usize = size_of::<slots::Slot>();
 /// 64-bit words of a list page.
 const PAGE_WORDS: usize = 512;
+
+/// Pieces that are looked at in a row.
+const PIECES: u32 = 64;
 
 /// A namespace as a queue sees it.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +108,9 @@ const HALTED: u32 = 8;
 /// The controller is being reset: nothing goes down until it is back.
 const SUSPENDED: u32 = 16;
 
+/// Commands are in flight whose nodes an event counts: what finds one of those has to count it.
+const COUNTING: u32 = 32;
+
 /// Idle polls after which the controller is told what was consumed: a broken one may be waiting for room
 /// that it need not wait for.
 const IDLE_POLLS: u32 = 16;
@@ -117,10 +124,13 @@ pub(crate) struct Queue {
     slots: Slots,
     /// Zero, unless a new request must not go straight down.
     gate: u32,
+    /// Slots of commands that carry all of a node that an event counts.
+    counting: u32,
     waiting: Line,
     /// What came after the plug.
     plugged: Line,
     merging: bool,
+    gathering: bool,
     namespaces: Vec<Reachable>,
     /// What is to be done for each of them after a reset.
     upkeep: Vec<Upkeep>,
@@ -149,7 +159,7 @@ pub(crate) struct Queue {
 pub(crate) enum Next {
     /// A node that went down whole succeeded. Its slot is still taken.
     Whole(NodeId, u32),
-    /// Anything else; nodes that finished are in the tree's line.
+    /// Anything else; nodes that finished are in the tree's lines.
     Other,
     Nothing,
 }
@@ -176,9 +186,11 @@ impl Queue {
             cq,
             slots: Slots::new(qid, depth),
             gate: 0,
+            counting: 0,
             waiting: Line::EMPTY,
             plugged: Line::EMPTY,
             merging: true,
+            gathering: false,
             namespaces: Vec::new(),
             upkeep: Vec::new(),
             again: Vec::with_capacity(depth),
@@ -221,14 +233,21 @@ impl Queue {
     /// Sets the blocks of a namespace; what was prepared for it before is not any more.
     fn set_capacity(&mut self, tree: &mut Tree, namespace: u16, blocks: u64) {
         self.namespaces[usize::from(namespace)].limits.capacity = blocks;
+        let lines = [self.waiting, self.plugged, tree.landed];
         let mut forget = |id: NodeId| {
             if tree[id].namespace == namespace {
                 tree[id].wire.forget();
             }
             tree[id].next
         };
-        self.slots.nodes().filter(|id| !id.is_none()).for_each(|id| _ = forget(id));
-        for line in [self.waiting, self.plugged] {
+        for (mut id, count) in self.slots.nodes() {
+            for _ in 0..count {
+                if !id.is_none() {
+                    id = forget(id);
+                }
+            }
+        }
+        for line in lines {
             let mut id = line.first();
             while !id.is_none() {
                 id = forget(id);
@@ -316,7 +335,7 @@ impl Queue {
     /// Starts a node that was admitted: as much of it as there are slots for; the rest waits.
     #[inline(always)]
     pub(crate) fn start(&mut self, tree: &mut Tree, id: NodeId) {
-        if self.gate != 0 || !self.issue(tree, id) {
+        if self.gate & !COUNTING != 0 || !self.issue(tree, id) {
             self.hold(tree, id);
         }
     }
@@ -346,6 +365,79 @@ impl Queue {
         let cid = self.slots.occupy_again(slot as usize);
         self.push(&node.wire, cid, node.io.lba());
         true
+    }
+
+    /// The same for one that an event counts, or that comes after such.
+    #[inline(always)]
+    pub(crate) fn restart_among_counted(&mut self, node: &mut Node, slot: u32) -> bool {
+        if self.gate & !COUNTING != 0 || (node.io.lba() >= node.wire.bound && !self.prepare_again(node, slot))
+        {
+            return false;
+        }
+        let cid = self.slots.occupy_again(slot as usize);
+        self.push(&node.wire, cid, node.io.lba());
+        true
+    }
+
+    /// Whether something keeps a node that just finished from going straight down again.
+    #[inline(always)]
+    pub(crate) fn is_gated(&self) -> bool {
+        self.gate != 0
+    }
+
+    /// Has a node that just finished wait once more, if it is prepared, is no event and takes no list: what was
+    /// prepared stays, and the slot is free. Else nothing was done.
+    #[inline(never)]
+    pub(crate) fn hold_again(&mut self, tree: &mut Tree, id: NodeId, slot: u32) -> bool {
+        let node = &mut tree[id];
+        if self.gate & !(HALTED | COUNTING) != WAITING || node.io.lba() >= node.wire.bound {
+            return false;
+        }
+        // What has no slot and is prepared came in a merged command.
+        if (slot as usize) < self.slots.depth() {
+            if self.is_listed(&node.wire) || node.event.is_some() || node.failed.is_some() {
+                return false;
+            }
+            self.slots.free(slot as usize);
+        }
+        node.rewind_prepared();
+        (node.in_flight, node.waits) = (0, true);
+        self.waiting.push(tree, id);
+        true
+    }
+
+    /// Whether a command's data pointer may refer to a list in the memory of its slot.
+    #[inline(always)]
+    fn is_listed(&self, wire: &Wire) -> bool {
+        match self.pointer {
+            DataPointer::Sgl { .. } => true,
+            DataPointer::Prp { .. } => {
+                wire.dptr[1].wrapping_sub(self.lists.iova()) < 8 * self.lists.len() as u64
+            }
+        }
+    }
+
+    /// One more slot has a command of a node that an event counts.
+    #[inline]
+    pub(crate) fn begin_counting(&mut self) {
+        self.counting += 1;
+        self.gate |= COUNTING;
+    }
+
+    /// One less.
+    pub(crate) fn end_counting(&mut self) {
+        self.counting -= 1;
+        if self.counting == 0 {
+            self.gate &= !COUNTING;
+        }
+    }
+
+    /// A node that an event counts was ended: whoever finds its completion has to know.
+    pub(crate) fn watch_counted(&mut self, node: &mut Node, id: NodeId) {
+        if self.slots.watch_whole(id, node.io.extent() as u32) {
+            node.wire.forget();
+            self.end_counting();
+        }
     }
 
     /// Prepares a node that just finished once more, or looks closer at its LBA.
@@ -498,6 +590,9 @@ impl Queue {
         (node.cursor, node.in_flight) = (node.io.blocks(), 1);
         let cid = if node.event.is_none() {
             self.slots.occupy(slot, id, Piece::Whole)
+        } else if node.is_counted_whole() {
+            self.begin_counting();
+            self.slots.occupy(slot, id, Piece::Whole)
         } else {
             // A completion that is an event takes the longer way, where pieces are counted.
             node.wire.forget();
@@ -529,12 +624,21 @@ impl Queue {
             let blocks = cut.blocks as u32;
             let piece = match cut.buffer {
                 Some(buffer) => Piece::Bounced { first, blocks, buffer },
-                None if whole && node.event.is_none() && node.in_flight == 1 && !watched => Piece::Whole,
+                None if whole
+                    && (node.event.is_none() || node.is_counted_whole())
+                    && node.in_flight == 1
+                    && !watched =>
+                {
+                    Piece::Whole
+                }
                 None => Piece::Part { first, blocks },
             };
             // Whether a request is atomic depends on where it is.
             if piece == Piece::Whole && node.io.is_usual() {
                 node.wire = Wire { bound: limits.bound(cut.blocks), ..cut.wire };
+            }
+            if piece == Piece::Whole && node.counted {
+                self.begin_counting();
             }
             self.counted.splits += u64::from(first > 0);
             let cid = self.slots.occupy(slot, id, piece);
@@ -641,7 +745,7 @@ impl Queue {
         // Without a slot there is nothing to merge for either.
         while !self.waiting.is_empty() && self.slots.taken() < self.slots.depth() {
             let id = self.waiting.first();
-            let sent = self.merging && self.merge(tree);
+            let sent = self.merging && !self.waiting.is_single() && self.merge(tree);
             if !sent && !self.issue(tree, id) {
                 return;
             }
@@ -653,8 +757,15 @@ impl Queue {
         self.open_gate();
     }
 
+    /// Whether requests wait for the end of the turn that they come in, so that neighbours go down together.
+    pub(crate) fn set_gathering(&mut self, gathering: bool) {
+        self.gathering = gathering;
+        self.gate |= WAITING;
+        self.open_gate();
+    }
+
     fn open_gate(&mut self) {
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() && !self.gathering {
             self.gate &= !WAITING;
         }
     }
@@ -720,34 +831,53 @@ impl Queue {
         }
     }
 
-    /// A new entry, of anything but the success of a whole node.
+    /// A new entry, of anything but the success of a whole node; and those that follow it, as long as they are
+    /// successes of pieces.
     #[cold]
     #[inline(never)]
-    fn exception(&mut self, tree: &mut Tree, high: u64) {
-        let index = self.slots.index(high);
+    fn exception(&mut self, tree: &mut Tree, mut high: u64) {
         // One in sixteen, by the SQ head.
         if defects::is(Defect::LoseCompletion) && high & 0xf == 7 {
             return self.advance();
         }
+        let mut pieces = 0;
         // After a reset a flush may have come too late.
-        if self.counted.resets == 0
-            && let Some((id, blocks)) = self.slots.land_part(index, high)
-        {
-            self.advance();
-            let node = &mut tree[id];
-            node.settle(None);
-            let (finished, waits) = (node.is_finished(), node.waits);
-            if node.observed {
-                tree.observe(id, blocks, Progress::Done);
+        if self.counted.resets == 0 {
+            while pieces < PIECES
+                && let Some((id, blocks)) = self.slots.land_part(high)
+            {
+                self.advance();
+                pieces += 1;
+                let node = &mut tree[id];
+                node.settle(None);
+                if node.is_finished() | node.observed {
+                    self.finish_piece(tree, id, blocks);
+                }
+                high = self.cq.high();
             }
-            match finished {
-                // One that failed may still stand in the line.
-                true if waits => self.drop_unissued(tree, id),
-                true => tree.finish(id),
-                false => {}
-            }
-            return;
         }
+        if pieces == 0 {
+            self.other_exception(tree, high);
+        }
+    }
+
+    /// A piece of a node that is observed, or the last one, has succeeded.
+    fn finish_piece(&mut self, tree: &mut Tree, id: NodeId, blocks: Range<u64>) {
+        let node = &tree[id];
+        let (finished, waits) = (node.is_finished(), node.waits);
+        tree.observe(id, blocks, Progress::Done);
+        match finished {
+            // One that failed may still stand in the line.
+            true if waits => self.drop_unissued(tree, id),
+            true => tree.finish(id),
+            false => {}
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn other_exception(&mut self, tree: &mut Tree, high: u64) {
+        let index = self.slots.index(high);
         if self.slots.is_marked(index) && self.look_again(tree, index, high) {
             return;
         }
@@ -771,8 +901,16 @@ impl Queue {
         let slot = *self.slots.get(index);
         self.slots.free(index);
         let (first, blocks) = match slot.piece {
-            Piece::Merged { count } => return self.settle_merged(tree, slot.node, count, cause),
+            Piece::Merged { count, last } => {
+                return match (cause, last) {
+                    (None, Some(last)) => tree.land(slot.node, last),
+                    (cause, _) => self.settle_merged(tree, slot.node, count, cause),
+                };
+            }
             Piece::Whole => {
+                if tree[slot.node].counted {
+                    self.end_counting();
+                }
                 tree[slot.node].wire.forget();
                 (0, tree[slot.node].io.extent())
             }
@@ -806,13 +944,16 @@ impl Queue {
         self.cq.dword0()
     }
 
-    /// The end of a turn: what waits gets free slots, and the doorbells are rung, each at most once.
+    /// At the end of a turn, what waits gets free slots.
+    #[inline(never)]
+    pub(crate) fn finish_gated(&mut self, tree: &mut Tree) {
+        self.gate &= !HALTED;
+        self.issue_waiting(tree);
+    }
+
+    /// The end of a turn: the doorbells are rung, each at most once.
     #[inline(always)]
-    pub(crate) fn finish_turn(&mut self, tree: &mut Tree) {
-        if self.gate != 0 {
-            self.gate &= !HALTED;
-            self.issue_waiting(tree);
-        }
+    pub(crate) fn finish_turn(&mut self) {
         self.ring();
     }
 
@@ -854,14 +995,14 @@ impl Queue {
             tree[id].fail(at, Cause::ControllerLost);
             tree.finish(id);
         }
-        self.gate = DEAD;
+        self.gate = DEAD | self.gate & COUNTING;
         self.again.clear();
     }
 
     /// All memory of a command in flight.
     fn forfeit(&mut self, tree: &mut Tree, index: usize) {
         let slot = *self.slots.get(index);
-        let count = if let Piece::Merged { count } = slot.piece { count } else { 1 };
+        let count = if let Piece::Merged { count, .. } = slot.piece { count } else { 1 };
         let mut id = slot.node;
         for _ in 0..count {
             tree.forfeit(id);

@@ -76,8 +76,9 @@ pub(super) enum Piece {
     Part { first: u64, blocks: u32 },
     /// The same, by way of a bounce buffer.
     Bounced { first: u64, blocks: u32, buffer: u16 },
-    /// All of it and of the nodes that follow it, `count` in all.
-    Merged { count: u16 },
+    /// All of it and of the nodes that follow it, `count` in all; the last of them, if none is an event, and none
+    /// passed layers.
+    Merged { count: u16, last: Option<NodeId> },
 }
 
 #[derive(Debug)]
@@ -144,14 +145,16 @@ impl Slots {
     /// says that this succeeded, and the command carried a part by no other means than the request's own
     /// memory: then the slot is free.
     #[inline(always)]
-    pub(super) fn land_part(&mut self, index: usize, high: u64) -> Option<(NodeId, Range<u64>)> {
-        let slot = self.get(index);
+    pub(super) fn land_part(&mut self, high: u64) -> Option<(NodeId, Range<u64>)> {
+        let index = self.index(high);
+        let slot = self.get_mut(index);
         let Piece::Part { first, blocks } = slot.piece else { return None };
         if high >> 16 | u64::from(NOT_WHOLE) << 32 != slot.expect() {
             return None;
         }
+        slot.high = VACANT;
         let node = slot.node;
-        self.free(index);
+        self.free.push(index as u16);
         Some((node, first..first + u64::from(blocks)))
     }
 
@@ -252,9 +255,26 @@ impl Slots {
         self.slots[index as u32].high & VACANT == 0
     }
 
-    /// The nodes that slots were last taken for.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> {
-        self.slots.iter().map(|slot| slot.node)
+    /// Has the completion of a node's command, if it is one that carries all of the node, looked at closely;
+    /// whether there is such a command.
+    pub(super) fn watch_whole(&mut self, node: NodeId, blocks: u32) -> bool {
+        let carries = |slot: &Slot| {
+            let in_flight = slot.high & VACANT == 0 || slot.high & AGAIN != 0;
+            in_flight && slot.node == node && slot.piece == Piece::Whole
+        };
+        let Some(index) = self.slots.iter().position(carries) else { return false };
+        let slot = self.get_mut(index);
+        slot.piece = Piece::Part { first: 0, blocks };
+        slot.high |= NOT_WHOLE;
+        true
+    }
+
+    /// The nodes that slots were last taken for, and how many are linked to each and share its command.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (NodeId, u16)> {
+        self.slots.iter().map(|slot| match slot.piece {
+            Piece::Merged { count, .. } if slot.high & VACANT == 0 => (slot.node, count),
+            _ => (slot.node, 1),
+        })
     }
 
     /// The slots of commands in flight, and of those that are to be sent once more.
@@ -351,7 +371,7 @@ mod tests {
             landed
         };
         assert_eq!(occupy(Piece::Whole), Some((NodeId::NONE, 2)));
-        assert_eq!(occupy(Piece::Merged { count: 2 }), None);
+        assert_eq!(occupy(Piece::Merged { count: 2, last: None }), None);
         assert_eq!(occupy(Piece::Whole), Some((NodeId::NONE, 2)));
     }
 
@@ -370,7 +390,7 @@ mod tests {
         assert!(slots.rejuvenate(2, word));
         assert_eq!(slots.land(word), Some((NodeId::NONE, 2)));
         assert!(!slots.rejuvenate(2, word), "it has landed");
-        slots.occupy(2, NodeId::NONE, Piece::Merged { count: 2 });
+        slots.occupy(2, NodeId::NONE, Piece::Merged { count: 2, last: None });
         assert_eq!((slots.age(2), slots.is_abort_asked(2)), (0, false), "another command");
         slots.grow_older(2);
         let word = high(slots.cid(2), 1, true);

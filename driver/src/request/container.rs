@@ -242,6 +242,12 @@ impl IoContainer {
         self.no_bounce
     }
 
+    /// Whether it is to have commands of its own.
+    #[inline(always)]
+    pub(crate) fn is_no_merge(&self) -> bool {
+        self.no_merge
+    }
+
     /// Whether it is a read or write that may go anywhere.
     #[inline(always)]
     pub(crate) fn is_usual(&self) -> bool {

@@ -85,6 +85,8 @@ pub(crate) struct Node {
     /// The event that its completion is, where it is one: then the container stays here until it is
     /// claimed.
     pub(crate) event: Option<Event>,
+    /// The event counts it, and it goes to the closure like one that is no event.
+    pub(crate) counted: bool,
     /// Which of the poller's stacks of layers it came in through.
     pub(crate) layer: u16,
     /// Which queue it went to last.
@@ -191,6 +193,12 @@ impl Node {
         self.failed.map(|failed| failed.by_lba(&self.io))
     }
 
+    /// Whether an event counts it, and no layer has to see it before.
+    #[inline(always)]
+    pub(crate) fn is_counted_whole(&self) -> bool {
+        self.counted && self.layer == NO_LAYER
+    }
+
     pub(crate) fn is_layered(&self) -> bool {
         self.layer != NO_LAYER
     }
@@ -205,6 +213,18 @@ impl Node {
     #[inline(always)]
     pub(crate) fn is_finished(&self) -> bool {
         self.in_flight == 0 && self.unissued() == 0
+    }
+
+    /// Whether it is no event, and nobody is to be told of it but the closure.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.event.is_none() && !self.is_observed_or_forfeited()
+    }
+
+    /// Whether it is not the usual request that it seems to be.
+    #[inline(always)]
+    pub(crate) fn is_observed_or_forfeited(&self) -> bool {
+        self.observed | self.forfeited
     }
 
     /// Takes memory that goes back to nobody out, before anybody looks at a finished request.
@@ -248,6 +268,7 @@ impl Node {
             io: IoContainer::default(),
             wire: Wire::NONE,
             event: None,
+            counted: false,
             layer: NO_LAYER,
             queue: 0,
             namespace: 0,
@@ -399,6 +420,8 @@ pub(crate) struct Tree {
     orphans: u32,
     /// Nodes that finished and wait for whoever is above them.
     finished: Line,
+    /// The same, where nobody is above but the poller: no layers. What is prepared of them stays.
+    pub(crate) landed: Line,
     /// Pieces of observed nodes that settled.
     observed: Vec<(NodeId, Range<u64>, Progress)>,
     pub(crate) attention: Attention,
@@ -419,6 +442,7 @@ impl Tree {
             children: 0,
             orphans: 0,
             finished: Line::EMPTY,
+            landed: Line::EMPTY,
             observed: Vec::new(),
             attention: Attention::NONE,
         };
@@ -475,7 +499,7 @@ impl Tree {
         std::mem::forget(std::mem::replace(&mut node.io, io));
         (node.layer, node.event, node.owner, node.parent) = (layer, None, id, NodeId::NONE);
         (node.observed, node.judged, node.orphan, node.forfeited) = (false, false, false, false);
-        (node.parked, node.exclusive, node.waits) = (false, false, false);
+        (node.parked, node.exclusive, node.waits, node.counted) = (false, false, false, false);
         (node.start, node.block_shift) = (Position::default(), 0);
         node.rewind();
     }
@@ -577,10 +601,29 @@ impl Tree {
 
     /// A node has finished: whoever is above it learns of it.
     pub(crate) fn finish(&mut self, id: NodeId) {
+        if !self[id].is_layered() {
+            let mut line = self.landed;
+            line.push(self, id);
+            self.landed = line;
+            return self.attention.add_news();
+        }
         let mut line = self.take_finished();
         line.push(self, id);
         self.finished = line;
         self.attention.add_news();
+    }
+
+    /// Nodes in a row have finished that have no layers above them.
+    pub(crate) fn land(&mut self, first: NodeId, last: NodeId) {
+        let mut line = std::mem::replace(&mut self.landed, Line::EMPTY);
+        line.append_row(self, first, last);
+        self.landed = line;
+        self.attention.add_news();
+    }
+
+    /// Takes those.
+    pub(crate) fn take_landed(&mut self) -> Line {
+        std::mem::replace(&mut self.landed, Line::EMPTY)
     }
 
     /// Nodes that finished and wait for whoever is above them.
@@ -729,6 +772,14 @@ impl Tree {
         nodes.filter(move |(_, node)| node.parent == parent).map(|(i, _)| NodeId(i as u32))
     }
 
+    /// Requests that an event counts and that are under way. Looks at every node.
+    pub(crate) fn counted_by(&self, all: Event) -> impl Iterator<Item = NodeId> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes
+            .filter(move |(_, node)| node.counted && node.event == Some(all) && !node.owner.is_none())
+            .map(|(i, _)| NodeId(i as u32))
+    }
+
     #[inline(always)]
     pub(crate) fn id(&self) -> NonZeroU32 {
         self.id
@@ -740,6 +791,16 @@ impl Tree {
         let node = &mut self.nodes[id.0 as usize];
         assert!(tree == self.id && node.in_flight == 0, "not a request that can be submitted");
         node
+    }
+
+    /// A node, with the words that layers keep with it.
+    #[inline(always)]
+    pub(crate) fn passing(&mut self, id: NodeId) -> (&mut Node, &mut [u64; FRAMES]) {
+        let place = id.0 as usize;
+        let (Some(node), Some(frames)) = (self.nodes.get_mut(place), self.frames.get_mut(place)) else {
+            no_such_node()
+        };
+        (node, frames)
     }
 
     /// Requests that are in the tree, without their children, and orphans.
