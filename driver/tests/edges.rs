@@ -1020,3 +1020,29 @@ fn what_is_never_prepared_goes_round_through_layers() {
     }
     assert_eq!((left, poller.outstanding(), poller.stats(queue).commands), (0, 0, 12));
 }
+
+/// No layer was ever added to a poller that may have some.
+#[test]
+fn a_poller_for_layers_does_without_any() {
+    let emulator = Emulator::stepped(Config::parse("size=1M,media=ram").unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller: Poller<Scripted> = Poller::with_layers(4);
+    let queue = poller.add_queue(&controller, QueueOptions::default()).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    poller.submit(disk, IoContainer::read(0, space.allocate(BLOCK).unwrap())).unwrap();
+    let mut left = 3;
+    while poller.outstanding() > 0 {
+        while emulator.step() > 0 {}
+        poller.poll(|mut done| {
+            done.result().unwrap();
+            left -= 1;
+            // Changed in any way, it takes the longer way down.
+            done.io_mut().set_operation(Operation::Write);
+            if left > 0 {
+                done.resubmit().unwrap();
+            }
+        });
+    }
+    assert_eq!(left, 0);
+}

@@ -176,11 +176,11 @@ impl<L: Layer> Drop for Done<'_, L> {
 /// done.
 #[inline(never)]
 fn pass_again<L: Layer>(cx: &mut Cx<'_>, layers: &mut [Stacked<L>], id: NodeId, slot: u32) -> bool {
-    let mut io = cx.core.passing(id);
-    let Some(Stacked { layer, geometry, plain: Some(target) }) = layers.get_mut(usize::from(io.node.layer))
+    let Some(Stacked { layer, geometry, plain: Some(target) }) = layers.get_mut(cx.core.tree.layer(id))
     else {
         return false;
     };
+    let mut io = cx.core.passing(id);
     let within = io.node.io.lba().checked_add(io.node.io.blocks()).is_some_and(|end| end <= geometry.blocks);
     let same = (target.queue, target.namespace) == (cx.here, io.node.namespace);
     if !within || !same || !io.node.wire.is_prepared() || io.node.event.is_some() || io.node.failed.is_some()
