@@ -75,6 +75,8 @@ enum Next {
     TakenOut,
     /// Requested as one of the events of an `all`, and claimed.
     Event,
+    /// Resubmitted where it is, and counted by an `all` of as many as are in flight.
+    Counted,
     /// Awaited as a future.
     Future,
     /// Resubmitted where it is, through so many layers.
@@ -83,6 +85,8 @@ enum Next {
     Split(usize),
     /// Taken out, and submitted with so many neighbours that all share a command.
     Merged(usize),
+    /// Resubmitted where it is, with so many neighbours that share a command.
+    Gathered(usize),
     /// Resubmitted where it is, on so many queue pairs.
     Queues(usize),
     /// Nothing is in flight at all, on so many queue pairs.
@@ -146,6 +150,15 @@ const TABLE: &[Line] = &[
         1.0,
         25.0,
     ),
+    count("4 KiB, depth 64, in place", 64, 4 * KIB, PRP, Next::InPlace),
+    count("in place, counted by an all of 64", 64, 4 * KIB, PRP, Next::Counted),
+    part(
+        "an event in an all, in place",
+        "in place, counted by an all of 64",
+        "4 KiB, depth 64, in place",
+        1.0,
+        25.0,
+    ),
     count("a future", 64, 4 * KIB, PRP, Next::Future).most(400.0),
     count("0 layers", 128, 4 * KIB, PRP, Next::Layers(0)),
     count("1 layer", 128, 4 * KIB, PRP, Next::Layers(1)),
@@ -159,6 +172,7 @@ const TABLE: &[Line] = &[
         value: Value::Difference { of: "32 KiB split into 8", less: "", part: 1.0 / 8.0 },
     },
     count("4 KiB merged 32 to 1", 32, 4 * KIB, PRP, Next::Merged(32)).most(70.0),
+    count("4 KiB merged 32 to 1, in place", 32, 4 * KIB, PRP, Next::Gathered(32)).most(70.0),
     count("64 queue pairs, depth 32 each", 32, 4 * KIB, PRP, Next::Queues(64)),
     Line {
         name: "64 queue pairs to one, as a ratio",
@@ -180,7 +194,9 @@ const TABLE: &[Line] = &[
 
 /// What is counted, with everything that these call. Named whole: a pattern would match their closures
 /// too, and switch counting off there.
-const COUNTED: [&str; 12] = [
+const COUNTED: [&str; 14] = [
+    "counted_poll_gathered",
+    "counted_poll_into",
     "counted_poll_in_place",
     "counted_poll_layers",
     "counted_poll_merge",
@@ -269,6 +285,7 @@ fn child(spec: &str) -> Result<(), Failure> {
     if let Next::Split(pieces) = work.next {
         options = options.max_transfer((work.bytes / pieces) as u64);
     }
+    let options = options.gather(matches!(work.next, Next::Gathered(_)));
     let queue = poller.add_queue(&controller, options)?;
     let disk = poller.add_namespace(queue, &controller.namespace(1)?)?;
     match work.next {
@@ -303,7 +320,7 @@ fn child(spec: &str) -> Result<(), Failure> {
     for tag in 0..work.depth as u64 {
         poller.submit(disk, IoContainer::read(tag, memory()?).tag(tag))?;
     }
-    let mut random = 1u64;
+    let (mut random, mut before) = (1u64, None);
     while left > 0 {
         let done = match work.next {
             Next::InPlace | Next::Split(_) => counted_poll_in_place(&mut poller, &mut random),
@@ -311,14 +328,21 @@ fn child(spec: &str) -> Result<(), Failure> {
                 counted_poll_new_memory(&mut poller, &mut random, &mut spare)
             }
             Next::Changed => counted_poll_changed(&mut poller, &mut random, &mut spare),
+            Next::Gathered(_) => counted_poll_gathered(&mut poller, &mut random),
+            Next::Counted => counted_poll_into(&mut poller, &mut before, &mut random),
             Next::TakenOut => counted_poll_taken_out(&mut poller, disk, &mut random),
             _ => return Err("it has a loop of its own".into()),
         };
         left = left.saturating_sub(done as u64);
-        emulator.step();
+        while emulator.step() > 0 && before.is_some() {}
     }
     let stats = poller.stats(queue);
-    assert!(stats.faults == 0 && stats.bounces == 0 && stats.commands as usize >= work.depth);
+    assert!(
+        stats.faults == 0 && stats.bounces == 0 && (stats.commands + stats.merges) as usize >= work.depth
+    );
+    if let Next::Gathered(count) = work.next {
+        assert_eq!(stats.merges, stats.commands * (count as u64 - 1));
+    }
     Ok(())
 }
 
@@ -534,6 +558,35 @@ fn counted_poll_in_place(poller: &mut Poller, random: &mut u64) -> usize {
         done.set_lba(lba(random));
         done.resubmit().expect("accepted");
     })
+}
+
+/// Neighbours go down again as neighbours, from somewhere else on.
+#[inline(never)]
+fn counted_poll_gathered(poller: &mut Poller, random: &mut u64) -> usize {
+    let first = lba(random);
+    poller.poll(|mut done| {
+        check(&done);
+        let at = first + done.io().get_tag();
+        done.set_lba(at);
+        done.resubmit().expect("accepted");
+    })
+}
+
+/// All that completed go down again, counted by a new event; that of the round before is settled then.
+#[inline(never)]
+fn counted_poll_into(poller: &mut Poller, before: &mut Option<Event>, random: &mut u64) -> usize {
+    let all = poller.open_all();
+    let count = poller.poll(|mut done| {
+        check(&done);
+        done.set_lba(lba(random));
+        done.resubmit_into(all).expect("accepted");
+    });
+    poller.close(all);
+    if let Some(before) = before.replace(all) {
+        assert!(matches!(poller.state(before), Some(State::Settled(verdict, _)) if verdict.success));
+        poller.release(before);
+    }
+    count
 }
 
 #[inline(never)]

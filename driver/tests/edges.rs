@@ -589,6 +589,12 @@ fn data_go_to_the_memory_that_is_there_now() {
         }
         chain
     };
+    let part = |at: usize, length| space.allocate(4 << 20).unwrap().slice(at..at + length);
+    fn several<const N: usize>(parts: [MemoryChain; N]) -> MemoryChain {
+        let mut chain = MemoryChain::new();
+        parts.into_iter().for_each(|part| chain.append(part));
+        chain
+    }
     let shapes = [
         chain(&[BLOCK]),
         chain(&[BLOCK; 9]),
@@ -601,6 +607,33 @@ fn data_go_to_the_memory_that_is_there_now() {
         chain(&[BLOCK; 20]),
         chain(&[BLOCK]),
         chain(&[BLOCK]),
+        // As long as the one before, and in the same place of a page or not, of a block that lists one, or not.
+        chain(&[9 * BLOCK]),
+        chain(&[9 * BLOCK]),
+        part(0, 9 * BLOCK),
+        part(BLOCK, 9 * BLOCK),
+        part((2 << 20) - 3 * BLOCK, 9 * BLOCK),
+        part((2 << 20) + BLOCK, 9 * BLOCK),
+        part(512, 9 * BLOCK),
+        part(BLOCK + 512, 9 * BLOCK),
+        chain(&[9 * BLOCK]),
+        part(0, 2 * BLOCK),
+        part(BLOCK, 2 * BLOCK),
+        chain(&[2 * BLOCK]),
+        part(0, BLOCK),
+        part(512, BLOCK),
+        part(BLOCK + 512, BLOCK),
+        part(BLOCK, BLOCK),
+        several([part(BLOCK - 512, 512), part(0, BLOCK), part(0, BLOCK - 512)]),
+        several([part(BLOCK - 512, 512), part(0, BLOCK), part(0, BLOCK - 512)]),
+        several([
+            part(BLOCK - 512, 512),
+            part(0, BLOCK),
+            part(0, BLOCK),
+            part(0, BLOCK),
+            part(0, BLOCK - 512),
+        ]),
+        chain(&[BLOCK; 4]),
     ];
     let io = bench.read(0, 1);
     bench.poller.submit(bench.disk, io).unwrap();
@@ -986,4 +1019,30 @@ fn what_is_never_prepared_goes_round_through_layers() {
         emulator.step();
     }
     assert_eq!((left, poller.outstanding(), poller.stats(queue).commands), (0, 0, 12));
+}
+
+/// No layer was ever added to a poller that may have some.
+#[test]
+fn a_poller_for_layers_does_without_any() {
+    let emulator = Emulator::stepped(Config::parse("size=1M,media=ram").unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller: Poller<Scripted> = Poller::with_layers(4);
+    let queue = poller.add_queue(&controller, QueueOptions::default()).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    poller.submit(disk, IoContainer::read(0, space.allocate(BLOCK).unwrap())).unwrap();
+    let mut left = 3;
+    while poller.outstanding() > 0 {
+        while emulator.step() > 0 {}
+        poller.poll(|mut done| {
+            done.result().unwrap();
+            left -= 1;
+            // Changed in any way, it takes the longer way down.
+            done.io_mut().set_operation(Operation::Write);
+            if left > 0 {
+                done.resubmit().unwrap();
+            }
+        });
+    }
+    assert_eq!(left, 0);
 }

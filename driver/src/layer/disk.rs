@@ -32,6 +32,10 @@ impl Layer for Disk {
         self.geometry
     }
 
+    fn plain(&self) -> Option<Target> {
+        Some(self.target)
+    }
+
     fn frames(&self) -> usize {
         0
     }

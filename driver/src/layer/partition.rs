@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Cx, Filter, Geometry, Handle, Layer, Through};
+use super::{Cx, Filter, Geometry, Handle, Layer, Passing, Through};
 use crate::{Error, Result};
 
 /// A part of what is below: its block 0 is block `start` there.
@@ -29,18 +29,42 @@ impl<B: Layer> Through<Part, B> {
     }
 }
 
+impl Part {
+    #[inline(always)]
+    pub(super) fn begin(&self, io: &mut Passing<'_>) {
+        io.shift_lba(self.start);
+    }
+
+    #[inline(always)]
+    pub(super) fn end(&self, io: &mut Passing<'_>) {
+        io.shift_lba(self.start.wrapping_neg());
+    }
+}
+
 impl Filter for Part {
     fn geometry(&self, below: Geometry) -> Geometry {
         Geometry { blocks: self.blocks, ..below }
     }
 
+    const PLAIN: bool = true;
+
+    #[inline(always)]
+    fn pass_down(&mut self, io: &mut Passing<'_>, _: usize) {
+        self.begin(io);
+    }
+
+    #[inline(always)]
+    fn pass_up(&mut self, io: &mut Passing<'_>, _: usize) {
+        self.end(io);
+    }
+
     #[inline(always)]
     fn down(&mut self, cx: &mut Cx<'_>, io: &Handle, _: usize) {
-        cx.shift_lba(io, self.start);
+        self.begin(&mut cx.passing(io));
     }
 
     #[inline(always)]
     fn up(&mut self, cx: &mut Cx<'_>, io: &Handle, _: usize) {
-        cx.shift_lba(io, self.start.wrapping_neg());
+        self.end(&mut cx.passing(io));
     }
 }

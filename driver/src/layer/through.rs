@@ -1,7 +1,8 @@
 //! Layers that neither split nor merge: the same container goes through, and they look at it on the way
 //! down and on the way up.
 
-use super::{Cx, Geometry, Handle, Layer};
+use super::{Cx, Geometry, Handle, Layer, Passing};
+use crate::poller::Target;
 
 /// What a pass-through layer does with a request. Each of its methods has the request for itself.
 pub trait Filter {
@@ -12,6 +13,18 @@ pub trait Filter {
 
     /// Whether it keeps a word with each request.
     const KEEPS_FRAME: bool = false;
+
+    /// All that it does is done by `pass_down` and `pass_up` as well.
+    #[doc(hidden)]
+    const PLAIN: bool = false;
+
+    /// On the way down, for one that just passes.
+    #[doc(hidden)]
+    fn pass_down(&mut self, _: &mut Passing<'_>, _: usize) {}
+
+    /// On the way up.
+    #[doc(hidden)]
+    fn pass_up(&mut self, _: &mut Passing<'_>, _: usize) {}
 
     /// On the way down. `frame` is the number of its word.
     fn down(&mut self, cx: &mut Cx<'_>, io: &Handle, frame: usize);
@@ -45,23 +58,11 @@ impl<F: Filter, B: Layer> Through<F, B> {
         &self.below
     }
 
-    /// Looks at a request on its way down, for whoever calls the layer below himself.
+    /// Its parts, for whoever takes requests through several at once: the filter, the number of its word, and the
+    /// layer below.
     #[inline(always)]
-    pub(super) fn pass_down(&mut self, cx: &mut Cx<'_>, io: &Handle) -> &mut B {
-        self.filter.down(cx, io, self.frame);
-        &mut self.below
-    }
-
-    /// Looks at a request on its way up, after what is below did.
-    pub(super) fn pass_up(
-        &mut self,
-        cx: &mut Cx<'_>,
-        io: Handle,
-        below: impl FnOnce(&mut B, &mut Cx<'_>, Handle) -> Handle,
-    ) -> Handle {
-        let io = below(&mut self.below, cx, io);
-        self.filter.up(cx, &io, self.frame);
-        io
+    pub(super) fn parts(&mut self) -> (&mut F, usize, &mut B) {
+        (&mut self.filter, self.frame, &mut self.below)
     }
 
     #[inline(always)]
@@ -72,6 +73,22 @@ impl<F: Filter, B: Layer> Through<F, B> {
 }
 
 impl<F: Filter, B: Layer> Layer for Through<F, B> {
+    fn plain(&self) -> Option<Target> {
+        if F::PLAIN { self.below.plain() } else { None }
+    }
+
+    #[inline(always)]
+    fn pass_down(&mut self, io: &mut Passing<'_>) {
+        self.filter.pass_down(io, self.frame);
+        self.below.pass_down(io);
+    }
+
+    #[inline(always)]
+    fn pass_up(&mut self, io: &mut Passing<'_>) {
+        self.below.pass_up(io);
+        self.filter.pass_up(io, self.frame);
+    }
+
     fn geometry(&self) -> Geometry {
         self.filter.geometry(self.below.geometry())
     }

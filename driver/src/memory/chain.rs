@@ -4,8 +4,9 @@
 //! the I/O path looks an address up, nor asks what kind of memory it is.
 
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
@@ -116,6 +117,12 @@ impl Segment {
     pub(crate) fn space(&self) -> u64 {
         self.source.space()
     }
+
+    /// Whether another segment is of the same source, and so of the same space.
+    #[inline(always)]
+    pub(crate) fn has_source_of(&self, other: &Segment) -> bool {
+        Arc::ptr_eq(&self.source, &other.source)
+    }
 }
 
 impl Drop for Segment {
@@ -138,13 +145,19 @@ pub struct MemoryChain {
     len: usize,
 }
 
-#[derive(Default)]
 enum Segments {
-    #[default]
-    None,
     One(Segment),
-    /// Any number: a list that was once needed is kept.
+    /// Any number: a list that was once needed is kept. None are a list without room.
     Many(Vec<Segment>),
+}
+
+/// What tells one from many is in the segment's source.
+const _: () = assert!(size_of::<Segments>() == size_of::<Segment>());
+
+impl Default for Segments {
+    fn default() -> Segments {
+        Segments::Many(Vec::new())
+    }
 }
 
 /// A place in a chain: a segment, and an offset in it that is less than its length. The end is the
@@ -157,6 +170,31 @@ pub(crate) struct Position {
 }
 
 impl Segments {
+    /// As `std::mem::swap`, which would read and write one word after the other.
+    #[inline(always)]
+    fn exchange(&mut self, other: &mut Segments) {
+        type Word = MaybeUninit<u64>;
+        const { assert!(size_of::<Segments>() == 32 && align_of::<Segments>() >= align_of::<Word>()) };
+        let (ours, others) = (ptr::from_mut(self).cast::<Word>(), ptr::from_mut(other).cast::<Word>());
+        // SAFETY: both are four such words, as asserted, whose bits may be anything. They are mutably
+        // borrowed, so they do not overlap; each is whole again, as a bitwise copy of the other, before
+        // anybody else looks at it, and there is one of each as before.
+        unsafe {
+            let (a, b) = (ours.read(), ours.add(1).read());
+            let (c, d) = (ours.add(2).read(), ours.add(3).read());
+            let (e, f) = (others.read(), others.add(1).read());
+            let (g, h) = (others.add(2).read(), others.add(3).read());
+            ours.write(e);
+            ours.add(1).write(f);
+            ours.add(2).write(g);
+            ours.add(3).write(h);
+            others.write(a);
+            others.add(1).write(b);
+            others.add(2).write(c);
+            others.add(3).write(d);
+        }
+    }
+
     /// Cuts off the segments from one on. The shorter part gets a new list: so whoever cuts piece after
     /// piece from a long chain gets short lists, and the long one stays where it is.
     fn split_off(&mut self, at: usize) -> Segments {
@@ -168,7 +206,7 @@ impl Segments {
                 }
                 false => all.split_off(at),
             }),
-            Segments::One(_) if at > 0 => Segments::None,
+            Segments::One(_) if at > 0 => Segments::default(),
             whole => std::mem::take(whole),
         }
     }
@@ -176,7 +214,9 @@ impl Segments {
     /// Without a list where there is no need of one.
     fn simplest(self) -> Segments {
         match self {
-            Segments::Many(mut all) if all.len() < 2 => all.pop().map_or(Segments::None, Segments::One),
+            Segments::Many(mut all) if all.len() < 2 => {
+                all.pop().map_or_else(Segments::default, Segments::One)
+            }
             several => several,
         }
     }
@@ -185,7 +225,7 @@ impl Segments {
 impl MemoryChain {
     /// A chain of no memory: what a flush carries.
     pub const fn new() -> MemoryChain {
-        MemoryChain { segments: Segments::None, len: 0 }
+        MemoryChain { segments: Segments::Many(Vec::new()), len: 0 }
     }
 
     /// A chain of no memory, with room for a number of segments: appending that many costs no heap any
@@ -210,7 +250,6 @@ impl MemoryChain {
     #[inline]
     pub fn segments(&self) -> &[Segment] {
         match &self.segments {
-            Segments::None => &[],
             Segments::One(segment) => std::slice::from_ref(segment),
             Segments::Many(segments) => segments,
         }
@@ -222,8 +261,28 @@ impl MemoryChain {
         match &self.segments {
             Segments::One(segment) => Some(segment),
             Segments::Many(segments) if segments.len() == 1 => segments.first(),
-            _ => None,
+            Segments::Many(_) => None,
         }
+    }
+
+    /// The segment, where there is no list either.
+    #[inline(always)]
+    pub(crate) fn one(&self) -> Option<&Segment> {
+        match &self.segments {
+            Segments::One(segment) => Some(segment),
+            Segments::Many(_) => None,
+        }
+    }
+
+    /// Exchanges two chains; whether they are equally long.
+    #[inline(always)]
+    pub(crate) fn exchange(&mut self, other: &mut MemoryChain) -> bool {
+        let (ours, others) = (self.len, other.len);
+        self.segments.exchange(&mut other.segments);
+        if ours != others {
+            (self.len, other.len) = (others, ours);
+        }
+        ours == others
     }
 
     /// Goes through the segments, in order.
@@ -242,7 +301,6 @@ impl MemoryChain {
     /// Not public: segments exchanged from outside would leave `len` untrue.
     fn segments_mut(&mut self) -> &mut [Segment] {
         match &mut self.segments {
-            Segments::None => &mut [],
             Segments::One(segment) => std::slice::from_mut(segment),
             Segments::Many(segments) => segments,
         }
@@ -251,9 +309,9 @@ impl MemoryChain {
     /// Appends another chain: its segments follow this chain's. No data moves.
     pub fn append(&mut self, other: MemoryChain) {
         match (&mut self.segments, other.segments) {
-            (_, Segments::None) => {}
+            (_, Segments::Many(none)) if none.capacity() == 0 => {}
             (_, Segments::One(segment)) => return self.push(segment),
-            (Segments::Many(all), Segments::Many(mut more)) => all.append(&mut more),
+            (Segments::Many(all), Segments::Many(mut more)) if all.capacity() > 0 => all.append(&mut more),
             (few, Segments::Many(mut all)) => {
                 if let Segments::One(first) = std::mem::take(few) {
                     all.insert(0, first);
@@ -268,11 +326,11 @@ impl MemoryChain {
     pub(super) fn push(&mut self, segment: Segment) {
         self.len += segment.len();
         match &mut self.segments {
-            Segments::Many(all) => all.push(segment),
+            Segments::Many(all) if all.capacity() > 0 => all.push(segment),
             few => {
                 *few = match std::mem::take(few) {
                     Segments::One(first) => Segments::Many(vec![first, segment]),
-                    _ => Segments::One(segment),
+                    Segments::Many(_) => Segments::One(segment),
                 }
             }
         }
@@ -283,7 +341,7 @@ impl MemoryChain {
         self.len = 0;
         match &mut self.segments {
             Segments::Many(segments) => segments.clear(),
-            few => *few = Segments::None,
+            few => *few = Segments::default(),
         }
     }
 

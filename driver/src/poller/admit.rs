@@ -3,7 +3,7 @@
 //!
 //! Knows what a stack looks like from above; must not know what is in it.
 
-use super::cx::{Cx, other_queue};
+use super::cx::Cx;
 use super::layer::{Geometry, Handle, Layer};
 use super::{Core, LAYERED, Rejected, Stacked, Target};
 use crate::queue::{Queue, Refusal, check_range, check_space, count_blocks};
@@ -42,10 +42,10 @@ pub(super) fn enter<L: Layer>(
     if !L::NONE && target.queue == LAYERED {
         return enter_layered(cx, &mut layers[usize::from(target.namespace)], target.namespace, io, accepted);
     }
-    let Core { queues, tree, events, .. } = &mut *cx.core;
+    let Core { tree, events, .. } = &mut *cx.core;
     let queue = match target.queue == cx.here {
         true => &mut *cx.queue,
-        false => other_queue(queues, tree, target.queue),
+        false => cx.others.queue(tree, target.queue),
     };
     begin(queue, tree, events, target, io, accepted)
 }
@@ -75,7 +75,7 @@ pub(super) fn begin(
 #[inline(never)]
 fn enter_layered<L: Layer>(
     cx: &mut Cx<'_>,
-    Stacked { layer, geometry }: &mut Stacked<L>,
+    Stacked { layer, geometry, .. }: &mut Stacked<L>,
     number: u16,
     mut io: IoContainer,
     accepted: impl FnOnce(&mut Events, &mut Node, NodeId),
@@ -96,6 +96,7 @@ fn enter_layered<L: Layer>(
 }
 
 /// Starts a request once more.
+#[inline(always)]
 pub(super) fn start_again<L: Layer>(
     cx: &mut Cx<'_>,
     layers: &mut [Stacked<L>],
@@ -104,7 +105,7 @@ pub(super) fn start_again<L: Layer>(
     let id = io.node;
     let target = cx.core.target(id);
     let node = &mut cx.core.tree[id];
-    let Some(Stacked { layer, geometry }) = layers.get_mut(usize::from(node.layer)) else {
+    let Some(Stacked { layer, geometry, .. }) = layers.get_mut(usize::from(node.layer)) else {
         cx.release_slot(&mut io);
         cx.core.tree[id].rewind();
         if let Err(reason) = cx.admit(target, id) {

@@ -2,10 +2,11 @@
 
 use super::cx::Cx;
 use super::layer::{Direct, Handle, Layer, NO_SLOT};
-use super::{Poller, Rejected, Target};
+use super::others::Others;
+use super::{Core, Rejected, Stacked, Target};
 use crate::memory::MemoryChain;
-use crate::queue::Queue;
-use crate::request::{Failure, InPlace, IoContainer, NodeId};
+use crate::queue::{Queue, Refusal};
+use crate::request::{Event, Failure, InPlace, IoContainer, NodeId};
 
 /// A finished request. Submit it again, take its container, or just drop it: then its memory is
 /// freed.
@@ -14,26 +15,28 @@ use crate::request::{Failure, InPlace, IoContainer, NodeId};
 /// [`set_lba`](Done::set_lba) moves nothing, and is the cheapest way to keep a queue busy.
 #[derive(Debug)]
 pub struct Done<'a, L: Layer = Direct> {
-    /// The queue whose turn it is: it is not in its place in the poller.
+    /// The queue whose turn it is.
     queue: &'a mut Queue,
-    poller: &'a mut Poller<L>,
+    others: Others<'a>,
+    core: &'a mut Core,
+    layers: &'a mut Vec<Stacked<L>>,
     /// None once it went another way than being dropped.
     node: NodeId,
     /// The slot that it still has, of a command that carried all of it.
     slot: u32,
-    here: u16,
 }
 
 impl<'a, L: Layer> Done<'a, L> {
     #[inline(always)]
     pub(super) fn new(
         queue: &'a mut Queue,
-        poller: &'a mut Poller<L>,
+        others: Others<'a>,
+        core: &'a mut Core,
+        layers: &'a mut Vec<Stacked<L>>,
         node: NodeId,
         slot: u32,
-        here: u16,
     ) -> Done<'a, L> {
-        Done { queue, poller, node, slot, here }
+        Done { queue, others, core, layers, node, slot }
     }
 
     /// Whether all of it succeeded; else the failure with the lowest LBA. A request that failed may
@@ -44,7 +47,7 @@ impl<'a, L: Layer> Done<'a, L> {
         if L::NONE && self.slot != NO_SLOT {
             return Ok(());
         }
-        let node = &self.poller.core.tree[self.node];
+        let node = &self.core.tree[self.node];
         match node.failed {
             None => Ok(()),
             Some(failed) => Err(failed.by_lba(&node.io)),
@@ -60,7 +63,7 @@ impl<'a, L: Layer> Done<'a, L> {
     /// The container.
     #[inline(always)]
     pub fn io(&self) -> &IoContainer {
-        &self.poller.core.tree[self.node].io
+        &self.core.tree[self.node].io
     }
 
     /// The container, to be changed in any way before it is submitted again, which then costs as much
@@ -68,7 +71,7 @@ impl<'a, L: Layer> Done<'a, L> {
     #[inline(always)]
     pub fn io_mut(&mut self) -> &mut IoContainer {
         let id = self.node;
-        let node = &mut self.poller.core.tree[id];
+        let node = &mut self.core.tree[id];
         node.wire.forget();
         &mut node.io
     }
@@ -77,7 +80,7 @@ impl<'a, L: Layer> Done<'a, L> {
     #[inline(always)]
     pub fn in_place(&mut self) -> InPlace<'_> {
         let id = self.node;
-        let node = &mut self.poller.core.tree[id];
+        let node = &mut self.core.tree[id];
         InPlace { io: &mut node.io, wire: Some(&mut node.wire) }
     }
 
@@ -87,46 +90,74 @@ impl<'a, L: Layer> Done<'a, L> {
         self.in_place().set_lba(lba);
     }
 
-    /// Exchanges the container's memory for other memory. If that is as long, and each is one segment, what
-    /// was prepared for its commands stays in use.
+    /// Exchanges the container's memory for other memory. If that is as long, what was prepared for its
+    /// commands mostly stays in use.
     #[inline(always)]
     pub fn exchange_memory(&mut self, memory: &mut MemoryChain) {
-        let node = &mut self.poller.core.tree[self.node];
-        let same_length = node.io.memory().len() == memory.len();
-        std::mem::swap(node.io.memory_mut(), memory);
-        if !same_length || !self.queue.point(node) {
+        let node = &mut self.core.tree[self.node];
+        if !node.io.memory_mut().exchange(memory) || !self.queue.point(node, self.slot, memory) {
             node.wire.forget();
         }
     }
 
     /// The target that it was submitted to.
     pub fn target(&self) -> Target {
-        self.poller.core.target(self.node)
+        self.core.target(self.node)
     }
 
     /// Submits the container again, where it is, to the same target.
     #[inline(always)]
     pub fn resubmit(mut self) -> Result<(), Rejected> {
         let id = std::mem::replace(&mut self.node, NodeId::NONE);
-        let node = &mut self.poller.core.tree[id];
+        let node = &mut self.core.tree[id];
         if (L::NONE || !node.is_layered()) && self.queue.restart(node, self.slot) {
             return Ok(());
         }
-        resubmit_changed(self.queue, self.poller, id, self.slot, self.here)
+        if self.queue.is_gated() && node.queue == self.others.here() && (L::NONE || !node.is_layered()) {
+            let waits = self.queue.hold_again(&mut self.core.tree, id, self.slot);
+            if waits {
+                return Ok(());
+            }
+        }
+        let mut cx = Cx::new(self.queue, &mut self.others, self.core);
+        if !L::NONE && self.slot != NO_SLOT && pass_again(&mut cx, self.layers, id, self.slot) {
+            return Ok(());
+        }
+        resubmit_changed(&mut cx, self.layers, id, self.slot)
+    }
+
+    /// The same, and its completion counts in an [open](Poller::open_all) event.
+    /// [Refused](crate::Refusal::Closed) by one that is not open.
+    #[inline(always)]
+    pub fn resubmit_into(mut self, all: Event) -> Result<(), Rejected> {
+        let id = std::mem::replace(&mut self.node, NodeId::NONE);
+        let Core { events, tree, .. } = &mut *self.core;
+        let node = &mut tree[id];
+        // From one event to the next, like the one before it. What has no slot is prepared for none.
+        let before = node.event;
+        if events.pass(before, all, node.io.memory().len() as u64) {
+            node.event = Some(all);
+            if self.queue.restart_among_counted(node, self.slot) {
+                return Ok(());
+            }
+            events.take_back(node.io.memory().len() as u64);
+            node.event = before;
+        }
+        let mut cx = Cx::new(self.queue, &mut self.others, self.core);
+        resubmit_counted(&mut cx, self.layers, (id, all), self.slot)
     }
 
     /// Takes the container out.
     #[inline(always)]
     pub fn take(mut self) -> IoContainer {
         let id = std::mem::replace(&mut self.node, NodeId::NONE);
-        remove(self.queue, self.poller, id, self.slot)
+        remove(self.queue, self.core, id, self.slot)
     }
 
     /// Submits another container, to any target of the poller, and goes on with this one.
     pub fn submit(&mut self, target: Target, io: IoContainer) -> Result<(), Rejected> {
-        let Poller { core, layers, .. } = &mut *self.poller;
-        let mut cx = Cx { here: self.here, queue: self.queue, core };
-        super::admit::enter(&mut cx, layers, target, io, |_, _, _| {})
+        let mut cx = Cx::new(self.queue, &mut self.others, self.core);
+        super::admit::enter(&mut cx, self.layers, target, io, |_, _, _| {})
     }
 }
 
@@ -134,43 +165,124 @@ impl<L: Layer> Drop for Done<'_, L> {
     #[inline(always)]
     fn drop(&mut self) {
         if !self.node.is_none() {
-            discard(self.queue, self.poller, self.node, self.slot);
+            discard(self.queue, self.core, self.node, self.slot);
         }
     }
 }
 
 // What follows takes a `Done` apart, so that none need ever be in memory.
 
+/// A request that is prepared, through layers that do nothing but let it pass. False if it is none: then nothing was
+/// done.
+#[inline(never)]
+fn pass_again<L: Layer>(cx: &mut Cx<'_>, layers: &mut [Stacked<L>], id: NodeId, slot: u32) -> bool {
+    let Some(Stacked { layer, geometry, plain: Some(target) }) = layers.get_mut(cx.core.tree.layer(id))
+    else {
+        return false;
+    };
+    let mut io = cx.core.passing(id);
+    let within = io.node.io.lba().checked_add(io.node.io.blocks()).is_some_and(|end| end <= geometry.blocks);
+    let same = (target.queue, target.namespace) == (cx.here, io.node.namespace);
+    if !within || !same || !io.node.wire.is_prepared() || io.node.event.is_some() || io.node.failed.is_some()
+    {
+        return false;
+    }
+    layer.pass_down(&mut io);
+    // It still counts one command in flight, as that of the last time did.
+    if !cx.queue.restart(io.node, slot) {
+        io.node.in_flight = 0;
+        io.node.rewind_prepared();
+        let io = Handle::with_slot(&cx.core.tree, id, slot, cx.here);
+        cx.submit(*target, io);
+    }
+    true
+}
+
 /// Any container, as if it were new, but in the same node; or one that passes layers.
 #[inline(never)]
 fn resubmit_changed<L: Layer>(
-    queue: &mut Queue,
-    poller: &mut Poller<L>,
+    cx: &mut Cx<'_>,
+    layers: &mut [Stacked<L>],
     node: NodeId,
     slot: u32,
-    here: u16,
 ) -> Result<(), Rejected> {
-    let Poller { core, layers, .. } = poller;
+    let Cx { here, queue, core, .. } = &mut *cx;
+    if core.tree[node].counted {
+        core.tally_whole(queue, node, slot);
+    }
+    let direct = L::NONE || !core.tree[node].is_layered();
+    if queue.is_gated()
+        && direct
+        && slot != NO_SLOT
+        && queue.restart_among_counted(&mut core.tree[node], slot)
+    {
+        return Ok(());
+    }
     core.tree[node].in_flight = 0;
-    let io = Handle::with_slot(&core.tree, node, slot, here);
-    super::admit::start_again(&mut Cx { here, queue, core }, layers, io)
+    let io = Handle::with_slot(&core.tree, node, slot, *here);
+    super::admit::start_again(cx, layers, io)
+}
+
+/// The same for a request that an event counts. Where layers are between, it is counted when they have seen it:
+/// it goes down without the slot, as one that is new.
+#[inline(never)]
+fn resubmit_counted<L: Layer>(
+    cx: &mut Cx<'_>,
+    layers: &mut [Stacked<L>],
+    (id, all): (NodeId, Event),
+    slot: u32,
+) -> Result<(), Rejected> {
+    let Cx { here, queue, core, .. } = &mut *cx;
+    let node = &mut core.tree[id];
+    let bytes = node.io.memory().len() as u64;
+    if let (true, Some(before)) = (node.is_counted_whole() && slot != NO_SLOT, node.event)
+        && core.events.pass_first(before, all, bytes)
+    {
+        node.event = Some(all);
+        if queue.restart_among_counted(node, slot) {
+            return Ok(());
+        }
+        core.events.take_back(bytes);
+        node.event = Some(before);
+    }
+    core.tally_whole(queue, id, slot);
+    if !core.events.enroll(all) {
+        return Err(Rejected { io: remove(queue, core, id, slot), reason: Refusal::Closed });
+    }
+    let node = &mut core.tree[id];
+    (node.event, node.counted) = (Some(all), true);
+    if slot != NO_SLOT && node.is_counted_whole() && queue.restart_among_counted(node, slot) {
+        queue.begin_counting();
+        return Ok(());
+    }
+    node.in_flight = 0;
+    let mut io = Handle::with_slot(&core.tree, id, slot, *here);
+    cx.release_slot(&mut io);
+    let again = super::admit::start_again(cx, layers, io);
+    if again.is_err() {
+        cx.core.events.withdraw(all);
+    }
+    again
 }
 
 /// Takes the container of a request out.
-#[inline(never)]
-fn remove<L: Layer>(queue: &mut Queue, poller: &mut Poller<L>, node: NodeId, slot: u32) -> IoContainer {
-    let tree = &mut poller.core.tree;
-    tree[node].in_flight = 0;
+#[inline(always)]
+fn remove(queue: &mut Queue, core: &mut Core, node: NodeId, slot: u32) -> IoContainer {
+    let finished = &mut core.tree[node];
+    finished.in_flight = 0;
+    if finished.counted {
+        core.tally_whole(queue, node, slot);
+    }
     if slot != NO_SLOT {
         queue.release(slot);
     }
-    tree.remove(node)
+    core.tree.remove(node)
 }
 
 /// Takes a request out, and frees its memory. Small where it is called, so that a closure that may panic
 /// does without a `Done` in memory as well.
 #[cold]
 #[inline(never)]
-fn discard<L: Layer>(queue: &mut Queue, poller: &mut Poller<L>, node: NodeId, slot: u32) {
-    drop(remove(queue, poller, node, slot));
+fn discard(queue: &mut Queue, core: &mut Core, node: NodeId, slot: u32) {
+    drop(remove(queue, core, node, slot));
 }

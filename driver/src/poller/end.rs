@@ -47,11 +47,21 @@ impl<L: Layer> Poller<L> {
             return;
         }
         let below = self.core.events.pending_requests(event);
+        let compounds = self.core.events.compounds(event);
         self.core.events.resolve(event, reason);
         let cause = if reason == Reason::Expired { Cause::Expired } else { Cause::Cancelled };
         for (leaf, request) in below {
             self.core.events.resolve(leaf, reason);
             self.stop(request, cause);
+        }
+        for all in compounds {
+            let counted: Vec<NodeId> = self.core.tree.counted_by(all).collect();
+            if self.core.events.is_open(all) || !counted.is_empty() {
+                self.core.events.resolve(all, reason);
+            }
+            // Nothing more is to come.
+            self.core.events.close(all);
+            counted.into_iter().for_each(|request| self.stop(request, cause));
         }
     }
 
@@ -59,8 +69,11 @@ impl<L: Layer> Poller<L> {
     fn stop(&mut self, request: NodeId, cause: Cause) {
         let mut work = vec![request];
         while let Some(id) = work.pop() {
-            let Core { queues, tree, again, .. } = &mut self.core;
+            let Core { tree, again, .. } = &mut self.core;
             let node = &mut tree[id];
+            if let (true, Some(pair)) = (node.counted, self.queues.get_mut(usize::from(node.queue))) {
+                pair.queue.watch_counted(node, id);
+            }
             // What is in flight may or may not be carried out: from its first block on.
             node.end(cause);
             let (waits, queue) = (node.waits, usize::from(node.queue));
@@ -70,7 +83,7 @@ impl<L: Layer> Poller<L> {
                 tree.attention.add_news();
             }
             tree.attention.add_touched();
-            if let Some(Some(pair)) = queues.get_mut(queue) {
+            if let Some(pair) = self.queues.get_mut(queue) {
                 pair.end(tree, id, waits);
             }
             work.extend(tree.children(id));

@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
+use super::layer::NO_SLOT;
 use super::{Core, Done, Layer, Poller, Rejected, Target};
+use crate::queue::{Queue, Refusal};
 use crate::request::{BadEvent, Event, Failure, IoContainer, Moment, NodeId, State, Verdict};
 
 impl<L: Layer> Poller<L> {
@@ -45,6 +47,64 @@ impl<L: Layer> Poller<L> {
     /// Succeeds when all of `events` did, fails with the first that fails. Of none, it succeeds at once.
     pub fn all(&mut self, events: &[Event]) -> Result<Event, BadEvent> {
         self.core.events.all(events)
+    }
+
+    /// An `all` of requests that are yet to come: those that are submitted
+    /// [into](Poller::submit_into) it, until it is [closed](Poller::close). It succeeds when it is closed and all of
+    /// them did, fails with the first that fails, and settles when it is closed and all have completed.
+    ///
+    /// Its requests are no events of their own: each goes to the closure as well, when it has been counted, and
+    /// [can be submitted again](Done::resubmit_into) in place. So an I/O costs little more than without it.
+    ///
+    /// ```
+    /// # use kiovec::{Controller, IoContainer, Poller, QueueOptions, memory::DmaSpace};
+    /// # use kiovec_emulator::{Config, Emulator};
+    /// # use std::time::Duration;
+    /// # let emulator = Emulator::spawn(Config::parse("media=ram")?)?;
+    /// # let space = DmaSpace::new()?;
+    /// # let controller = Controller::open(emulator.function(), &space)?;
+    /// # let mut poller = Poller::new(64);
+    /// # let queue = poller.add_queue(&controller, QueueOptions::default())?;
+    /// # let disk = poller.add_namespace(queue, &controller.namespace(1)?)?;
+    /// let first = poller.open_all();
+    /// for lba in 0..8 {
+    ///     poller.submit_into(first, disk, IoContainer::read(lba, space.allocate(4096)?))?;
+    /// }
+    /// poller.close(first);
+    /// // The next round goes down while the first comes up.
+    /// let second = poller.open_all();
+    /// let limit = Duration::from_secs(30);
+    /// let verdict = poller.wait(first, limit, |mut done| {
+    ///     done.set_lba(done.io().lba() + 8);
+    ///     done.resubmit_into(second).expect("within the namespace");
+    /// });
+    /// assert!(verdict.expect("in time").success);
+    /// poller.close(second);
+    /// assert!(poller.wait(second, limit, |done| drop(done)).expect("in time").success);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn open_all(&mut self) -> Event {
+        self.core.events.open_all()
+    }
+
+    /// Hands a container over like [`submit`](Poller::submit); its completion counts in an
+    /// [open](Poller::open_all) event as well, before the closure is called.
+    /// [Refused](crate::Refusal::Closed) by one that is not open.
+    pub fn submit_into(&mut self, all: Event, target: Target, io: IoContainer) -> Result<(), Rejected> {
+        if !self.core.events.enroll(all) {
+            return Err(Rejected { io, reason: Refusal::Closed });
+        }
+        let entered = self.enter(target, io, |_, node, _| (node.event, node.counted) = (Some(all), true));
+        if entered.is_err() {
+            self.core.events.withdraw(all);
+        }
+        entered
+    }
+
+    /// An [open](Poller::open_all) event takes no more requests. So does one that is cancelled, whose deadline
+    /// passes, or that is released.
+    pub fn close(&mut self, all: Event) {
+        self.core.events.close(all);
     }
 
     /// Succeeds with the first of `events` that does, fails when all did. Of none, it fails at once.
@@ -120,16 +180,53 @@ impl<L: Layer> Poller<L> {
 }
 
 impl Core {
+    /// Counts a request that has completed in the event that waits for it.
+    #[cold]
+    pub(super) fn tally(&mut self, id: NodeId) {
+        let node = &mut self.tree[id];
+        node.counted = false;
+        let Some(all) = node.event.take() else { return };
+        let (failure, bytes) = (node.failure(), node.io.memory().len() as u64);
+        self.events.tally(all, if failure.is_none() { bytes } else { 0 }, failure);
+    }
+
+    /// Counts a request whose only command has succeeded, if an event waits for it, and which goes another way
+    /// than down again into one.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn tally_whole(&mut self, queue: &mut Queue, id: NodeId, slot: u32) {
+        if self.tree[id].counted {
+            self.tally(id);
+            if slot != NO_SLOT {
+                queue.end_counting();
+            }
+        }
+    }
+
     /// Settles the event that a finished request is, if it is one.
     #[cold]
     pub(super) fn settled(&mut self, id: NodeId) -> bool {
-        let node = &self.tree[id];
-        let (failure, bytes) = (node.failure(), node.io.memory().len() as u64);
+        let node = &mut self.tree[id];
+        let bytes = node.io.memory().len() as u64;
+        if let Some(event) = node.event
+            && node.failed.is_none()
+            && !node.counted
+            && !node.is_observed_or_forfeited()
+            && self.events.request(event).is_some()
+        {
+            self.events.settle(event, bytes, None);
+            return true;
+        }
+        let failure = node.failure();
         if node.observed {
             self.finish_observers(id, failure);
         }
         self.tree[id].bury();
         let Some(event) = self.tree[id].event else { return false };
+        if self.tree[id].counted {
+            self.tally(id);
+            return false;
+        }
         if self.events.request(event).is_none() {
             // Nobody will claim it.
             self.forget_observers(id);

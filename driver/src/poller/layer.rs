@@ -6,7 +6,8 @@
 
 use std::num::NonZeroU32;
 
-use super::cx::Cx;
+use super::Target;
+use super::cx::{Cx, Passing};
 use crate::request::{Line, NodeId, Operation, Tree};
 
 /// A request in the hands of one layer: not in flight, and nobody else's at this moment.
@@ -133,6 +134,21 @@ pub trait Layer {
     /// There is no such layer: the poller has none.
     #[doc(hidden)]
     const NONE: bool = false;
+
+    /// Where it sends requests, if all that it and the layers below do is to look at those that pass, and to move
+    /// them to other blocks. Constant.
+    #[doc(hidden)]
+    fn plain(&self) -> Option<Target> {
+        None
+    }
+
+    /// What such a layer does on the way down, without sending the request anywhere.
+    #[doc(hidden)]
+    fn pass_down(&mut self, _: &mut Passing<'_>) {}
+
+    /// What such a layer does on the way up.
+    #[doc(hidden)]
+    fn pass_up(&mut self, _: &mut Passing<'_>) {}
 
     /// What it looks like from above. Constant.
     fn geometry(&self) -> Geometry;

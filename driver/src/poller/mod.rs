@@ -12,6 +12,7 @@ mod event;
 mod layer;
 mod observe;
 mod options;
+mod others;
 mod pair;
 mod reactor;
 mod recover;
@@ -25,17 +26,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::cx::Cx;
+#[doc(hidden)]
+pub use self::cx::Passing;
 pub use self::done::Done;
 pub use self::layer::{Direct, Geometry, Handle, Layer, Name, Outline, Waiting};
 pub use self::observe::BadRange;
 use self::observe::Observers;
 pub use self::options::{DataForm, QueueOptions};
+use self::others::split;
 use self::pair::Pair;
 pub use self::reactor::{Reactor, Request};
-use self::turn::{Rest, Turn};
+use self::turn::Rest;
 use crate::controller::{Controller, Namespace};
 use crate::pci::Clock;
-use crate::queue::{Limits, MAX_DEPTH, Queue, QueueStats, Refusal, Replay};
+use crate::queue::{Limits, MAX_DEPTH, QueueStats, Refusal, Replay};
 use crate::request::{Events, FRAMES, IoContainer, Line, Node, NodeId, Tree};
 use crate::{Error, Result};
 
@@ -112,6 +116,7 @@ impl From<Rejected> for Error {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Poller<L: Layer = Direct> {
+    queues: Vec<Pair>,
     core: Core,
     layers: Vec<Stacked<L>>,
     rest: Rest,
@@ -124,8 +129,6 @@ pub struct Poller<L: Layer = Direct> {
 /// What all queues of a poller share.
 #[derive(Debug)]
 struct Core {
-    /// One is out during its turn.
-    queues: Vec<Option<Box<Pair>>>,
     tree: Tree,
     events: Events,
     observers: Observers,
@@ -145,6 +148,8 @@ struct Core {
 struct Stacked<L> {
     layer: L,
     geometry: Geometry,
+    /// Where it sends requests, if it does nothing but let them pass.
+    plain: Option<Target>,
 }
 
 impl Core {
@@ -178,7 +183,6 @@ impl<L: Layer> Poller<L> {
     /// The same, for requests that pass layers as well.
     pub fn with_layers(requests: u32) -> Poller<L> {
         let core = Core {
-            queues: Vec::new(),
             tree: Tree::new(requests),
             events: Events::default(),
             observers: Observers::default(),
@@ -188,12 +192,13 @@ impl<L: Layer> Poller<L> {
             clock: None,
             now: None,
         };
-        Poller { core, layers: Vec::new(), rest: Rest::NONE, looked: 0, attended: 0 }
+        let (queues, layers) = (Vec::new(), Vec::new());
+        Poller { queues, core, layers, rest: Rest::NONE, looked: 0, attended: 0 }
     }
 
     /// Creates an I/O queue pair on a controller.
     pub fn add_queue(&mut self, controller: &Arc<Controller>, options: QueueOptions) -> Result<QueueId> {
-        if self.core.queues.len() == MAX_QUEUES {
+        if self.queues.len() == MAX_QUEUES {
             return Err(Error::InvalidInput(format!("a poller has at most {MAX_QUEUES} queue pairs")));
         }
         if !(1..=MAX_DEPTH).contains(&options.depth) {
@@ -205,8 +210,8 @@ impl<L: Layer> Poller<L> {
         options.check()?;
         let pair = Pair::new(controller, options)?;
         self.core.clock.get_or_insert_with(|| controller.clock());
-        self.core.queues.push(Some(Box::new(pair)));
-        Ok(QueueId { poller: self.core.tree.id(), index: self.core.queues.len() as u16 - 1 })
+        self.queues.push(pair);
+        Ok(QueueId { poller: self.core.tree.id(), index: self.queues.len() as u16 - 1 })
     }
 
     /// Makes a namespace of the queue's controller a target.
@@ -262,7 +267,8 @@ impl<L: Layer> Poller<L> {
             return Err(Error::InvalidInput(what));
         }
         self.core.tree.reserve(layer.children(), layer.orphans());
-        self.layers.push(Stacked { layer, geometry });
+        let plain = layer.plain();
+        self.layers.push(Stacked { layer, geometry, plain });
         let namespace = self.layers.len() as u16 - 1;
         Ok(Target { poller: self.core.tree.id(), queue: LAYERED, namespace })
     }
@@ -282,7 +288,7 @@ impl<L: Layer> Poller<L> {
         if target.queue == LAYERED {
             return Some(self.layers.get(usize::from(target.namespace))?.geometry);
         }
-        let queue = &self.core.queues.get(usize::from(target.queue))?.as_ref()?.queue;
+        let queue = &self.queues.get(usize::from(target.queue))?.queue;
         let limits = &queue.reachable(target.namespace).limits;
         Some(Geometry {
             block_shift: limits.block_shift,
@@ -312,14 +318,15 @@ impl<L: Layer> Poller<L> {
         // It may be long since the last poll.
         self.core.now = None;
         if L::NONE || target.queue != LAYERED {
-            let Core { queues, tree, events, .. } = &mut self.core;
-            let queue = cx::other_queue(queues, tree, target.queue);
+            let Core { tree, events, .. } = &mut self.core;
+            tree.attention.add_touched();
+            let queue = &mut self.queues[usize::from(target.queue)].queue;
             return admit::begin(queue, tree, events, target, io, accepted);
         }
         self.core.tree.attention.add_touched();
-        let mut turn = Turn::new(self, 0);
-        let (mut cx, layers) = turn.cx().expect("layers stand on a queue");
-        admit::enter(&mut cx, layers, target, io, accepted)
+        let (pair, mut others) = split(&mut self.queues, 0).expect("layers stand on a queue");
+        let mut cx = Cx::new(&mut pair.queue, &mut others, &mut self.core);
+        admit::enter(&mut cx, &mut self.layers, target, io, accepted)
     }
 
     /// Holds back what is submitted to a queue pair from now on, so that neighbours can share
@@ -333,9 +340,8 @@ impl<L: Layer> Poller<L> {
     /// Lets go what was held back, and tells the controller of it.
     pub fn unplug(&mut self, queue: QueueId) {
         if self.find(queue).is_some() {
-            let Core { queues, tree, .. } = &mut self.core;
-            let pair = queues[usize::from(queue.index)].as_mut().expect("a queue is out only during poll");
-            pair.queue.unplug(tree);
+            let tree = &mut self.core.tree;
+            self.queues[usize::from(queue.index)].queue.unplug(tree);
             tree.attention.add_touched();
         }
     }
@@ -345,60 +351,67 @@ impl<L: Layer> Poller<L> {
     #[inline]
     pub fn poll(&mut self, mut f: impl FnMut(Done<'_, L>)) -> usize {
         if !self.core.tree.attention.begin_quiet() {
-            return self.turns(0, true, &mut f);
+            return self.full_poll(&mut f);
         }
-        let is_silent = |pair: &Option<Box<Pair>>| pair.as_ref().is_some_and(|pair| !pair.queue.has_news());
-        match self.core.queues.iter().position(|pair| !is_silent(pair)) {
+        match self.queues.iter().position(|pair| pair.queue.has_news()) {
             None => 0,
-            Some(first) => self.turns(first, false, &mut f),
+            Some(first) if self.queues.len() == 1 => self.turn(first, &mut f),
+            Some(first) => self.turns(first, &mut f),
         }
     }
 
-    /// Gives all queues a turn, or those that have completions, from the first of them on.
+    /// Gives a queue its turn, and then those behind it that have completions.
     #[inline(never)]
-    fn turns(&mut self, first: usize, all: bool, f: &mut impl FnMut(Done<'_, L>)) -> usize {
-        self.core.now = None;
-        let polls = if all { self.begin_all() } else { 0 };
-        // If the closure panics, the next poll tells controllers what was submitted before.
-        let quiet = self.core.tree.attention.suspend_quiet();
-        let (mut index, mut count) = (first, 0);
-        loop {
-            count += Turn::new(self, index as u16).run(polls, f);
-            index += 1;
-            // Once one has left more to do than to look for completions, the others have their turns as well.
-            while !all && self.core.tree.attention.is_quiet() && self.is_silent(index) {
-                index += 1;
+    fn turns(&mut self, first: usize, f: &mut impl FnMut(Done<'_, L>)) -> usize {
+        let mut count = self.turn(first, f);
+        for index in first + 1..self.queues.len() {
+            // Once one has left more to do than to look for completions, all others have their turns as well.
+            if !self.is_silent(index) || !self.core.tree.attention.is_quiet() {
+                count += self.turn(index, f);
             }
-            if index >= self.core.queues.len() {
-                break;
-            }
-        }
-        match all {
-            true if self.core.events.next_deadline().is_some() => {}
-            true => self.core.tree.attention.end_full(),
-            false => self.core.tree.attention.resume_quiet(quiet),
         }
         count
     }
 
     /// Whether a queue is there and has no completion.
     fn is_silent(&self, index: usize) -> bool {
-        self.core.queues.get(index).and_then(Option::as_ref).is_some_and(|pair| !pair.queue.has_news())
+        self.queues.get(index).is_some_and(|pair| !pair.queue.has_news())
+    }
+
+    /// Gives every queue its turn.
+    #[inline(never)]
+    fn full_poll(&mut self, f: &mut impl FnMut(Done<'_, L>)) -> usize {
+        self.core.now = None;
+        let polls = self.begin_full();
+        let mut count = 0;
+        for index in 0..self.queues.len() {
+            let queue = &self.queues[index];
+            let (before, idle) = (queue.queue.progress().1, queue.idle);
+            let found = self.turn(index, f);
+            count += found;
+            // Where something was found, it is not known for how many polls there was nothing before.
+            if (found, self.queues[index].queue.progress()) == (0, (0, before)) {
+                self.queues[index].rest(&mut self.core, idle.saturating_add(polls));
+            }
+        }
+        if self.core.events.next_deadline().is_none() {
+            self.core.tree.attention.end_full();
+        }
+        count
     }
 
     /// Looks after events of the controllers.
     #[cold]
     fn attend(&mut self) {
-        let Core { queues, tree, .. } = &mut self.core;
-        for pair in queues.iter_mut().flatten() {
-            pair.attend(tree);
+        for pair in &mut self.queues {
+            pair.attend(&mut self.core.tree);
         }
     }
 
     /// A poll that gives all queues a turn: the polls since the last one.
     #[cold]
     #[inline(never)]
-    fn begin_all(&mut self) -> u32 {
+    fn begin_full(&mut self) -> u32 {
         self.core.tree.attention.begin_full();
         let now = self.polls();
         let polls = now - std::mem::replace(&mut self.looked, now);
@@ -412,34 +425,9 @@ impl<L: Layer> Poller<L> {
         polls as u32
     }
 
-    #[cold]
-    #[inline(never)]
-    fn collect_rest(&mut self, queue: &mut Queue, here: u16) {
-        let Poller { core, layers, rest, .. } = self;
-        rest.collect(&mut Cx { here, queue, core }, layers.len());
-    }
-
-    /// The next one for the closure, which has no slot, or none; those that are events are counted.
-    #[cold]
-    #[inline(never)]
-    fn next_of_rest(&mut self, queue: &mut Queue, here: u16, count: &mut usize) -> NodeId {
-        loop {
-            let Poller { core, layers, rest, .. } = &mut *self;
-            let mut cx = Cx { here, queue, core };
-            let Some(mut io) = rest.next(&mut cx, layers) else { return NodeId::NONE };
-            cx.release_slot(&mut io);
-            // Without a slot there is no command that could be sent again.
-            core.tree[io.node].wire.forget();
-            if !core.settled(io.node) {
-                return io.node;
-            }
-            *count += 1;
-        }
-    }
-
     /// Lets others run: after a poll that found nothing, where there is nothing else to do.
     fn pause(&self) {
-        for pair in self.core.queues.iter().flatten() {
+        for pair in &self.queues {
             pair.controller.pause();
         }
     }
@@ -467,17 +455,17 @@ impl<L: Layer> Poller<L> {
 
     fn find(&self, queue: QueueId) -> Option<&Pair> {
         let here = (queue.poller == self.core.tree.id()).then_some(usize::from(queue.index))?;
-        self.core.queues.get(here)?.as_deref()
+        self.queues.get(here)
     }
 
     fn pair(&mut self, queue: u16) -> &mut Pair {
-        self.core.queues[usize::from(queue)].as_mut().expect("a queue is out only during poll")
+        &mut self.queues[usize::from(queue)]
     }
 }
 
 impl<L: Layer> Drop for Poller<L> {
     fn drop(&mut self) {
-        for pair in self.core.queues.drain(..).flatten() {
+        for pair in self.queues.drain(..) {
             // Deleting a submission queue ends its commands (Base 2.0, section 5.7); only then may
             // the memory of its rings, lists and requests be used again.
             if pair.leave().is_err() {
@@ -490,7 +478,7 @@ impl<L: Layer> Drop for Poller<L> {
 impl<L: Layer> fmt::Debug for Poller<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Poller")
-            .field("queues", &self.core.queues.len())
+            .field("queues", &self.queues.len())
             .field("outstanding", &self.outstanding())
             .finish_non_exhaustive()
     }

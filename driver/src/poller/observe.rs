@@ -86,7 +86,7 @@ impl<L: Layer> Poller<L> {
             .map(|child| child.offset()..child.offset() + child.io.extent())
             .collect();
         let queue = usize::from(node.queue);
-        if let (true, Some(Some(pair))) = (pieces.is_empty(), self.core.queues.get(queue)) {
+        if let (true, Some(pair)) = (pieces.is_empty(), self.queues.get(queue)) {
             pieces.extend(pair.queue.in_flight_of(id));
         }
         let in_flight: u64 = pieces.iter().map(|piece| overlap(blocks, piece)).sum();

@@ -23,6 +23,10 @@ pub struct QueueOptions {
     pub max_transfer: u64,
     /// Whether requests that have to wait may share commands with their neighbours.
     pub merge: bool,
+    /// Whether requests wait for the end of the [poll](crate::Poller::poll) that they come in, or for the next one,
+    /// which is when the controller is told of them anyway: then neighbours share commands although there are
+    /// slots for all. Costs requests without neighbours some instructions, and no time.
+    pub gather: bool,
     /// How long the controller may take for a command before something is done about it; `None` is for
     /// ever.
     pub command_timeout: Option<Duration>,
@@ -35,6 +39,7 @@ impl Default for QueueOptions {
             data: DataForm::Auto,
             max_transfer: MAX_TRANSFER,
             merge: true,
+            gather: false,
             command_timeout: Some(COMMAND_TIMEOUT),
         }
     }
@@ -86,6 +91,13 @@ impl QueueOptions {
     #[must_use]
     pub fn merge(mut self, merge: bool) -> QueueOptions {
         self.merge = merge;
+        self
+    }
+
+    /// Has requests wait for the end of the poll, so that neighbours share commands.
+    #[must_use]
+    pub fn gather(mut self, gather: bool) -> QueueOptions {
+        self.gather = gather;
         self
     }
 

@@ -16,6 +16,9 @@ use crate::{Error, Result};
 
 /// Completion entries beyond what can be outstanding: a doorbell for every so many completions.
 const SPARE_COMPLETIONS: u32 = 64;
+/// Idle polls with commands in flight after which the controller's status is read: it costs about as
+/// much as a hundred polls.
+const IDLE_POLLS: u32 = 1 << 16;
 /// Bounce buffers of a queue pair, at most.
 const BOUNCE_BUFFERS: usize = 4;
 
@@ -63,6 +66,7 @@ impl Pair {
         let space = controller.space().id();
         let mut queue = Queue::new(ids, depth, pointer, lists, bounce, transfer, space);
         queue.set_merging(options.merge);
+        queue.set_gathering(options.merge && options.gather);
         queue.set_retry_delays(controller.retry_delays());
         let (namespaces, epoch) = (Vec::new(), controller.namespaces_epoch());
         let timeout = Timeout::new(options.command_timeout);
@@ -94,9 +98,22 @@ impl Pair {
         }
     }
 
+    /// So many polls in a row have found nothing.
+    pub(super) fn rest(&mut self, core: &mut Core, idle: u32) {
+        self.idle = idle;
+        self.queue.rest(idle);
+        if idle >= IDLE_POLLS {
+            self.idle = 0;
+            // No command of a controller that is gone ever completes.
+            if self.queue.is_busy() {
+                self.check(core);
+            }
+        }
+    }
+
     /// Fails everything if the controller is gone; has it reset if it has failed.
     #[cold]
-    pub(super) fn check(&mut self, core: &mut Core) {
+    fn check(&mut self, core: &mut Core) {
         if self.queue.is_suspended() {
             return;
         }

@@ -8,14 +8,10 @@ use std::ops::Range;
 use super::cx::Cx;
 use super::done::Done;
 use super::layer::{Handle, Layer, NO_SLOT};
-use super::pair::Pair;
+use super::others::{Others, split};
 use super::{Core, Poller, Stacked};
-use crate::queue::Next;
+use crate::queue::{Next, Queue};
 use crate::request::{Line, NodeId};
-
-/// Idle polls with commands in flight after which the controller's status is read: it costs about as
-/// much as a hundred polls.
-const IDLE_POLLS: u32 = 1 << 16;
 
 /// What is finished by other means than the success of a command that carried all of a request.
 ///
@@ -23,6 +19,8 @@ const IDLE_POLLS: u32 = 1 << 16;
 /// once must not keep us here.
 pub(super) struct Rest {
     finished: Line,
+    /// Those that have no layers above them.
+    landed: Line,
     surfaced: Line,
     /// Layers that have still to be called.
     layers: Range<usize>,
@@ -32,13 +30,22 @@ pub(super) struct Rest {
 
 impl Rest {
     pub(super) const NONE: Rest =
-        Rest { finished: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
+        Rest { finished: Line::EMPTY, landed: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
 
     /// What there is to do now, and what a panic left of an earlier time.
     #[cold]
     pub(super) fn collect(&mut self, cx: &mut Cx<'_>, layers: usize) {
         let finished = cx.core.tree.take_finished();
         self.finished.append(&mut cx.core.tree, finished);
+        // What a panic left may have been prepared for what is not there any more.
+        let mut left = self.landed.first();
+        while !left.is_none() {
+            let node = &mut cx.core.tree[left];
+            node.wire.forget();
+            left = node.next;
+        }
+        let landed = cx.core.tree.take_landed();
+        self.landed.append(&mut cx.core.tree, landed);
         let surfaced = std::mem::replace(&mut cx.core.surfaced, Line::EMPTY);
         self.surfaced.append(&mut cx.core.tree, surfaced);
         let mut due = false;
@@ -93,94 +100,111 @@ impl Rest {
     }
 }
 
-/// One queue's turn within a poll. The queue is out of the poller, so that the caller's closure
-/// can submit to it and to all others; it is put back even if the closure panics.
-pub(super) struct Turn<'a, L: Layer> {
-    poller: &'a mut Poller<L>,
-    index: u16,
-    pair: Option<Box<Pair>>,
+/// Where a turn is with what is finished by other means.
+#[derive(PartialEq)]
+enum Stage {
+    /// It is not looked at yet, or a completion may have brought more since.
+    Open,
+    /// It is being worked off.
+    Working,
+    /// It was worked off: what has come since is left for the next turn.
+    Over,
 }
 
-impl<'a, L: Layer> Turn<'a, L> {
-    #[inline(always)]
-    pub(super) fn new(poller: &'a mut Poller<L>, index: u16) -> Turn<'a, L> {
-        let pair = poller.core.queues.get_mut(usize::from(index)).and_then(Option::take);
-        Turn { poller, index, pair }
-    }
-
-    #[inline(always)]
-    pub(super) fn cx(&mut self) -> Option<(Cx<'_>, &mut [Stacked<L>])> {
-        let Poller { core, layers, .. } = &mut *self.poller;
-        let queue = &mut self.pair.as_mut()?.queue;
-        Some((Cx { here: self.index, queue, core }, layers))
-    }
-
-    /// `polls` are those since the last time that every queue had its turn.
-    #[inline(always)]
-    pub(super) fn run(&mut self, polls: u32, f: &mut impl FnMut(Done<'_, L>)) -> usize {
-        let here = self.index;
-        let Turn { poller, pair: Some(pair), .. } = &mut *self else { return 0 };
-        let (poller, queue) = (&mut **poller, &mut pair.queue);
-        let most = queue.begin_turn();
-        let (mut count, mut others) = (0, most);
-        // Whether there is a rest that is being worked off, and more of it.
-        let mut rest = false;
-        let mut more = poller.core.tree.attention.has_rest();
+impl<L: Layer> Poller<L> {
+    /// Gives a queue its turn. `f` is called from one place alone, so that it is inlined here. If it panics,
+    /// the queue has its next turn in the next poll.
+    #[inline(never)]
+    pub(super) fn turn(&mut self, index: usize, f: &mut impl FnMut(Done<'_, L>)) -> usize {
+        let Poller { queues, core, layers, rest, .. } = self;
+        core.now = None;
+        let Some((pair, mut others)) = split(queues, index) else { return 0 };
+        let queue = &mut pair.queue;
+        queue.begin_turn();
+        let (mut count, mut stage) = (0, Stage::Open);
         loop {
-            let (node, slot) = match queue.next(&mut poller.core.tree) {
+            let (node, slot) = match queue.next(&mut core.tree) {
+                Next::Whole(node, slot) if L::NONE => (node, slot),
                 Next::Whole(node, slot) => {
-                    let Poller { core, layers, .. } = &mut *poller;
-                    match ascend(&mut Cx { here, queue, core }, layers, node, slot, &mut count) {
+                    match ascend((queue, &mut others, core), layers, node, slot, &mut count) {
                         Some(finished) => finished,
                         None => continue,
                     }
                 }
                 Next::Other => {
-                    (more, others) = (true, others - 1);
-                    if others == 0 {
-                        poller.core.tree.attention.add_touched();
+                    stage = Stage::Open;
+                    if queue.is_flooded() {
+                        core.tree.attention.add_touched();
                         break;
                     }
                     continue;
                 }
-                Next::Nothing if !rest && !more => break,
+                Next::Nothing if !core.tree.attention.has_rest() => break,
                 Next::Nothing => {
-                    if !rest {
-                        poller.collect_rest(queue, here);
-                        (rest, more) = (true, false);
+                    let mut cx = Cx::new(queue, &mut others, core);
+                    match rest.next_one(&mut cx, layers, &mut stage, &mut count) {
+                        Some(node) => (node, NO_SLOT),
+                        None if stage == Stage::Over => break,
+                        None => {
+                            stage = Stage::Over;
+                            continue;
+                        }
                     }
-                    let node = poller.next_of_rest(queue, here, &mut count);
-                    if node.is_none() {
-                        rest = false;
-                        continue;
-                    }
-                    (node, NO_SLOT)
                 }
             };
             count += 1;
-            f(Done::new(queue, poller, node, slot, here));
+            f(Done::new(queue, others.again(), core, layers, node, slot));
         }
-        // Where something was found, it is not known for how many polls there was nothing before.
-        pair.idle =
-            if polls > 0 && (count, others) == (0, most) { pair.idle.saturating_add(polls) } else { 0 };
-        queue.finish_turn(&mut poller.core.tree, pair.idle);
-        if pair.idle >= IDLE_POLLS {
-            pair.idle = 0;
-            // No command of a controller that is gone ever completes.
-            if queue.is_busy() {
-                pair.check(&mut poller.core);
-            }
+        pair.idle = 0;
+        if pair.queue.is_gated() {
+            pair.queue.finish_gated(&mut core.tree);
+            core.events.flush();
         }
+        pair.queue.finish_turn();
         count
     }
 }
 
-impl<L: Layer> Drop for Turn<'_, L> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        if let Some(home) = self.poller.core.queues.get_mut(usize::from(self.index)) {
-            *home = self.pair.take();
+impl Rest {
+    /// The next one for the closure, which has no slot, or none; those that are events are counted.
+    #[cold]
+    #[inline(never)]
+    fn next_one<L: Layer>(
+        &mut self,
+        cx: &mut Cx<'_>,
+        layers: &mut [Stacked<L>],
+        stage: &mut Stage,
+        count: &mut usize,
+    ) -> Option<NodeId> {
+        match stage {
+            Stage::Over => return None,
+            Stage::Working => {}
+            Stage::Open => {
+                self.collect(cx, layers.len());
+                *stage = Stage::Working;
+            }
         }
+        while let Some(id) = self.landed.pop(&cx.core.tree) {
+            let node = &mut cx.core.tree[id];
+            // It has no slot to go straight down again in.
+            if node.queue != cx.here || !cx.queue.is_gated() {
+                node.wire.forget();
+            }
+            if node.is_plain() || !cx.core.settled(id) {
+                return Some(id);
+            }
+            *count += 1;
+        }
+        while let Some(mut io) = self.next(cx, layers) {
+            cx.release_slot(&mut io);
+            // Without a slot there is no command that could be sent again.
+            cx.core.tree[io.node].wire.forget();
+            if !cx.core.settled(io.node) {
+                return Some(io.node);
+            }
+            *count += 1;
+        }
+        None
     }
 }
 
@@ -188,16 +212,29 @@ impl<L: Layer> Drop for Turn<'_, L> {
 /// request, which may still have a slot, for the closure; those that are events are counted.
 #[inline(always)]
 fn ascend<L: Layer>(
-    cx: &mut Cx<'_>,
+    (queue, others, core): (&mut Queue, &mut Others<'_>, &mut Core),
     layers: &mut [Stacked<L>],
     node: NodeId,
     slot: u32,
     count: &mut usize,
 ) -> Option<(NodeId, u32)> {
-    if L::NONE {
+    let Some(stacked) = layers.get_mut(core.tree.layer(node)) else { return Some((node, slot)) };
+    if stacked.plain.is_some() {
+        // It is the request itself, and stays where it is.
+        stacked.layer.pass_up(&mut core.passing(node));
         return Some((node, slot));
     }
-    let Some(stacked) = layers.get_mut(cx.core.tree.layer(node)) else { return Some((node, slot)) };
+    ascend_layers(&mut Cx::new(queue, others, core), stacked, node, slot, count)
+}
+
+#[inline(never)]
+fn ascend_layers<L: Layer>(
+    cx: &mut Cx<'_>,
+    stacked: &mut Stacked<L>,
+    node: NodeId,
+    slot: u32,
+    count: &mut usize,
+) -> Option<(NodeId, u32)> {
     cx.core.tree[node].in_flight = 0;
     let io = Handle::with_slot(&cx.core.tree, node, slot, cx.here);
     let mut io = stacked.layer.complete(cx, io)?;

@@ -5,7 +5,7 @@
 use super::runs::{Parts, Run};
 use super::{DataPointer, Gone, Limits, Queue};
 use crate::memory::{MemoryChain, Position};
-use crate::request::{IoContainer, NodeId, Operation, Tree};
+use crate::request::{IoContainer, Node, NodeId, Operation, Tree};
 
 /// Why a container is not accepted as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +75,9 @@ pub enum Refusal {
         /// Its NSID.
         nsid: u32,
     },
+    /// It was to count in an event that is not open for requests.
+    #[error("the event takes no more requests; open another one")]
+    Closed,
     /// The controller does not have the command.
     #[error("the controller does not support {0:?}")]
     NotSupported(Operation),
@@ -89,7 +92,29 @@ impl Queue {
         if node.cursor == 0 && self.prepare(node) && self.is_within_limits(node) {
             return Ok(());
         }
+        if self.admit_long(node) {
+            return Ok(());
+        }
         self.admit_otherwise(tree, id, namespace)
+    }
+
+    /// The same for a read or write of any length whose memory is one segment that every controller can be told of.
+    fn admit_long(&self, node: &mut Node) -> bool {
+        let limits = &self.reachable(node.namespace).limits;
+        let Some(segment) = node.io.memory().only_segment() else { return false };
+        let (block, blocks) = (1 << limits.block_shift, segment.len() as u64 >> limits.block_shift);
+        let one = Run { iova: segment.iova(), len: block };
+        let good = node.io.is_usual()
+            && segment.space() == self.space
+            && blocks << limits.block_shift == segment.len() as u64
+            && blocks > 0
+            && node.io.lba().checked_add(blocks).is_some_and(|end| end <= limits.capacity)
+            && self.pointer.direct(one).is_some();
+        if good {
+            node.wire.forget();
+            node.io.set_blocks(blocks);
+        }
+        good
     }
 
     #[cold]

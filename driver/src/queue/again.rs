@@ -265,10 +265,10 @@ impl Queue {
                     0 => NO_DATA,
                     len => self.data_pointer(Parts::new(chain, at, len), index),
                 };
-                (pointer, io.raw.cdw12_13)
+                (pointer, io.raw_words().cdw12_13)
             }
         };
-        let opcode = io.operation().opcode().map_or(io.raw.opcode_flags, u16::from);
+        let opcode = io.operation().opcode().map_or_else(|| io.raw_words().opcode_flags, u16::from);
         Some((self.wire(nsid, opcode, pointer, tail), first))
     }
 

@@ -2,13 +2,13 @@
 //!
 //! Knows limits and shapes of memory; must not know when a piece is cut, nor what becomes of it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::prp::Prps;
 use super::runs::{Parts, Run, Runs};
 use super::{Limits, PAGE_WORDS, Queue, Reachable, prp, sgl};
 use crate::memory::{MemoryChain, Position, Segment};
-use crate::request::{IoContainer, NodeId, Operation, Tree, Wire};
+use crate::request::{IoContainer, NodeId, Operation, Second, Tree, Wire};
 use crate::spec::command::{PSDT_SGL_MPTR_CONTIGUOUS, RW_FUA};
 
 /// How data pointers are made.
@@ -37,6 +37,14 @@ impl DataPointer {
                 Some(sgl::contiguous(run))
             }
             _ => None,
+        }
+    }
+
+    /// How the second half of a [direct](DataPointer::direct) pointer to a run goes with the first.
+    pub(super) fn second(&self, run: Run) -> Second {
+        match self {
+            DataPointer::Prp { .. } => prp::second(run),
+            DataPointer::Sgl { .. } => Second::Fixed,
         }
     }
 
@@ -93,10 +101,10 @@ impl Queue {
                     0 => NO_DATA,
                     len => self.data_pointer(Parts::new(chain, at, len), slot),
                 };
-                (1, pointer, io.raw.cdw12_13)
+                (1, pointer, io.raw_words().cdw12_13)
             }
         };
-        let opcode = io.operation().opcode().map_or(io.raw.opcode_flags, u16::from);
+        let opcode = io.operation().opcode().map_or_else(|| io.raw_words().opcode_flags, u16::from);
         Some(Cut { blocks, wire: self.wire(nsid, opcode, pointer, tail), buffer })
     }
 
@@ -105,7 +113,8 @@ impl Queue {
     #[inline(always)]
     pub(super) fn wire(&self, nsid: u32, opcode: u16, (dptr, flags): ([u64; 2], u16), tail: u64) -> Wire {
         let head = u64::from(nsid) << 32 | u64::from((opcode | flags) ^ self.qid);
-        Wire { bound: 0, head, dptr, tail }
+        let second = if dptr[1] == 0 { Second::Fixed } else { Second::Any };
+        Wire { bound: 0, head, dptr, tail, second }
     }
 
     /// So many bytes from a place on, if they lie in one segment, and where the controller can be told of.
@@ -200,8 +209,43 @@ impl Queue {
 
     /// PRPs of all of these segments, if a list in the slot's memory can express them, and they belong to this
     /// queue's space.
-    #[inline(always)]
     pub(super) fn whole_list(&self, segments: &[Segment], slot: usize) -> Option<[u64; 2]> {
+        self.page_list(segments, slot).or_else(|| self.mixed_list(segments, slot))
+    }
+
+    /// The same for whole pages of one source, as scattered memory mostly is, that take one page of a list. The
+    /// first may be the end of a page.
+    #[inline(always)]
+    pub(super) fn page_list(&self, segments: &[Segment], slot: usize) -> Option<[u64; 2]> {
+        let DataPointer::Prp { .. } = self.pointer else { return None };
+        let [first, rest @ ..] = segments else { return None };
+        let (begin, end) = (first.iova(), first.iova() + first.len() as u64);
+        if !end.is_multiple_of(prp::PAGE) || first.len() as u64 > prp::PAGE || first.space() != self.space {
+            return None;
+        }
+        if !begin.is_multiple_of(4) || rest.len().wrapping_sub(1) >= PAGE_WORDS {
+            return None;
+        }
+        let word = slot * self.list_pages * PAGE_WORDS;
+        let words = self.lists.get(word..word + rest.len())?;
+        for i in 0..rest.len() {
+            let (Some(page), Some([word])) = (rest.get(i), words.get(i)) else { return None };
+            let is_whole = page.iova().is_multiple_of(prp::PAGE) && page.len() as u64 == prp::PAGE;
+            if !is_whole || !page.has_source_of(first) {
+                return None;
+            }
+            word.store(page.iova(), Ordering::Relaxed);
+        }
+        match rest {
+            [second] => Some([begin, second.iova()]),
+            _ => Some([begin, self.lists.iova() + 8 * word as u64]),
+        }
+    }
+
+    /// The same, for segments of any lengths.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn mixed_list(&self, segments: &[Segment], slot: usize) -> Option<[u64; 2]> {
         if let DataPointer::Sgl { .. } = self.pointer {
             return None;
         }
@@ -209,23 +253,9 @@ impl Queue {
         let words = &self.lists[first_word..first_word + self.list_pages * PAGE_WORDS];
         let mut list = Prps::new(self.lists.iova() + 8 * first_word as u64);
         let mut store = |i: usize, word: u64| words[i][0].store(word, Ordering::Relaxed);
-        let mut add = |list: &mut Prps, segment: &Segment| {
+        for segment in segments {
             let run = Run { iova: segment.iova(), len: segment.len() as u64 };
-            segment.space() == self.space && list.add(run, &mut store)
-        };
-        let [first, rest @ ..] = segments else { return None };
-        if !add(&mut list, first) {
-            return None;
-        }
-        // Scattered pages mostly are just that.
-        let written = list.joins_pages().unwrap_or(PAGE_WORDS);
-        let pages = store_pages(rest, &words[written..PAGE_WORDS], self.space);
-        let (pages, others) = rest.split_at(pages);
-        if let Some(last) = pages.last() {
-            list.add_pages(pages.len(), last.iova());
-        }
-        for segment in others {
-            if !add(&mut list, segment) {
+            if segment.space() != self.space || !list.add(run, &mut store) {
                 return None;
             }
         }
@@ -252,22 +282,6 @@ impl Queue {
         }
         [self.lists.iova() + 8 * word as u64, 0]
     }
-}
-
-/// Writes the addresses of those segments at the beginning that are whole pages of a space, one to a word, and
-/// returns how many those are.
-#[inline(never)]
-fn store_pages(segments: &[Segment], words: &[[AtomicU64; 1]], space: u64) -> usize {
-    let mut pages = 0;
-    for (segment, [word]) in segments.iter().zip(words) {
-        let (iova, len) = (segment.iova(), segment.len() as u64);
-        if !iova.is_multiple_of(prp::PAGE) || len != prp::PAGE || segment.space() != space {
-            break;
-        }
-        word.store(iova, Ordering::Relaxed);
-        pages += 1;
-    }
-    pages
 }
 
 pub(super) const NO_DATA: ([u64; 2], u16) = ([0; 2], 0);

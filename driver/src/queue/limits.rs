@@ -2,6 +2,7 @@
 //!
 //! Knows the numbers that identify data give; must not know chains.
 
+use crate::request::Operation;
 use crate::spec::identify::{self, NvmController};
 
 /// The limits of commands to a namespace. Lengths are in blocks.
@@ -101,6 +102,17 @@ impl Limits {
             (lba % boundary + before) % boundary + blocks <= boundary
         };
         blocks <= self.atomic && (boundary == 0 || within())
+    }
+
+    /// How many requests of so many blocks can become one, whatever their first block: as many as there are, or
+    /// fewer if they lose something by it.
+    pub(crate) fn writes_as_one(&self, operation: Operation, blocks: u64) -> u64 {
+        match operation {
+            Operation::Write if blocks > self.atomic => u64::MAX,
+            Operation::Write if self.atomic_boundary == 0 => self.atomic / blocks.max(1),
+            Operation::Write => 0,
+            _ => u64::MAX,
+        }
     }
 
     /// Whether writes, the smallest of which has `smallest` blocks, lose nothing when they become one:

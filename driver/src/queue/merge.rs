@@ -4,12 +4,14 @@
 //! own; if the command fails, they go down again one by one, and only the guilty one fails. Knows the
 //! line and limits; must not know how a request came to wait.
 
+use std::sync::atomic::Ordering;
+
 use super::cut::nlb;
 use super::runs::{Parts, Run};
 use super::slots::Piece;
-use super::{Queue, Reachable, WAITING};
+use super::{DataPointer, PAGE_WORDS, Queue, Reachable, WAITING, prp};
 use crate::defects::{self, Defect};
-use crate::request::{Cause, Failed, Line, Node, NodeId, Operation, Tree};
+use crate::request::{Cause, Failed, Line, Node, NodeId, Operation, Second, Tree, Wire};
 
 /// Requests in one command, at most.
 const MOST: u16 = 256;
@@ -18,6 +20,9 @@ impl Queue {
     /// Sends the first nodes of the line down in one command. False if they do not go together, or
     /// there is no slot: then nothing was done.
     pub(super) fn merge(&mut self, tree: &mut Tree) -> bool {
+        if self.merge_pages(tree) {
+            return true;
+        }
         let first = self.waiting.first();
         let (count, blocks) = self.mergeable(tree, first);
         if count < 2 {
@@ -29,7 +34,7 @@ impl Queue {
         let opcode = io.operation().opcode().map_or(0, u16::from);
         let (tail, lba) = (nlb(io, blocks), io.lba());
         let pointer = self.data_pointer(parts(tree, first, count, limits.block_shift), slot);
-        let cid = self.slots.occupy(slot, first, Piece::Merged { count });
+        let cid = self.slots.occupy(slot, first, Piece::Merged { count, last: None });
         let wire = self.wire(nsid, opcode, pointer, tail);
         self.push(&wire, cid, lba);
         self.counted.merges += u64::from(count) - 1;
@@ -41,6 +46,66 @@ impl Queue {
             node.in_flight = 1;
             node.cursor = node.io.extent();
         }
+        true
+    }
+
+    /// The same for prepared commands that are alike but for the LBA, and have a whole page of memory each: one
+    /// walk. False if there are no two of them at the head of the line, or there is no slot: then nothing was
+    /// done.
+    #[inline(never)]
+    fn merge_pages(&mut self, tree: &mut Tree) -> bool {
+        let first = self.waiting.first();
+        let node = &tree[first];
+        if !is_plain_page(node) {
+            return false;
+        }
+        let Wire { head, tail, dptr: [page, _], .. } = node.wire;
+        let (lba, blocks) = (node.io.lba(), node.io.blocks());
+        let limits = &self.reachable(node.namespace).limits;
+        let most = limits.transfer_from(lba, u64::from(MOST) * blocks) / blocks.max(1);
+        let most = most.min(limits.writes_as_one(node.io.operation(), blocks)) as usize;
+        if matches!(self.pointer, DataPointer::Sgl { .. })
+            || blocks << limits.block_shift != prp::PAGE
+            || !may_merge(node)
+            || self.slots.taken() >= self.slots.depth()
+        {
+            return false;
+        }
+        // The list of the slot that will be the next one.
+        let Some(slot) = self.slots.take() else { return false };
+        let first_word = slot * self.list_pages * PAGE_WORDS;
+        let words = self.lists.get(first_word..first_word + PAGE_WORDS).unwrap_or_default();
+        let (mut count, mut id, mut last, mut next_lba) = (1, node.next, first, lba + blocks);
+        let mut second = 0;
+        for [word] in words.iter().take(most.saturating_sub(1)) {
+            if id.is_none() {
+                break;
+            }
+            let node = &mut tree[id];
+            let same = (node.wire.head, node.wire.tail, node.io.lba()) == (head, tail, next_lba);
+            if !same || !is_plain_page(node) {
+                break;
+            }
+            second = node.wire.dptr[0];
+            word.store(second, Ordering::Relaxed);
+            (node.waits, node.in_flight, node.cursor) = (false, 1, blocks);
+            next_lba += blocks;
+            count += 1;
+            (last, id) = (id, node.next);
+        }
+        if count < 2 {
+            self.slots.free(slot);
+            return false;
+        }
+        let node = &mut tree[first];
+        (node.waits, node.in_flight, node.cursor) = (false, 1, blocks);
+        let second = if count == 2 { second } else { self.lists.iova() + 8 * first_word as u64 };
+        let tail = tail + (u64::from(count) - 1) * blocks;
+        let wire = Wire { bound: 0, head, dptr: [page, second], tail, second: Second::Any };
+        let cid = self.slots.occupy(slot, first, Piece::Merged { count, last: Some(last) });
+        self.push(&wire, cid, lba);
+        self.counted.merges += u64::from(count) - 1;
+        self.waiting.pop_until(id);
         true
     }
 
@@ -122,6 +187,16 @@ impl Queue {
             self.gate |= WAITING;
         }
     }
+}
+
+/// Whether a node that waits is prepared, within its range, to be one with others, has a page of memory, and is
+/// neither an event nor passed layers.
+#[inline(always)]
+fn is_plain_page(node: &Node) -> bool {
+    node.io.lba() < node.wire.bound
+        && (node.wire.dptr[0] & (prp::PAGE - 1) | node.wire.dptr[1]) == 0
+        && node.event.is_none()
+        && !(node.is_layered() | node.io.is_no_merge())
 }
 
 fn may_merge(node: &Node) -> bool {

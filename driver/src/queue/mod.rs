@@ -19,6 +19,7 @@ mod sgl;
 mod slots;
 
 use std::hint::cold_path;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +38,9 @@ use self::runs::Run;
 use self::slots::{Piece, Slots};
 use crate::defects::{self, Defect};
 use crate::memory::{MemoryChain, Position, SharedArray};
-use crate::request::{Cause, Failed, IoContainer, Line, Node, NodeId, Operation, Progress, Tree, Wire};
+use crate::request::{
+    Cause, Failed, IoContainer, Line, Node, NodeId, Operation, Progress, Second, Tree, Wire,
+};
 use crate::spec::Completion;
 use crate::spec::command::DSM_DEALLOCATE;
 use crate::spec::io_opcode::{READ, WRITE};
@@ -48,6 +51,9 @@ pub(crate) const MAX_DEPTH: usize = slots::MAX;
 pub(crate) const SLOT_BYTES: usize = size_of::<slots::Slot>();
 /// 64-bit words of a list page.
 const PAGE_WORDS: usize = 512;
+
+/// Pieces that are looked at in a row.
+const PIECES: u32 = 64;
 
 /// A namespace as a queue sees it.
 #[derive(Debug, Clone, Copy)]
@@ -102,6 +108,9 @@ const HALTED: u32 = 8;
 /// The controller is being reset: nothing goes down until it is back.
 const SUSPENDED: u32 = 16;
 
+/// Commands are in flight whose nodes an event counts: what finds one of those has to count it.
+const COUNTING: u32 = 32;
+
 /// Idle polls after which the controller is told what was consumed: a broken one may be waiting for room
 /// that it need not wait for.
 const IDLE_POLLS: u32 = 16;
@@ -115,10 +124,13 @@ pub(crate) struct Queue {
     slots: Slots,
     /// Zero, unless a new request must not go straight down.
     gate: u32,
+    /// Slots of commands that carry all of a node that an event counts.
+    counting: u32,
     waiting: Line,
     /// What came after the plug.
     plugged: Line,
     merging: bool,
+    gathering: bool,
     namespaces: Vec<Reachable>,
     /// What is to be done for each of them after a reset.
     upkeep: Vec<Upkeep>,
@@ -147,7 +159,7 @@ pub(crate) struct Queue {
 pub(crate) enum Next {
     /// A node that went down whole succeeded. Its slot is still taken.
     Whole(NodeId, u32),
-    /// Anything else; nodes that finished are in the tree's line.
+    /// Anything else; nodes that finished are in the tree's lines.
     Other,
     Nothing,
 }
@@ -174,9 +186,11 @@ impl Queue {
             cq,
             slots: Slots::new(qid, depth),
             gate: 0,
+            counting: 0,
             waiting: Line::EMPTY,
             plugged: Line::EMPTY,
             merging: true,
+            gathering: false,
             namespaces: Vec::new(),
             upkeep: Vec::new(),
             again: Vec::with_capacity(depth),
@@ -219,14 +233,21 @@ impl Queue {
     /// Sets the blocks of a namespace; what was prepared for it before is not any more.
     fn set_capacity(&mut self, tree: &mut Tree, namespace: u16, blocks: u64) {
         self.namespaces[usize::from(namespace)].limits.capacity = blocks;
+        let lines = [self.waiting, self.plugged, tree.landed];
         let mut forget = |id: NodeId| {
             if tree[id].namespace == namespace {
                 tree[id].wire.forget();
             }
             tree[id].next
         };
-        self.slots.nodes().filter(|id| !id.is_none()).for_each(|id| _ = forget(id));
-        for line in [self.waiting, self.plugged] {
+        for (mut id, count) in self.slots.nodes() {
+            for _ in 0..count {
+                if !id.is_none() {
+                    id = forget(id);
+                }
+            }
+        }
+        for line in lines {
             let mut id = line.first();
             while !id.is_none() {
                 id = forget(id);
@@ -271,11 +292,21 @@ impl Queue {
         }
     }
 
-    /// Begins a turn: completions that an honest controller has for it, at most.
+    /// Begins a turn. If it does not come to its [end](Queue::finish_turn), there [is news](Queue::has_news).
     #[inline(always)]
-    pub(crate) fn begin_turn(&mut self) -> u32 {
+    pub(crate) fn begin_turn(&mut self) {
         self.laps = 0;
-        self.cq.len()
+        self.cq.forget();
+    }
+
+    /// Whether the controller has completed more in this turn than it can have been told of.
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.laps > 1
+    }
+
+    /// How far completions were looked at in this turn: laps, and the place.
+    pub(crate) fn progress(&self) -> (u32, u32) {
+        (self.laps, self.cq.position())
     }
 
     pub(crate) fn max_transfer(&self) -> u64 {
@@ -304,7 +335,7 @@ impl Queue {
     /// Starts a node that was admitted: as much of it as there are slots for; the rest waits.
     #[inline(always)]
     pub(crate) fn start(&mut self, tree: &mut Tree, id: NodeId) {
-        if self.gate != 0 || !self.issue(tree, id) {
+        if self.gate & !COUNTING != 0 || !self.issue(tree, id) {
             self.hold(tree, id);
         }
     }
@@ -334,6 +365,79 @@ impl Queue {
         let cid = self.slots.occupy_again(slot as usize);
         self.push(&node.wire, cid, node.io.lba());
         true
+    }
+
+    /// The same for one that an event counts, or that comes after such.
+    #[inline(always)]
+    pub(crate) fn restart_among_counted(&mut self, node: &mut Node, slot: u32) -> bool {
+        if self.gate & !COUNTING != 0 || (node.io.lba() >= node.wire.bound && !self.prepare_again(node, slot))
+        {
+            return false;
+        }
+        let cid = self.slots.occupy_again(slot as usize);
+        self.push(&node.wire, cid, node.io.lba());
+        true
+    }
+
+    /// Whether something keeps a node that just finished from going straight down again.
+    #[inline(always)]
+    pub(crate) fn is_gated(&self) -> bool {
+        self.gate != 0
+    }
+
+    /// Has a node that just finished wait once more, if it is prepared, is no event and takes no list: what was
+    /// prepared stays, and the slot is free. Else nothing was done.
+    #[inline(never)]
+    pub(crate) fn hold_again(&mut self, tree: &mut Tree, id: NodeId, slot: u32) -> bool {
+        let node = &mut tree[id];
+        if self.gate & !(HALTED | COUNTING) != WAITING || node.io.lba() >= node.wire.bound {
+            return false;
+        }
+        // What has no slot and is prepared came in a merged command.
+        if (slot as usize) < self.slots.depth() {
+            if self.is_listed(&node.wire) || node.event.is_some() || node.failed.is_some() {
+                return false;
+            }
+            self.slots.free(slot as usize);
+        }
+        node.rewind_prepared();
+        (node.in_flight, node.waits) = (0, true);
+        self.waiting.push(tree, id);
+        true
+    }
+
+    /// Whether a command's data pointer may refer to a list in the memory of its slot.
+    #[inline(always)]
+    fn is_listed(&self, wire: &Wire) -> bool {
+        match self.pointer {
+            DataPointer::Sgl { .. } => true,
+            DataPointer::Prp { .. } => {
+                wire.dptr[1].wrapping_sub(self.lists.iova()) < 8 * self.lists.len() as u64
+            }
+        }
+    }
+
+    /// One more slot has a command of a node that an event counts.
+    #[inline]
+    pub(crate) fn begin_counting(&mut self) {
+        self.counting += 1;
+        self.gate |= COUNTING;
+    }
+
+    /// One less.
+    pub(crate) fn end_counting(&mut self) {
+        self.counting -= 1;
+        if self.counting == 0 {
+            self.gate &= !COUNTING;
+        }
+    }
+
+    /// A node that an event counts was ended: whoever finds its completion has to know.
+    pub(crate) fn watch_counted(&mut self, node: &mut Node, id: NodeId) {
+        if self.slots.watch_whole(id, node.io.extent() as u32) {
+            node.wire.forget();
+            self.end_counting();
+        }
     }
 
     /// Prepares a node that just finished once more, or looks closer at its LBA.
@@ -403,15 +507,62 @@ impl Queue {
         true
     }
 
-    /// Points a command, if it is prepared, to other memory of the same length. False if it takes more
-    /// than that.
+    /// Points a command, if it is prepared, to other memory of the same length; `before` is what it pointed
+    /// to. False if it takes more than that.
     #[inline(always)]
-    pub(crate) fn point(&self, node: &mut Node) -> bool {
-        let Some(segment) = node.io.memory().only_segment() else { return false };
+    pub(crate) fn point(&self, node: &mut Node, slot: u32, before: &MemoryChain) -> bool {
+        let Some(segment) = node.io.memory().one() else { return self.point_to_list(node, slot) };
+        if before.one().is_some_and(|before| segment.has_source_of(before)) || segment.space() == self.space {
+            let (wire, iova) = (&mut node.wire, segment.iova());
+            let by = iova.wrapping_sub(wire.dptr[0]);
+            if by.is_multiple_of(prp::PAGE) {
+                if wire.second == Second::Fixed {
+                    wire.dptr[0] = iova;
+                    return true;
+                }
+                cold_path();
+                if wire.second == Second::Listed && prp::is_in_block(iova, before.len() as u64) {
+                    wire.dptr = [iova, prp::moved(wire.dptr[1], by)];
+                    return true;
+                }
+            }
+        }
+        self.point_anew(node)
+    }
+
+    /// The same, whatever segment it was, and is.
+    #[inline(never)]
+    fn point_anew(&self, node: &mut Node) -> bool {
+        let Some(segment) = node.io.memory().one().filter(|segment| segment.space() == self.space) else {
+            return false;
+        };
         let run = Run { iova: segment.iova(), len: segment.len() as u64 };
         let Some(dptr) = self.pointer.direct(run) else { return false };
-        node.wire.dptr = dptr;
-        segment.space() == self.space
+        (node.wire.dptr, node.wire.second) = (dptr, self.pointer.second(run));
+        true
+    }
+
+    /// The same, for memory in several segments: their list is written into the memory of the node's slot.
+    #[inline(never)]
+    fn point_to_list(&self, node: &mut Node, slot: u32) -> bool {
+        let slot = slot as usize;
+        let Some([first, second]) = self.page_list(node.io.memory().segments(), slot) else {
+            return self.point_to_mixed_list(node, slot);
+        };
+        (node.wire.dptr[0], node.wire.dptr[1], node.wire.second) = (first, second, Second::Any);
+        true
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn point_to_mixed_list(&self, node: &mut Node, slot: usize) -> bool {
+        // If nothing is prepared, the length may be any; and without a slot there is no list.
+        if slot >= self.slots.depth() || !node.wire.is_prepared() {
+            return false;
+        }
+        let Some(dptr) = self.mixed_list(node.io.memory().segments(), slot) else { return false };
+        (node.wire.dptr, node.wire.second) = (dptr, Second::Any);
+        true
     }
 
     /// Whether the LBA of a prepared command is within the limits.
@@ -438,6 +589,9 @@ impl Queue {
         let Some(slot) = self.slots.take() else { return false };
         (node.cursor, node.in_flight) = (node.io.blocks(), 1);
         let cid = if node.event.is_none() {
+            self.slots.occupy(slot, id, Piece::Whole)
+        } else if node.is_counted_whole() {
+            self.begin_counting();
             self.slots.occupy(slot, id, Piece::Whole)
         } else {
             // A completion that is an event takes the longer way, where pieces are counted.
@@ -470,12 +624,21 @@ impl Queue {
             let blocks = cut.blocks as u32;
             let piece = match cut.buffer {
                 Some(buffer) => Piece::Bounced { first, blocks, buffer },
-                None if whole && node.event.is_none() && node.in_flight == 1 && !watched => Piece::Whole,
+                None if whole
+                    && (node.event.is_none() || node.is_counted_whole())
+                    && node.in_flight == 1
+                    && !watched =>
+                {
+                    Piece::Whole
+                }
                 None => Piece::Part { first, blocks },
             };
             // Whether a request is atomic depends on where it is.
             if piece == Piece::Whole && node.io.is_usual() {
                 node.wire = Wire { bound: limits.bound(cut.blocks), ..cut.wire };
+            }
+            if piece == Piece::Whole && node.counted {
+                self.begin_counting();
             }
             self.counted.splits += u64::from(first > 0);
             let cid = self.slots.occupy(slot, id, piece);
@@ -549,8 +712,8 @@ impl Queue {
     /// Writes a command of the caller's own making into the ring.
     fn push_raw(&mut self, io: &IoContainer, wire: &Wire, cid: u32) {
         let [prp1, prp2] = wire.dptr;
-        let head = wire.head ^ u64::from(cid);
-        self.sq.push([head, io.raw.cdw2_3, 0, prp1, prp2, io.lba(), wire.tail, io.raw.cdw14_15]);
+        let (head, raw) = (wire.head ^ u64::from(cid), io.raw_words());
+        self.sq.push([head, raw.cdw2_3, 0, prp1, prp2, io.lba(), wire.tail, raw.cdw14_15]);
     }
 
     // ---- waiting ----
@@ -582,7 +745,7 @@ impl Queue {
         // Without a slot there is nothing to merge for either.
         while !self.waiting.is_empty() && self.slots.taken() < self.slots.depth() {
             let id = self.waiting.first();
-            let sent = self.merging && self.merge(tree);
+            let sent = self.merging && !self.waiting.is_single() && self.merge(tree);
             if !sent && !self.issue(tree, id) {
                 return;
             }
@@ -594,8 +757,15 @@ impl Queue {
         self.open_gate();
     }
 
+    /// Whether requests wait for the end of the turn that they come in, so that neighbours go down together.
+    pub(crate) fn set_gathering(&mut self, gathering: bool) {
+        self.gathering = gathering;
+        self.gate |= WAITING;
+        self.open_gate();
+    }
+
     fn open_gate(&mut self) {
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() && !self.gathering {
             self.gate &= !WAITING;
         }
     }
@@ -626,18 +796,23 @@ impl Queue {
     pub(crate) fn next(&mut self, tree: &mut Tree) -> Next {
         let high = self.cq.high();
         let high = if defects::is(Defect::MissGenerationCheck) { self.slots.believe(high) } else { high };
+        // The comparison with a slot finds this as well, but later, and every turn ends with it.
+        if !CompletionRing::is_success(high) {
+            if CompletionRing::is_new(high) {
+                self.exception(tree, high);
+                return Next::Other;
+            }
+            self.cq.remember(high);
+            return Next::Nothing;
+        }
         match self.slots.land(high) {
             Some((node, slot)) => {
                 self.advance();
                 Next::Whole(node, slot as u32)
             }
-            None if CompletionRing::is_new(high) => {
+            None => {
                 self.exception(tree, high);
                 Next::Other
-            }
-            None => {
-                self.cq.remember(high);
-                Next::Nothing
             }
         }
     }
@@ -656,34 +831,53 @@ impl Queue {
         }
     }
 
-    /// A new entry, of anything but the success of a whole node.
+    /// A new entry, of anything but the success of a whole node; and those that follow it, as long as they are
+    /// successes of pieces.
     #[cold]
     #[inline(never)]
-    fn exception(&mut self, tree: &mut Tree, high: u64) {
-        let index = self.slots.index(high);
+    fn exception(&mut self, tree: &mut Tree, mut high: u64) {
         // One in sixteen, by the SQ head.
         if defects::is(Defect::LoseCompletion) && high & 0xf == 7 {
             return self.advance();
         }
+        let mut pieces = 0;
         // After a reset a flush may have come too late.
-        if self.counted.resets == 0
-            && let Some((id, blocks)) = self.slots.land_part(index, high)
-        {
-            self.advance();
-            let node = &mut tree[id];
-            node.settle(None);
-            let (finished, waits) = (node.is_finished(), node.waits);
-            if node.observed {
-                tree.observe(id, blocks, Progress::Done);
+        if self.counted.resets == 0 {
+            while pieces < PIECES
+                && let Some((id, blocks)) = self.slots.land_part(high)
+            {
+                self.advance();
+                pieces += 1;
+                let node = &mut tree[id];
+                node.settle(None);
+                if node.is_finished() | node.observed {
+                    self.finish_piece(tree, id, blocks);
+                }
+                high = self.cq.high();
             }
-            match finished {
-                // One that failed may still stand in the line.
-                true if waits => self.drop_unissued(tree, id),
-                true => tree.finish(id),
-                false => {}
-            }
-            return;
         }
+        if pieces == 0 {
+            self.other_exception(tree, high);
+        }
+    }
+
+    /// A piece of a node that is observed, or the last one, has succeeded.
+    fn finish_piece(&mut self, tree: &mut Tree, id: NodeId, blocks: Range<u64>) {
+        let node = &tree[id];
+        let (finished, waits) = (node.is_finished(), node.waits);
+        tree.observe(id, blocks, Progress::Done);
+        match finished {
+            // One that failed may still stand in the line.
+            true if waits => self.drop_unissued(tree, id),
+            true => tree.finish(id),
+            false => {}
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn other_exception(&mut self, tree: &mut Tree, high: u64) {
+        let index = self.slots.index(high);
         if self.slots.is_marked(index) && self.look_again(tree, index, high) {
             return;
         }
@@ -707,8 +901,16 @@ impl Queue {
         let slot = *self.slots.get(index);
         self.slots.free(index);
         let (first, blocks) = match slot.piece {
-            Piece::Merged { count } => return self.settle_merged(tree, slot.node, count, cause),
+            Piece::Merged { count, last } => {
+                return match (cause, last) {
+                    (None, Some(last)) => tree.land(slot.node, last),
+                    (cause, _) => self.settle_merged(tree, slot.node, count, cause),
+                };
+            }
             Piece::Whole => {
+                if tree[slot.node].counted {
+                    self.end_counting();
+                }
                 tree[slot.node].wire.forget();
                 (0, tree[slot.node].io.extent())
             }
@@ -742,29 +944,34 @@ impl Queue {
         self.cq.dword0()
     }
 
-    /// The end of a turn: what waits gets free slots, and the doorbells are rung, each at most once. `idle`
-    /// are polls that found nothing, up to this one, if they are known.
+    /// At the end of a turn, what waits gets free slots.
+    #[inline(never)]
+    pub(crate) fn finish_gated(&mut self, tree: &mut Tree) {
+        self.gate &= !HALTED;
+        self.issue_waiting(tree);
+    }
+
+    /// The end of a turn: the doorbells are rung, each at most once.
     #[inline(always)]
-    pub(crate) fn finish_turn(&mut self, tree: &mut Tree, idle: u32) {
-        if self.gate != 0 {
-            self.gate &= !HALTED;
-            self.issue_waiting(tree);
-        }
-        if !self.ring() && idle >= IDLE_POLLS {
+    pub(crate) fn finish_turn(&mut self) {
+        self.ring();
+    }
+
+    /// After so many polls in a row that found nothing, the controller is told of all that was consumed.
+    pub(crate) fn rest(&mut self, idle: u32) {
+        if idle >= IDLE_POLLS {
             self.cq.ring();
         }
     }
 
-    /// Tells the controller of new commands. False if there are none.
+    /// Tells the controller of new commands, if there are any.
     #[inline(always)]
-    fn ring(&mut self) -> bool {
-        if self.sq.is_rung() {
-            return false;
+    fn ring(&mut self) {
+        if !self.sq.is_rung() {
+            // First room for what the new commands will complete with, then the commands.
+            self.cq.make_room();
+            self.sq.ring();
         }
-        // First room for what the new commands will complete with, then the commands.
-        self.cq.make_room();
-        self.sq.ring();
-        true
     }
 
     /// The controller is lost: everything fails, now and later. What it may still reach goes back to nobody,
@@ -788,14 +995,14 @@ impl Queue {
             tree[id].fail(at, Cause::ControllerLost);
             tree.finish(id);
         }
-        self.gate = DEAD;
+        self.gate = DEAD | self.gate & COUNTING;
         self.again.clear();
     }
 
     /// All memory of a command in flight.
     fn forfeit(&mut self, tree: &mut Tree, index: usize) {
         let slot = *self.slots.get(index);
-        let count = if let Piece::Merged { count } = slot.piece { count } else { 1 };
+        let count = if let Piece::Merged { count, .. } = slot.piece { count } else { 1 };
         let mut id = slot.node;
         for _ in 0..count {
             tree.forfeit(id);

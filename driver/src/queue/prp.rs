@@ -4,10 +4,15 @@
 //! Knows addresses and lengths; must not know commands.
 
 use super::runs::Run;
+use crate::request::Second;
 
 pub(super) const PAGE: u64 = 4096;
 /// Entries of a list page.
 const PER_PAGE: usize = 512;
+/// A page takes an entry of 8 bytes: log2 of how much less that is.
+const ENTRY: u32 = 9;
+/// What a full list page is the list of.
+const BLOCK: u64 = PAGE * PER_PAGE as u64;
 
 /// Where the lists of contiguous memory lie, written in advance for the whole IOVA space:
 /// `None` for controllers that want every list to begin on a page.
@@ -28,6 +33,27 @@ pub(super) fn contiguous(run: Run, table: Table) -> Option<[u64; 2]> {
         }
         _ => None,
     }
+}
+
+/// How the second half of the data pointer of a contiguous run goes with the first.
+pub(super) fn second(run: Run) -> Second {
+    match (run.iova + run.len - 1) / PAGE - run.iova / PAGE {
+        0 => Second::Fixed,
+        1 => Second::Any,
+        _ => Second::Listed,
+    }
+}
+
+/// Whether a run lies in a block of which one page of the table lists all addresses.
+#[inline(always)]
+pub(super) fn is_in_block(iova: u64, len: u64) -> bool {
+    iova % BLOCK + len <= BLOCK
+}
+
+/// An address in the table, as what it lists moves `by` whole pages, modulo 2^64.
+#[inline(always)]
+pub(super) fn moved(list: u64, by: u64) -> u64 {
+    list.wrapping_add((by.cast_signed() >> ENTRY).cast_unsigned())
 }
 
 /// The number of bytes, from the start of `runs` on, that one list can express: all, or up to the
@@ -118,20 +144,6 @@ impl Prps {
             page += PAGE;
         }
         true
-    }
-
-    /// The number of words in the first page of the list, if just pages can follow there.
-    #[inline(always)]
-    pub(super) fn joins_pages(&self) -> Option<usize> {
-        (self.end.is_multiple_of(PAGE) && self.words < PER_PAGE).then_some(self.words)
-    }
-
-    /// Counts pages that were written to the first page of the list.
-    #[inline(always)]
-    pub(super) fn add_pages(&mut self, pages: usize, last: u64) {
-        self.extend(Run { iova: last, len: PAGE });
-        self.bytes += (pages as u64 - 1) * PAGE;
-        (self.words, self.last) = (self.words + pages, last);
     }
 
     #[inline(always)]
@@ -229,6 +241,21 @@ mod tests {
             });
             prop_assert!(memory.len() <= list_pages(len) * PER_PAGE);
             prop_assert_eq!(join(walk(dptr, len, &memory)), join(runs));
+        }
+
+        #[test]
+        fn a_pointer_moves_as_it_would_be_made(offset in 0..1024u64, from in 1..2000u64, to in 1..2000u64, len in 1..3000u64) {
+            let run = |page: u64| Run { iova: page * PAGE + offset * 4, len: len * 512 };
+            let (from, to) = (run(from), run(to));
+            let table = Some(0x2000_0000);
+            if let Some([_, list]) = contiguous(from, table) && is_in_block(to.iova, to.len) {
+                let moved = match second(from) {
+                    Second::Fixed => Some(list),
+                    Second::Listed => Some(moved(list, to.iova.wrapping_sub(from.iova))),
+                    Second::Any => None,
+                };
+                prop_assert!(moved.is_none_or(|moved| contiguous(to, table) == Some([to.iova, moved])));
+            }
         }
 
         #[test]

@@ -113,12 +113,14 @@ pub(crate) struct CompletionRing {
     ring: SharedRing<2>,
     /// What the phase bit of a new entry is, in its place in the high word.
     phase: u64,
-    /// The high word at the head, when it was last found not to be new.
+    /// The high word at the head, when it was last found not to be new; or one that it is not.
     old: u64,
     /// The head that the controller was told last.
     rung: u32,
     /// Entries that may be consumed before the controller is told.
     most: u32,
+    /// Brings a difference of positions into range.
+    mask: u32,
     /// The controller is told nothing.
     muted: bool,
     doorbell: Doorbell,
@@ -131,6 +133,7 @@ impl CompletionRing {
     pub(crate) fn new(entries: SharedArray<2>, doorbell: Doorbell) -> CompletionRing {
         assert!(entries.len().is_power_of_two() && entries.len() <= 1 << 16);
         CompletionRing {
+            mask: entries.len() as u32 - 1,
             ring: SharedRing::new(entries),
             phase: PHASE,
             old: 0,
@@ -155,11 +158,23 @@ impl CompletionRing {
         high & PHASE == 0
     }
 
+    /// Whether it is that of a new entry without any fault in its status.
+    #[inline(always)]
+    pub(crate) fn is_success(high: u64) -> bool {
+        high < PHASE
+    }
+
     /// Keeps what [`high`](CompletionRing::high) returned of an entry that is not new.
     #[inline(always)]
     pub(crate) fn remember(&mut self, high: u64) {
-        // Worked out anew: kept since `high`, it would take a register from every completion.
-        self.old = std::hint::black_box(high) ^ self.phase;
+        self.old = high ^ self.phase;
+    }
+
+    /// Nothing is remembered: whatever is at the head [has changed](CompletionRing::has_changed).
+    #[inline(always)]
+    pub(crate) fn forget(&mut self) {
+        // No completion has these bits: CID FFFFh is never used.
+        self.old = u64::MAX;
     }
 
     /// Whether the entry at the head is another one than the one that was remembered. It may not be new.
@@ -199,7 +214,7 @@ impl CompletionRing {
     /// Makes room: before consumed and outstanding entries together could fill the ring.
     #[inline(always)]
     pub(crate) fn make_room(&mut self) {
-        let unacknowledged = self.ring.position().wrapping_sub(self.rung) & (self.ring.len() - 1);
+        let unacknowledged = self.ring.position().wrapping_sub(self.rung) & self.mask;
         if unacknowledged >= self.most {
             self.ring();
         }
@@ -214,6 +229,11 @@ impl CompletionRing {
     pub(crate) fn restart(&mut self) {
         self.ring.restart();
         (self.phase, self.old, self.rung, self.muted) = (PHASE, 0, 0, false);
+    }
+
+    /// Where the head is.
+    pub(crate) fn position(&self) -> u32 {
+        self.ring.position()
     }
 
     /// Whether anything was consumed since the ring was empty.

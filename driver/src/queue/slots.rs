@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::memory::Masked;
 use crate::request::NodeId;
 use crate::spec::Completion;
 
@@ -75,15 +76,14 @@ pub(super) enum Piece {
     Part { first: u64, blocks: u32 },
     /// The same, by way of a bounce buffer.
     Bounced { first: u64, blocks: u32, buffer: u16 },
-    /// All of it and of the nodes that follow it, `count` in all.
-    Merged { count: u16 },
+    /// All of it and of the nodes that follow it, `count` in all; the last of them, if none is an event, and none
+    /// passed layers.
+    Merged { count: u16, last: Option<NodeId> },
 }
 
 #[derive(Debug)]
 pub(super) struct Slots {
-    slots: Box<[Slot]>,
-    /// Brings any CID into range.
-    mask: u32,
+    slots: Masked<Slot>,
     /// What a slot's low word differs by from one generation to the next.
     generation: u32,
     free: Vec<u16>,
@@ -100,34 +100,32 @@ impl Slots {
             node: NodeId::NONE,
             piece: Piece::Whole,
         };
-        let slots: Box<[Slot]> = (0..depth.next_power_of_two()).map(vacant).collect();
-        let (mask, generation) = (slots.len() as u32 - 1, (slots.len() as u32) << 16);
-        Slots { slots, mask, generation, free: (0..depth as u16).rev().collect(), depth }
+        let slots = Masked::new((0..depth.next_power_of_two()).map(vacant).collect());
+        let generation = (slots.len() as u32) << 16;
+        Slots { slots, generation, free: (0..depth as u16).rev().collect(), depth }
     }
 
     /// The slot that a completion's high word names, if that is in flight or not.
     #[inline(always)]
     pub(super) fn index(&self, high: u64) -> usize {
-        ((high >> 32) as u32 & self.mask) as usize
+        self.slots.mask((high >> 32) as u32) as usize
     }
 
     /// A completion's high word with the generation of the slot's command, whatever it has.
     pub(super) fn believe(&self, high: u64) -> u64 {
-        let generations = u64::from(!self.mask & 0xffff) << 32;
+        let generations = u64::from(!self.slots.mask(0xffff) & 0xffff) << 32;
         let cid = u64::from(self.cid(self.index(high))) << 32;
         high & !generations | cid & generations
     }
 
     #[inline(always)]
     pub(super) fn get(&self, index: usize) -> &Slot {
-        let Some(slot) = self.slots.get(index) else { no_such_slot() };
-        slot
+        &self.slots[index as u32]
     }
 
     #[inline(always)]
     fn get_mut(&mut self, index: usize) -> &mut Slot {
-        let Some(slot) = self.slots.get_mut(index) else { no_such_slot() };
-        slot
+        &mut self.slots[index as u32]
     }
 
     /// The node of the slot that a completion's high word names, if the command in it carried all of the
@@ -147,14 +145,16 @@ impl Slots {
     /// says that this succeeded, and the command carried a part by no other means than the request's own
     /// memory: then the slot is free.
     #[inline(always)]
-    pub(super) fn land_part(&mut self, index: usize, high: u64) -> Option<(NodeId, Range<u64>)> {
-        let slot = self.get(index);
+    pub(super) fn land_part(&mut self, high: u64) -> Option<(NodeId, Range<u64>)> {
+        let index = self.index(high);
+        let slot = self.get_mut(index);
         let Piece::Part { first, blocks } = slot.piece else { return None };
         if high >> 16 | u64::from(NOT_WHOLE) << 32 != slot.expect() {
             return None;
         }
+        slot.high = VACANT;
         let node = slot.node;
-        self.free(index);
+        self.free.push(index as u16);
         Some((node, first..first + u64::from(blocks)))
     }
 
@@ -193,7 +193,7 @@ impl Slots {
     /// Whether a completion, whatever its status, answers the command in the slot it names.
     pub(super) fn answers(&self, index: usize, completion: &Completion) -> bool {
         let low = u32::from(completion.cid) << 16 | u32::from(completion.sq_id);
-        self.is_in_flight(index) && self.slots[index].low == low
+        self.is_in_flight(index) && self.slots[index as u32].low == low
     }
 
     /// Counts a sweep that has found the command of a slot in flight: how many have by now, 15 at most.
@@ -204,22 +204,22 @@ impl Slots {
 
     /// Sweeps that have found the command of a slot.
     pub(super) fn age(&self, index: usize) -> u32 {
-        (self.slots[index].high & AGES) / AGE
+        (self.slots[index as u32].high & AGES) / AGE
     }
 
     pub(super) fn set_age(&mut self, index: usize, age: u32) {
-        let high = &mut self.slots[index].high;
+        let high = &mut self.slots[index as u32].high;
         *high = (*high & !AGES) | (age * AGE);
     }
 
     /// Notes whether an Abort of a command was asked for.
     pub(super) fn note_abort(&mut self, index: usize, asked: bool) {
-        let high = &mut self.slots[index].high;
+        let high = &mut self.slots[index as u32].high;
         *high = if asked { *high | ABORT } else { *high & !ABORT };
     }
 
     pub(super) fn is_abort_asked(&self, index: usize) -> bool {
-        self.slots[index].high & ABORT != 0
+        self.slots[index as u32].high & ABORT != 0
     }
 
     /// The slot that a CID names.
@@ -229,20 +229,20 @@ impl Slots {
 
     /// The CID of the command that is or was in a slot.
     pub(super) fn cid(&self, index: usize) -> u16 {
-        (self.slots[index].low >> 16) as u16
+        (self.slots[index as u32].low >> 16) as u16
     }
 
     /// Whether the command in a slot is in flight, and was found by a sweep, sent before, or is to be aborted.
     #[inline(always)]
     pub(super) fn is_marked(&self, index: usize) -> bool {
-        let high = self.slots[index].high;
+        let high = self.slots[index as u32].high;
         high & VACANT == 0 && high & (AGES | ABORT | RESENT | TRIES) != 0
     }
 
     /// If a completion's high word is the success of a command that carries all of its node, and does not
     /// match for nothing but its age, takes the age away, so that it does.
     pub(super) fn rejuvenate(&mut self, index: usize, high: u64) -> bool {
-        let slot = &mut self.slots[index];
+        let slot = &mut self.slots[index as u32];
         let aged = slot.high != 0 && slot.high & !(AGES | ABORT | RESENT | TRIES) == 0;
         let answered = aged && high >> 16 == u64::from(slot.low);
         if answered {
@@ -252,12 +252,29 @@ impl Slots {
     }
 
     pub(super) fn is_in_flight(&self, index: usize) -> bool {
-        self.slots[index].high & VACANT == 0
+        self.slots[index as u32].high & VACANT == 0
     }
 
-    /// The nodes that slots were last taken for.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> {
-        self.slots.iter().map(|slot| slot.node)
+    /// Has the completion of a node's command, if it is one that carries all of the node, looked at closely;
+    /// whether there is such a command.
+    pub(super) fn watch_whole(&mut self, node: NodeId, blocks: u32) -> bool {
+        let carries = |slot: &Slot| {
+            let in_flight = slot.high & VACANT == 0 || slot.high & AGAIN != 0;
+            in_flight && slot.node == node && slot.piece == Piece::Whole
+        };
+        let Some(index) = self.slots.iter().position(carries) else { return false };
+        let slot = self.get_mut(index);
+        slot.piece = Piece::Part { first: 0, blocks };
+        slot.high |= NOT_WHOLE;
+        true
+    }
+
+    /// The nodes that slots were last taken for, and how many are linked to each and share its command.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (NodeId, u16)> {
+        self.slots.iter().map(|slot| match slot.piece {
+            Piece::Merged { count, .. } if slot.high & VACANT == 0 => (slot.node, count),
+            _ => (slot.node, 1),
+        })
     }
 
     /// The slots of commands in flight, and of those that are to be sent once more.
@@ -273,7 +290,7 @@ impl Slots {
 
     /// How often the command of a slot was sent once more through its own fault, up to [`MOST_TRIES`].
     pub(super) fn tries(&self, index: usize) -> u32 {
-        (self.slots[index].high & TRIES) / TRY
+        (self.slots[index as u32].high & TRIES) / TRY
     }
 
     /// Counts one.
@@ -285,14 +302,14 @@ impl Slots {
 
     /// Whether the command of a slot is to be put into it once more.
     pub(super) fn is_put_off(&self, index: usize) -> bool {
-        self.slots[index].high & AGAIN != 0
+        self.slots[index as u32].high & AGAIN != 0
     }
 
     /// Puts the command that is or was in a slot into it once more, and returns its low word.
     pub(super) fn occupy_once_more(&mut self, index: usize) -> u32 {
-        let Slot { node, piece, high, .. } = self.slots[index];
+        let Slot { node, piece, high, .. } = self.slots[index as u32];
         let low = self.occupy(index, node, piece);
-        self.slots[index].high |= RESENT | (high & TRIES);
+        self.slots[index as u32].high |= RESENT | (high & TRIES);
         low
     }
 
@@ -305,13 +322,6 @@ impl Slots {
     pub(super) fn depth(&self) -> usize {
         self.depth
     }
-}
-
-/// An index comes from a mask, or from a slot that was there.
-#[cold]
-#[inline(never)]
-fn no_such_slot() -> ! {
-    panic!("a slot that is not there")
 }
 
 #[cfg(test)]
@@ -361,7 +371,7 @@ mod tests {
             landed
         };
         assert_eq!(occupy(Piece::Whole), Some((NodeId::NONE, 2)));
-        assert_eq!(occupy(Piece::Merged { count: 2 }), None);
+        assert_eq!(occupy(Piece::Merged { count: 2, last: None }), None);
         assert_eq!(occupy(Piece::Whole), Some((NodeId::NONE, 2)));
     }
 
@@ -380,7 +390,7 @@ mod tests {
         assert!(slots.rejuvenate(2, word));
         assert_eq!(slots.land(word), Some((NodeId::NONE, 2)));
         assert!(!slots.rejuvenate(2, word), "it has landed");
-        slots.occupy(2, NodeId::NONE, Piece::Merged { count: 2 });
+        slots.occupy(2, NodeId::NONE, Piece::Merged { count: 2, last: None });
         assert_eq!((slots.age(2), slots.is_abort_asked(2)), (0, false), "another command");
         slots.grow_older(2);
         let word = high(slots.cid(2), 1, true);

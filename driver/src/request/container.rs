@@ -67,8 +67,8 @@ pub struct IoContainer {
     no_bounce: bool,
     atomic: bool,
     idempotent: bool,
-    /// Command dwords that only a raw command has.
-    pub(crate) raw: RawWords,
+    /// Command dwords that only a raw command has. Out of the way: containers are moved.
+    raw: Option<Box<RawWords>>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -117,13 +117,13 @@ impl IoContainer {
     pub fn raw(command: &Command, memory: MemoryChain, _trust: RawCommands) -> IoContainer {
         let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
         let mut io = IoContainer::new(Operation::Raw, command.slba(), 0, memory);
-        io.raw = RawWords {
+        io.raw = Some(Box::new(RawWords {
             opcode_flags: u16::from(command.flags & crate::spec::command::FUSE_MASK) << 8
                 | u16::from(command.opcode),
             cdw2_3: pair(command.cdw2, command.cdw3),
             cdw12_13: pair(command.cdw12, command.cdw13),
             cdw14_15: pair(command.cdw14, command.cdw15),
-        };
+        }));
         io
     }
 
@@ -194,7 +194,7 @@ impl IoContainer {
     /// If it is to become `Raw`: only [`raw`](IoContainer::raw) makes such.
     pub fn set_operation(&mut self, operation: Operation) {
         assert!(operation != Operation::Raw, "a raw command is made by IoContainer::raw");
-        self.raw = RawWords::default();
+        self.raw = None;
         self.operation = operation;
     }
 
@@ -244,6 +244,12 @@ impl IoContainer {
         self.no_bounce
     }
 
+    /// Whether it is to have commands of its own.
+    #[inline(always)]
+    pub(crate) fn is_no_merge(&self) -> bool {
+        self.no_merge
+    }
+
     /// Whether it is a read or write that may go anywhere.
     #[inline(always)]
     pub(crate) fn is_usual(&self) -> bool {
@@ -256,10 +262,15 @@ impl IoContainer {
         moves && !self.fua && !self.no_merge && !self.atomic
     }
 
-    /// The container, where it is not looked at any more: only its memory is taken away there.
+    /// The words of a raw command; zeros for any other.
+    pub(crate) fn raw_words(&self) -> RawWords {
+        self.raw.as_deref().copied().unwrap_or_default()
+    }
+
+    /// The container, where it is not looked at any more: only what it owns is taken away there.
     #[inline(always)]
     pub(crate) fn take(&mut self) -> IoContainer {
-        IoContainer { memory: std::mem::take(&mut self.memory), ..*self }
+        IoContainer { memory: std::mem::take(&mut self.memory), raw: self.raw.take(), ..*self }
     }
 
     /// A container for blocks of this one, from the one with offset `first` on; it has no memory of its
@@ -267,6 +278,7 @@ impl IoContainer {
     pub(crate) fn part(&self, first: u64, blocks: u64) -> IoContainer {
         IoContainer {
             memory: MemoryChain::new(),
+            raw: self.raw.clone(),
             lba: self.lba.wrapping_add(first),
             blocks: if self.blocks == 0 { 0 } else { blocks },
             ..*self

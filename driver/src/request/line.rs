@@ -22,12 +22,18 @@ impl Line {
         self.first.is_none()
     }
 
+    /// Whether there is one and no other.
+    pub(crate) fn is_single(&self) -> bool {
+        self.first == self.last
+    }
+
     /// Takes all of another line behind this one's.
     pub(crate) fn append(&mut self, tree: &mut Tree, mut other: Line) {
         other.prepend(tree, *self);
         *self = other;
     }
 
+    #[inline(always)]
     pub(crate) fn push(&mut self, tree: &mut Tree, id: NodeId) {
         tree[id].next = NodeId::NONE;
         match self.last {
@@ -37,6 +43,7 @@ impl Line {
         self.last = id;
     }
 
+    #[inline(always)]
     pub(crate) fn pop(&mut self, tree: &Tree) -> Option<NodeId> {
         let id = self.first;
         if id.is_none() {
@@ -56,6 +63,21 @@ impl Line {
         }
         tree[other.last].next = self.first;
         *self = Line { first: other.first, last: if self.is_empty() { other.last } else { self.last } };
+    }
+
+    /// Takes linked nodes behind this line's.
+    pub(crate) fn append_row(&mut self, tree: &mut Tree, first: NodeId, last: NodeId) {
+        tree[last].next = NodeId::NONE;
+        self.append(tree, Line { first, last });
+    }
+
+    /// Takes nodes out in front, up to one that is not the last: they stay linked to each other.
+    #[inline(always)]
+    pub(crate) fn pop_until(&mut self, next: NodeId) {
+        self.first = next;
+        if next.is_none() {
+            self.last = NodeId::NONE;
+        }
     }
 
     /// Takes a node out, wherever it stands.

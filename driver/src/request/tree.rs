@@ -36,11 +36,26 @@ pub(crate) struct Wire {
     pub(crate) dptr: [u64; 2],
     /// Dwords 12 and 13.
     pub(crate) tail: u64,
+    /// How the second half of the data pointer goes with the first.
+    pub(crate) second: Second,
+}
+
+/// How the second half of a data pointer changes, as memory of the same length and with the same place in its
+/// page takes the place of other memory.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Second {
+    /// It depends.
+    #[default]
+    Any,
+    /// Not at all: there is none, or it is a length.
+    Fixed,
+    /// It lies in a list of all addresses: for each page that the memory moves, by an entry.
+    Listed,
 }
 
 impl Wire {
     /// Nothing is prepared.
-    pub(crate) const NONE: Wire = Wire { bound: 0, head: 0, dptr: [0; 2], tail: 0 };
+    pub(crate) const NONE: Wire = Wire { bound: 0, head: 0, dptr: [0; 2], tail: 0, second: Second::Any };
 
     #[inline(always)]
     pub(crate) fn is_prepared(&self) -> bool {
@@ -70,6 +85,8 @@ pub(crate) struct Node {
     /// The event that its completion is, where it is one: then the container stays here until it is
     /// claimed.
     pub(crate) event: Option<Event>,
+    /// The event counts it, and it goes to the closure like one that is no event.
+    pub(crate) counted: bool,
     /// Which of the poller's stacks of layers it came in through.
     pub(crate) layer: u16,
     /// Which queue it went to last.
@@ -176,6 +193,12 @@ impl Node {
         self.failed.map(|failed| failed.by_lba(&self.io))
     }
 
+    /// Whether an event counts it, and no layer has to see it before.
+    #[inline(always)]
+    pub(crate) fn is_counted_whole(&self) -> bool {
+        self.counted && self.layer == NO_LAYER
+    }
+
     pub(crate) fn is_layered(&self) -> bool {
         self.layer != NO_LAYER
     }
@@ -190,6 +213,18 @@ impl Node {
     #[inline(always)]
     pub(crate) fn is_finished(&self) -> bool {
         self.in_flight == 0 && self.unissued() == 0
+    }
+
+    /// Whether it is no event, and nobody is to be told of it but the closure.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.event.is_none() && !self.is_observed_or_forfeited()
+    }
+
+    /// Whether it is not the usual request that it seems to be.
+    #[inline(always)]
+    pub(crate) fn is_observed_or_forfeited(&self) -> bool {
+        self.observed | self.forfeited
     }
 
     /// Takes memory that goes back to nobody out, before anybody looks at a finished request.
@@ -233,6 +268,7 @@ impl Node {
             io: IoContainer::default(),
             wire: Wire::NONE,
             event: None,
+            counted: false,
             layer: NO_LAYER,
             queue: 0,
             namespace: 0,
@@ -266,6 +302,8 @@ pub(crate) struct Attention {
     what: u8,
     /// Quiet polls that are still to come before the next full one.
     quiet: u32,
+    /// Those that were, before there was something to do.
+    held: u32,
     /// Polls so far, with the quiet ones that are still to come.
     polls: u64,
 }
@@ -282,12 +320,12 @@ impl Attention {
     /// Quiet polls in a row, at most.
     const QUIET: u32 = 1023;
 
-    const NONE: Attention = Attention { what: 0, quiet: 0, polls: 0 };
+    const NONE: Attention = Attention { what: 0, quiet: 0, held: 0, polls: 0 };
 
     fn add(&mut self, what: u8) {
         self.what |= what;
         self.polls -= u64::from(self.quiet);
-        self.quiet = 0;
+        self.held += std::mem::take(&mut self.quiet);
     }
 
     /// Something new came.
@@ -306,12 +344,15 @@ impl Attention {
         self.what = self.what & Attention::TOUCHED | Attention::REST;
     }
 
-    /// All that was begun with is worked off; whether something waits for its time.
+    /// All that was begun with is worked off; whether something waits for its time. If nothing else is to
+    /// be done, polls are as quiet as they were before.
     pub(crate) fn clear_rest(&mut self, timer: bool) {
         self.what &= !(Attention::REST | Attention::TIMER);
         if timer {
             self.add(Attention::TIMER);
         }
+        let held = std::mem::take(&mut self.held);
+        self.be_quiet(held);
     }
 
     /// Whether there is anything to work off.
@@ -335,30 +376,21 @@ impl Attention {
 
     /// Counts a poll that gives every queue its turn, as the one that could not be a quiet one.
     pub(crate) fn begin_full(&mut self) {
-        self.quiet = 0;
+        (self.quiet, self.held) = (0, 0);
         self.what &= !Attention::TOUCHED;
         self.polls += 1;
     }
 
     /// Unless there is anything to do, the polls to come are quiet.
     pub(crate) fn end_full(&mut self) {
-        self.resume_quiet(Attention::QUIET);
-    }
-
-    /// Lets the next poll be a full one, unless the number of quiet polls that is returned is
-    /// [resumed](Attention::resume_quiet).
-    #[inline(always)]
-    pub(crate) fn suspend_quiet(&mut self) -> u32 {
-        self.polls -= u64::from(self.quiet);
-        std::mem::take(&mut self.quiet)
+        self.be_quiet(Attention::QUIET);
     }
 
     /// Unless there is anything to do, so many polls to come are quiet.
-    #[inline(always)]
-    pub(crate) fn resume_quiet(&mut self, quiet: u32) {
+    fn be_quiet(&mut self, polls: u32) {
         if self.what == 0 {
-            self.quiet = quiet;
-            self.polls += u64::from(quiet);
+            self.polls = self.polls - u64::from(self.quiet) + u64::from(polls);
+            self.quiet = polls;
         }
     }
 
@@ -388,6 +420,8 @@ pub(crate) struct Tree {
     orphans: u32,
     /// Nodes that finished and wait for whoever is above them.
     finished: Line,
+    /// The same, where nobody is above but the poller: no layers. What is prepared of them stays.
+    pub(crate) landed: Line,
     /// Pieces of observed nodes that settled.
     observed: Vec<(NodeId, Range<u64>, Progress)>,
     pub(crate) attention: Attention,
@@ -408,6 +442,7 @@ impl Tree {
             children: 0,
             orphans: 0,
             finished: Line::EMPTY,
+            landed: Line::EMPTY,
             observed: Vec::new(),
             attention: Attention::NONE,
         };
@@ -464,7 +499,7 @@ impl Tree {
         std::mem::forget(std::mem::replace(&mut node.io, io));
         (node.layer, node.event, node.owner, node.parent) = (layer, None, id, NodeId::NONE);
         (node.observed, node.judged, node.orphan, node.forfeited) = (false, false, false, false);
-        (node.parked, node.exclusive, node.waits) = (false, false, false);
+        (node.parked, node.exclusive, node.waits, node.counted) = (false, false, false, false);
         (node.start, node.block_shift) = (Position::default(), 0);
         node.rewind();
     }
@@ -567,10 +602,29 @@ impl Tree {
 
     /// A node has finished: whoever is above it learns of it.
     pub(crate) fn finish(&mut self, id: NodeId) {
+        if !self[id].is_layered() {
+            let mut line = self.landed;
+            line.push(self, id);
+            self.landed = line;
+            return self.attention.add_news();
+        }
         let mut line = self.take_finished();
         line.push(self, id);
         self.finished = line;
         self.attention.add_news();
+    }
+
+    /// Nodes in a row have finished that have no layers above them.
+    pub(crate) fn land(&mut self, first: NodeId, last: NodeId) {
+        let mut line = std::mem::replace(&mut self.landed, Line::EMPTY);
+        line.append_row(self, first, last);
+        self.landed = line;
+        self.attention.add_news();
+    }
+
+    /// Takes those.
+    pub(crate) fn take_landed(&mut self) -> Line {
+        std::mem::replace(&mut self.landed, Line::EMPTY)
     }
 
     /// Nodes that finished and wait for whoever is above them.
@@ -719,6 +773,14 @@ impl Tree {
         nodes.filter(move |(_, node)| node.parent == parent).map(|(i, _)| NodeId(i as u32))
     }
 
+    /// Requests that an event counts and that are under way. Looks at every node.
+    pub(crate) fn counted_by(&self, all: Event) -> impl Iterator<Item = NodeId> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes
+            .filter(move |(_, node)| node.counted && node.event == Some(all) && !node.owner.is_none())
+            .map(|(i, _)| NodeId(i as u32))
+    }
+
     #[inline(always)]
     pub(crate) fn id(&self) -> NonZeroU32 {
         self.id
@@ -730,6 +792,16 @@ impl Tree {
         let node = &mut self.nodes[id.0 as usize];
         assert!(tree == self.id && node.in_flight == 0, "not a request that can be submitted");
         node
+    }
+
+    /// A node, with the words that layers keep with it.
+    #[inline(always)]
+    pub(crate) fn passing(&mut self, id: NodeId) -> (&mut Node, &mut [u64; FRAMES]) {
+        let place = id.0 as usize;
+        let (Some(node), Some(frames)) = (self.nodes.get_mut(place), self.frames.get_mut(place)) else {
+            no_such_node()
+        };
+        (node, frames)
     }
 
     /// Requests that are in the tree, without their children, and orphans.

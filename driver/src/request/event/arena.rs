@@ -38,6 +38,8 @@ pub(super) struct Node {
     /// The owner has not released it.
     pub(super) held: bool,
     pub(super) leaf: bool,
+    /// It counts requests, and more may come.
+    pub(super) open: bool,
 }
 
 /// The completion of a leaf touches two cache lines of nodes: its own and that of the event above it.
@@ -64,7 +66,13 @@ impl Node {
             notify: false,
             held: true,
             leaf: false,
+            open: false,
         }
+    }
+
+    /// Succeeds when it is closed, which counts as if it were a child, and all did that came before.
+    pub(super) fn open() -> Node {
+        Node { open: true, ..Node::compound(1, 1) }
     }
 
     pub(super) fn is_settled(&self) -> bool {

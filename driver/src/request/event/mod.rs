@@ -19,6 +19,7 @@ use super::{Failure, NodeId};
 
 /// Names an event. A handle to an event that was released names nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
 pub struct Event {
     index: u32,
     generation: NonZeroU32,
@@ -28,6 +29,16 @@ impl Event {
     /// No other event has it as long as nobody releases this one.
     pub(crate) fn index(self) -> usize {
         self.index as usize
+    }
+
+    /// As one number, which is not 0.
+    #[inline(always)]
+    fn word(self) -> u64 {
+        u64::from(self.generation.get()) << 32 | u64::from(self.index)
+    }
+
+    fn from_word(word: u64) -> Option<Event> {
+        NonZeroU32::new((word >> 32) as u32).map(|generation| Event { index: word as u32, generation })
     }
 }
 
@@ -115,6 +126,19 @@ impl News {
     const NONE: News = News { resolved: false, settled: false };
 }
 
+/// Requests that succeeded and went down again, from the care of one event to that of another: both are told of
+/// all of them at once.
+#[derive(Debug, Default)]
+struct Round {
+    /// The events, by their words.
+    entering: u64,
+    /// How many have entered the one, and left the other.
+    entered: u32,
+    leaving: u64,
+    /// Bytes that those moved that left.
+    bytes: u64,
+}
+
 /// All events of a poller.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
@@ -126,6 +150,8 @@ pub(crate) struct Events {
     /// Compound events of which those above have not been told yet. First in, first out: what resolved
     /// before it settled goes up in this order. None is in it more than once for each moment.
     work: VecDeque<(u32, News)>,
+    /// What was counted since the last flush.
+    round: Round,
     /// Moments that came, for whoever waits.
     fired: VecDeque<(u64, Moment)>,
     /// Events of which a moment came, by index, for whoever waits for them by index.
@@ -186,6 +212,104 @@ impl Events {
         Ok(event)
     }
 
+    /// An `all` of requests that it counts as they come, until it is [closed](Events::close).
+    pub(crate) fn open_all(&mut self) -> Event {
+        self.arena.insert(Node::open())
+    }
+
+    /// Has an open event wait for one more request; false if it takes none.
+    pub(crate) fn enroll(&mut self, all: Event) -> bool {
+        let Some(node) = self.arena.get_mut(all).filter(|node| node.open) else { return false };
+        // As many as there are nodes of a tree, at most.
+        (node.to_succeed, node.unsettled) = (node.to_succeed.wrapping_add(1), node.unsettled + 1);
+        true
+    }
+
+    /// Has an open event wait for one request less, which was not accepted.
+    #[cold]
+    pub(crate) fn withdraw(&mut self, all: Event) {
+        let node = self.arena.get_mut(all).filter(|node| node.open).expect("it was open just now");
+        (node.to_succeed, node.unsettled) = (node.to_succeed.wrapping_sub(1), node.unsettled - 1);
+    }
+
+    /// Adds what was counted of requests since the last time: nearly all of them go from one event to one other.
+    #[inline(never)]
+    pub(crate) fn flush(&mut self) {
+        let Round { entering, entered, leaving, bytes } = std::mem::take(&mut self.round);
+        if let Some(node) = Event::from_word(entering).and_then(|all| self.arena.get_mut(all)) {
+            // As many as there are nodes of a tree, at most.
+            (node.to_succeed, node.unsettled) =
+                (node.to_succeed.wrapping_add(entered), node.unsettled + entered);
+        }
+        let Some(all) = Event::from_word(leaving).filter(|_| entered > 0) else { return };
+        let verdict = Verdict { success: true, reason: Reason::Completion, decided_by: Some(all) };
+        let news = self.arena[all.index].count(Some(verdict), Some(bytes), entered);
+        if news != News::NONE {
+            self.run(all.index, news);
+        }
+    }
+
+    /// A request that an event [waits for](Events::enroll) has completed.
+    pub(crate) fn tally(&mut self, all: Event, bytes: u64, failure: Option<Failure>) {
+        self.flush();
+        if let Some(failure) = failure {
+            self.count_failures(all.index, 1, failure);
+        }
+        let verdict =
+            Verdict { success: failure.is_none(), reason: Reason::Completion, decided_by: Some(all) };
+        let news = self.arena[all.index].count(Some(verdict), Some(bytes), 1);
+        if news != News::NONE {
+            self.run(all.index, news);
+        }
+    }
+
+    /// The same for one that succeeded, and goes down again to be counted by another event, if that is what
+    /// the one before did. The events know of it after the next [`flush`](Events::flush).
+    #[inline(always)]
+    pub(crate) fn pass(&mut self, from: Option<Event>, to: Event, bytes: u64) -> bool {
+        let Round { entering, leaving, .. } = self.round;
+        let same = entering == to.word() && from.is_some_and(|from| from.word() == leaving);
+        if same {
+            self.round.entered += 1;
+            // No sum of what a poller's requests move is that large.
+            self.round.bytes = self.round.bytes.wrapping_add(bytes);
+        }
+        same
+    }
+
+    /// Takes back what the last [`pass`](Events::pass) did.
+    #[cold]
+    pub(crate) fn take_back(&mut self, bytes: u64) {
+        self.round.entered -= 1;
+        self.round.bytes = self.round.bytes.wrapping_sub(bytes);
+    }
+
+    /// The same for the first of those that do so; false if the other event takes none.
+    #[cold]
+    pub(crate) fn pass_first(&mut self, from: Event, to: Event, bytes: u64) -> bool {
+        self.flush();
+        if !self.is_open(to) {
+            return false;
+        }
+        self.round = Round { entering: to.word(), entered: 1, leaving: from.word(), bytes };
+        true
+    }
+
+    /// Whether an event takes requests.
+    pub(crate) fn is_open(&self, all: Event) -> bool {
+        self.arena.get(all).is_some_and(|node| node.open)
+    }
+
+    /// An open event takes no more requests: it is decided by those that it has.
+    pub(crate) fn close(&mut self, all: Event) {
+        self.flush();
+        if let Some(node) = self.arena.get_mut(all)
+            && std::mem::take(&mut node.open)
+        {
+            self.tally(all, 0, None);
+        }
+    }
+
     /// Puts an event under another; what has come already counts at once.
     #[inline]
     fn join(&mut self, child: u32, parent: u32) {
@@ -221,7 +345,7 @@ impl Events {
                 self.arena.remove(leaf.index);
             }
             let Some(parent) = above.parent() else { return };
-            let news = self.arena[parent].count(Some(verdict), Some(bytes));
+            let news = self.arena[parent].count(Some(verdict), Some(bytes), 1);
             if news != News::NONE {
                 self.run(parent, news);
             }
@@ -253,6 +377,10 @@ impl Events {
     #[inline]
     pub(crate) fn release(&mut self, event: Event) {
         let Some(node) = self.arena.get_mut(event).filter(|node| node.held) else { return };
+        if node.open {
+            self.close(event);
+        }
+        let node = &mut self.arena[event.index];
         (node.held, node.notify) = (false, false);
         let settled = node.is_settled();
         self.deadlines.remove(event.index);
@@ -331,7 +459,7 @@ impl Events {
         if news.settled && failed > 0 {
             self.count_failures(parent, failed, self.failures[child as usize]);
         }
-        self.arena[parent].count(verdict.filter(|_| news.resolved), news.settled.then_some(bytes))
+        self.arena[parent].count(verdict.filter(|_| news.resolved), news.settled.then_some(bytes), 1)
     }
 
     /// Adds failures to what a node has counted.
@@ -368,15 +496,15 @@ impl Events {
 }
 
 impl Node {
-    /// Counts how a child was decided, and the bytes of one that settled: what that makes new here.
+    /// Counts how so many children were decided, and the bytes of those that settled: what that makes new here.
     #[inline(always)]
-    fn count(&mut self, resolved: Option<Verdict>, settled: Option<u64>) -> News {
+    fn count(&mut self, resolved: Option<Verdict>, settled: Option<u64>, children: u32) -> News {
         let mut news = News::NONE;
         if let Some(verdict) = resolved
             && self.verdict.is_none()
         {
             let missing = if verdict.success { &mut self.to_succeed } else { &mut self.to_fail };
-            *missing -= 1;
+            *missing = missing.saturating_sub(children);
             if *missing == 0 {
                 // What decided the last child that it took has decided this one.
                 self.verdict = Some(verdict);
@@ -385,7 +513,7 @@ impl Node {
         }
         if let Some(bytes) = settled {
             self.bytes = self.bytes.saturating_add(bytes);
-            self.unsettled -= 1;
+            self.unsettled -= children;
             news.settled = self.is_settled();
         }
         news
@@ -415,6 +543,22 @@ impl Events {
     ///
     /// It looks at every event of the poller, except where the event is a leaf itself.
     pub(crate) fn pending_requests(&self, event: Event) -> Vec<(Event, NodeId)> {
+        let pending = |index: &u32| {
+            let node = &self.arena[*index];
+            node.leaf && node.verdict.is_none() && !node.request.is_none()
+        };
+        let below = self.below(event).into_iter().filter(pending);
+        below.map(|index| (self.arena.event(index), self.arena[index].request)).collect()
+    }
+
+    /// The compound events that an event is, or that are below it: those that count requests are among them.
+    pub(crate) fn compounds(&self, event: Event) -> Vec<Event> {
+        let below = self.below(event).into_iter().filter(|index| !self.arena[*index].leaf);
+        below.map(|index| self.arena.event(index)).collect()
+    }
+
+    /// An event and those below it, each once.
+    fn below(&self, event: Event) -> Vec<u32> {
         let Some(node) = self.arena.get(event) else { return Vec::new() };
         // Edges lead up only. A leaf has nothing below.
         let edges = if node.leaf { Vec::new() } else { self.arena.downward() };
@@ -422,10 +566,7 @@ impl Events {
         let mut work = vec![event.index];
         let mut found = Vec::new();
         while let Some(index) = work.pop() {
-            let node = &self.arena[index];
-            if node.leaf && node.verdict.is_none() && !node.request.is_none() {
-                found.push((self.arena.event(index), node.request));
-            }
+            found.push(index);
             let first = edges.partition_point(|(parent, _)| *parent < index);
             let below = edges[first..].iter().take_while(|(parent, _)| *parent == index);
             work.extend(below.map(|(_, child)| *child).filter(|child| seen.insert(*child)));

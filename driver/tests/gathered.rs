@@ -1,0 +1,148 @@
+//! Requests that wait for the end of the turn: neighbours go down together, each gets its own data and its own failure.
+#![allow(clippy::unwrap_used)]
+
+use kiovec::memory::{DmaSpace, MemoryChain};
+use kiovec::{Controller, DataForm, IoContainer, Poller, QueueId, QueueOptions, Target};
+use kiovec_emulator::{Config, Emulator};
+use proptest::prelude::*;
+
+const BLOCKS: u64 = 256;
+/// Fails whenever it is read.
+const BAD: u64 = 77;
+
+struct Bench {
+    emulator: Emulator,
+    space: DmaSpace,
+    poller: Poller,
+    queue: QueueId,
+    disk: Target,
+}
+
+fn bench(depth: usize, data: DataForm, gather: bool) -> Bench {
+    let config = format!("size=1M,block=4096,media=ram,mdts=5,sgl=on,read_error={BAD}");
+    let emulator = Emulator::stepped(Config::parse(&config).unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller = Poller::new(512);
+    let options = QueueOptions::default().depth(depth).data(data).gather(gather);
+    let queue = poller.add_queue(&controller, options).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    let mut bench = Bench { emulator, space, poller, queue, disk };
+    for lba in 0..BLOCKS {
+        let mut memory = bench.space.allocate(4096).unwrap();
+        memory.fill(lba as u8);
+        bench.poller.submit(bench.disk, IoContainer::write(lba, memory)).unwrap();
+    }
+    while bench.poller.outstanding() > 0 {
+        bench.poller.poll(|done| done.result().unwrap());
+        bench.emulator.step();
+    }
+    bench
+}
+
+fn holds(memory: &MemoryChain, lba: u64) -> bool {
+    let data = memory.to_vec();
+    data.chunks(4096).zip(lba..).all(|(block, lba)| block.iter().all(|byte| *byte == lba as u8))
+}
+
+proptest! {
+    /// Each request goes through a row of LBAs, in place; some in rows of neighbours, some anywhere.
+    #[test]
+    fn every_request_reads_what_it_asked_for(
+        depth in 1..9usize,
+        sgl in any::<bool>(),
+        gather in prop::bool::weighted(0.8),
+        rounds in prop::collection::vec((0..BLOCKS, any::<bool>(), 0..8u64), 1..8),
+        sizes in prop::collection::vec(prop_oneof![3 => Just(1usize), 1 => 1..4usize], 1..24),
+    ) {
+        let data = if sgl { DataForm::Sgl } else { DataForm::Prp };
+        let mut bench = bench(depth, data, gather);
+        let lba = |round: usize, tag: u64| {
+            let (first, neighbours, apart) = rounds[round];
+            let step = if neighbours { 1 } else { 3 + apart };
+            (first + tag * step) % (BLOCKS - 4)
+        };
+        for (tag, size) in sizes.iter().enumerate() {
+            let tag = tag as u64;
+            let io = IoContainer::read(lba(0, tag), bench.space.allocate(size * 4096).unwrap());
+            bench.poller.submit(bench.disk, io.tag(tag)).unwrap();
+        }
+        let mut at = vec![0; sizes.len()];
+        for _ in 0..2000 {
+            bench.poller.poll(|mut done| {
+                let tag = done.io().get_tag();
+                let round = &mut at[tag as usize];
+                let first = lba(*round, tag);
+                assert_eq!(done.io().lba(), first);
+                let bad = (first..first + sizes[tag as usize] as u64).contains(&BAD);
+                assert_eq!(done.result().is_err(), bad);
+                assert!(bad || holds(done.io().memory(), first));
+                *round += 1;
+                if *round < rounds.len() {
+                    done.set_lba(lba(*round, tag));
+                    done.resubmit().unwrap();
+                }
+            });
+            bench.emulator.step();
+        }
+        prop_assert_eq!(bench.poller.outstanding(), 0);
+        prop_assert!(at.iter().all(|round| *round == rounds.len()));
+    }
+}
+
+#[test]
+fn neighbours_share_commands_and_others_are_not_delayed() {
+    let polls_of = |gather: bool, step: u64| {
+        let mut bench = bench(64, DataForm::Prp, gather);
+        let (before, polls) = (bench.poller.stats(bench.queue), bench.poller.polls());
+        for tag in 0..32 {
+            let io = IoContainer::read(100 + tag * step, bench.space.allocate(4096).unwrap());
+            bench.poller.submit(bench.disk, io).unwrap();
+        }
+        let mut rounds = 0;
+        while bench.poller.outstanding() > 0 {
+            let round = rounds / 32;
+            bench.poller.poll(|done| {
+                done.result().unwrap();
+                rounds += 1;
+                if round < 9 {
+                    done.resubmit().unwrap();
+                }
+            });
+            while bench.emulator.step() > 0 {}
+        }
+        let after = bench.poller.stats(bench.queue);
+        (after.commands - before.commands, after.merges - before.merges, bench.poller.polls() - polls)
+    };
+    let (commands, merges, polls) = polls_of(true, 1);
+    assert_eq!((commands, merges), (10, 310));
+    assert_eq!(polls_of(false, 1), (320, 0, polls));
+    assert_eq!(polls_of(true, 3), (320, 0, polls));
+}
+
+/// One whose memory is in two segments side by side goes down whole, but by the longer way.
+#[test]
+fn what_came_the_longer_way_goes_down_again_with_its_neighbours() {
+    for data in [DataForm::Prp, DataForm::Sgl] {
+        let mut bench = bench(64, data, true);
+        for tag in 0..3 {
+            let (mut memory, second) = bench.space.allocate(8192).unwrap().split_at(4096);
+            memory.append(second);
+            bench.poller.submit(bench.disk, IoContainer::read(20 * tag, memory).tag(tag)).unwrap();
+        }
+        let before = bench.poller.stats(bench.queue).commands;
+        for round in 0..4 {
+            bench.poller.poll(|mut done| {
+                done.result().unwrap();
+                let tag = done.io().get_tag();
+                if round > 1 {
+                    assert!(holds(done.io().memory(), 200 + 2 * tag));
+                }
+                done.set_lba(200 + 2 * tag);
+                done.resubmit().unwrap();
+            });
+            while bench.emulator.step() > 0 {}
+        }
+        assert_eq!(bench.poller.stats(bench.queue).commands - before, 3 + 3, "{data:?}");
+    }
+}
