@@ -178,7 +178,7 @@ impl IoContainer {
 
     /// Whether it may be carried out twice.
     pub(crate) fn is_idempotent(&self) -> bool {
-        let fused = self.raw.opcode_flags >> 8 != 0;
+        let fused = self.raw.as_ref().is_some_and(|raw| raw.opcode_flags >> 8 != 0);
         self.operation != Operation::Raw || self.idempotent && !fused
     }
 
