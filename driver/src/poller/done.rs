@@ -126,7 +126,7 @@ impl<'a, L: Layer> Done<'a, L> {
         resubmit_changed(&mut cx, self.layers, id, self.slot)
     }
 
-    /// The same, and its completion counts in an [open](Poller::open_all) event.
+    /// The same, and its completion counts in an [open](crate::Poller::open_all) event.
     /// [Refused](crate::Refusal::Closed) by one that is not open.
     #[inline(always)]
     pub fn resubmit_into(mut self, all: Event) -> Result<(), Rejected> {
