@@ -91,6 +91,8 @@ pub struct Bench {
     pub longest: u64,
     /// Events are claimed as soon as they settle.
     pub hurry: bool,
+    /// Polls go on until an event is over: a command may become overdue in one, and be aborted before the next look.
+    pub waiting: bool,
     /// Room for the data of a request that came back.
     pub bytes: Vec<u8>,
 }
@@ -163,6 +165,12 @@ impl Bench {
         for (controller, emulator) in self.emulators.iter().enumerate() {
             faults::count(&mut self.plan, controller, &emulator.injections());
         }
+    }
+
+    /// Faults of the plan that have struck.
+    pub fn struck(&mut self) -> usize {
+        self.count_strikes();
+        self.plan.iter().filter(|planned| planned.struck > 0).count()
     }
 
     /// A controller that has a command which never ends.

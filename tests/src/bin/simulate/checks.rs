@@ -69,7 +69,8 @@ impl Run {
                 }
                 let Some(event) = bench.nodes[node].event.take() else { continue };
                 let state = station.poller.state(event);
-                if !matches!((&bench.nodes[node].what, state), (What::Set { .. }, Some(State::Settled(..)))) {
+                let kept = matches!(bench.nodes[node].what, What::Set { .. } | What::Open(_));
+                if !kept || !matches!(state, Some(State::Settled(..))) {
                     return Err(format!("event {node} is {state:?} when all requests are over"));
                 }
                 if bench.nodes[node].moments.is_some_and(|moments| moments != [true; 2]) {

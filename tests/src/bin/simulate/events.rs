@@ -3,7 +3,7 @@
 //! What a set must be follows from what its members are, whatever they stand for. Knows counts; must not know when
 //! an event is made or ended.
 
-use kiovec::{Cause, Event, Moment, Reason, State, Totals, Verdict};
+use kiovec::{Cause, Event, Failure, Moment, Reason, State, Totals, Verdict};
 
 use crate::bench::Bench;
 use crate::reach::Point;
@@ -30,6 +30,25 @@ pub enum What {
         /// Their nodes, all below this one.
         of: Vec<usize>,
     },
+    /// All requests that came while it was open.
+    Open(Count),
+}
+
+/// What an event has to have counted.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Count {
+    /// It takes no more requests.
+    pub closed: bool,
+    /// Requests that came.
+    pub came: u32,
+    /// Requests that are over.
+    pub over: u32,
+    /// Those of them that failed.
+    pub failed: u32,
+    /// The lowest block that one failed at.
+    pub first: Option<u64>,
+    /// Bytes of those that succeeded.
+    pub bytes: u64,
 }
 
 /// An event, and what is known of it.
@@ -59,6 +78,13 @@ pub struct Node {
     pub patience: u64,
     /// A set that settled and is what follows from its members, which have settled as well.
     pub checked: bool,
+}
+
+impl Node {
+    /// Whether it counts requests, and was ended.
+    pub fn is_ended_count(&self) -> bool {
+        matches!(self.what, What::Open(_)) && (self.cancelled || self.limited)
+    }
 }
 
 impl Bench {
@@ -140,6 +166,10 @@ impl Bench {
                 self.nodes[number].checked = matches!(state, State::Settled(..));
                 Ok(())
             }
+            What::Open(ref count) => {
+                let count = count.clone();
+                self.check_count(number, state, &count)
+            }
             What::Part { tag } => self.look_at_part(station, tag, number, state),
             What::Request { tag } => match state {
                 State::Settled(verdict, totals) => self.finish(station, number, tag, verdict, totals),
@@ -220,6 +250,62 @@ impl Bench {
             }
         }
         Ok(())
+    }
+
+    /// An event that counts requests has counted what came back.
+    fn check_count(&mut self, number: usize, state: State, count: &Count) -> Result<(), String> {
+        let node = &self.nodes[number];
+        let told = |what: &str| Err(format!("event {number} is {state:?}, {what}: {count:?}"));
+        if node.checked {
+            return Ok(());
+        }
+        let ended = node.cancelled || node.limited;
+        let over = count.over == count.came;
+        let all_over = count.closed && over;
+        let expected = match () {
+            () if count.failed > 0 => Some(false),
+            () if all_over => Some(true),
+            () => None,
+        };
+        // One that was ended takes no more requests, and has failed if it did not succeed before.
+        if node.success != expected && !(ended && node.success == Some(false)) {
+            return told("which is wrong");
+        }
+        if node.totals.is_some() != all_over && !(ended && over && node.totals.is_some()) {
+            return told("settled too early or too late");
+        }
+        if let Some(totals) = node.totals {
+            let first = totals.first.map(|first| first.lba);
+            if (totals.bytes, totals.failed, first) != (count.bytes, count.failed, count.first) {
+                return told("which are other totals");
+            }
+            self.nodes[number].checked = true;
+            self.reached.note(Point::CountedAll);
+        }
+        Ok(())
+    }
+
+    /// A request that an event counts is over.
+    pub fn count(&mut self, number: usize, bytes: u64, failure: Option<Failure>) {
+        let What::Open(count) = &mut self.nodes[number].what else { return };
+        count.over += 1;
+        match failure {
+            None => count.bytes += bytes,
+            Some(Failure { lba, .. }) => {
+                count.failed += 1;
+                count.first = Some(count.first.map_or(lba, |first| first.min(lba)));
+            }
+        }
+    }
+
+    /// Why a request that an event counts was ended, if it was.
+    pub fn ended_with(&self, number: usize, result: Result<(), Failure>) -> Option<Cause> {
+        let node = &self.nodes[number];
+        match result.err()?.cause {
+            Cause::Cancelled if node.cancelled => Some(Cause::Cancelled),
+            Cause::Expired if node.limited => Some(Cause::Expired),
+            _ => None,
+        }
     }
 
     /// A part that is done has the right bytes, whatever of the rest is under way.

@@ -81,7 +81,10 @@ impl Bench {
         };
         let disks = tree.disks();
         let some = |has: fn(&Plight) -> bool| disks.iter().any(|disk| has(&self.plights[disk.controller]));
-        let (lost, reset, overdue) = (some(|it| it.lost), some(|it| it.reset), some(|it| it.overdue));
+        let (lost, reset) = (some(|it| it.lost), some(|it| it.reset));
+        let aborted = |controller: usize| self.emulators[controller].counters().aborted > 0;
+        let overdue =
+            some(|it| it.overdue) || self.waiting && disks.iter().any(|disk| aborted(disk.controller));
         let waited = || disks.iter().any(|disk| self.delays.any(disk.controller));
         let mut own = Vec::new();
         own.extend((live.operation == Operation::Raw).then_some(Status::COMPARE_FAILURE));

@@ -45,6 +45,8 @@ pub struct Live {
     pub parts: Parts,
     /// Its event's node, if it is one.
     pub node: Option<usize>,
+    /// The node of the event that counts it, if one does.
+    pub counted: Option<usize>,
     /// Parts of it that are observed.
     pub observers: Vec<Observer>,
     /// Blocks that an observer saw done.
@@ -119,6 +121,7 @@ impl Bench {
             again: if self.chance.one_in(4) { self.chance.within(1..4) } else { 0 },
             parts: Parts::default(),
             node: None,
+            counted: None,
             observers: Vec::new(),
             known: Vec::new(),
         };

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::bench::Bench;
 use crate::chance::Chance;
-use crate::events::What;
+use crate::events::{Count, Node, What};
 use crate::faults::{self, Act};
 use crate::heap::Mark;
 use crate::ladder::{self, Delays};
@@ -214,6 +214,7 @@ impl Run {
             polled_at: 0,
             longest: 0,
             hurry: false,
+            waiting: false,
             bytes: Vec::new(),
         };
         Ok(Run { stations, controllers, bench, free, budget, held: vec![None; count], pace })
@@ -239,6 +240,11 @@ impl Run {
                 self.turn(true)?;
             }
             self.bench.hurry = true;
+            for number in 0..self.stations.len() {
+                if let Some(node) = self.bench.open_at(number) {
+                    self.bench.close(&mut self.stations[number], node);
+                }
+            }
             while self.under_way() > 0 {
                 self.turn(false)?;
             }
@@ -260,7 +266,6 @@ impl Run {
     /// Whether enough went wrong.
     fn enough(&mut self) -> Result<bool, String> {
         let bench = &mut self.bench;
-        bench.count_strikes();
         for planned in &mut bench.plan {
             let counters = bench.emulators[planned.controller].counters();
             match planned.act() {
@@ -270,7 +275,7 @@ impl Run {
                 _ => {}
             }
         }
-        let struck = bench.plan.iter().filter(|planned| planned.struck > 0).count();
+        let struck = bench.struck();
         if struck < FAULTS && self.budget > 2 * REQUESTS {
             // What was drawn is too tame: commands held back can always be had.
             let controller = bench.chance.count(0..bench.emulators.len());
@@ -406,7 +411,7 @@ impl Run {
                 }
             }
         }
-        match self.bench.chance.below(24) {
+        match self.bench.chance.below(26) {
             0 => self.plug(number),
             1 | 2 if self.bench.active.len() < MOST_EVENTS => self.gather(number)?,
             3 => self.cancel(number),
@@ -416,6 +421,7 @@ impl Run {
             8 if self.bench.chance.one_in(8) => self.wait(number)?,
             // Each is a sign of life, which only I/O is to give when there is none.
             9 | 10 if self.bench.quiet < 40 => self.bench.raise(),
+            11 | 12 => self.open_or_close(number),
             _ => {}
         }
         Ok(())
@@ -425,10 +431,14 @@ impl Run {
     fn strike(&mut self) {
         let Run { bench, held, .. } = self;
         for at in 0..bench.plan.len() {
-            let planned = &mut bench.plan[at];
+            let planned = &bench.plan[at];
             let Some(act) = planned.due(bench.submitted) else { continue };
             let (controller, name) = (planned.controller, planned.name());
-            planned.struck = 1;
+            // A slow controller may have done little of what was submitted.
+            if matches!(act, Act::Unplug | Act::Hang(Remedy::None)) && bench.struck() + 1 < FAULTS {
+                continue;
+            }
+            bench.plan[at].struck = 1;
             bench.trace.note(bench.turn, &Step::Strike { name, controller });
             if act == Act::Hold {
                 let held_back = [Commands::io(), Commands::reads(), Commands::writes()];
@@ -453,6 +463,18 @@ impl Run {
         }
         let (live, target, io) = bench.draw(number)?;
         bench.note_submission(&live, &io);
+        if let Some(node) = bench.open_at(number)
+            && bench.chance.one_in(2)
+            && let Some(event) = bench.nodes[node].event
+        {
+            return match station.poller.submit_into(event, target, io) {
+                Ok(()) => bench.counted(live, node),
+                Err(rejected) => {
+                    bench.note_closed(node, &rejected);
+                    bench.refused(live, &rejected, station.poller.outstanding(), station.room)
+                }
+            };
+        }
         if bench.chance.one_in(2) {
             return match station.poller.submit(target, io) {
                 Ok(()) => bench.accepted(live),
@@ -529,6 +551,25 @@ impl Run {
         Ok(())
     }
 
+    /// An event that counts requests, if there is none; else it takes no more.
+    fn open_or_close(&mut self, number: usize) {
+        let Run { stations, bench, .. } = self;
+        let station = &mut stations[number];
+        match bench.open_at(number) {
+            Some(node) => bench.close(station, node),
+            None if bench.active.len() < MOST_EVENTS && !bench.hurry => {
+                let event = station.poller.open_all();
+                let node = bench.add_node(number, event, What::Open(Count::default()));
+                if bench.chance.one_in(2) {
+                    bench.nodes[node].moments = Some([false; 2]);
+                    station.poller.notify(event, node as u64);
+                }
+                bench.trace.note(bench.turn, &Step::Open { node });
+            }
+            None => {}
+        }
+    }
+
     /// Ends an event, whatever it stands for.
     fn cancel(&mut self, number: usize) {
         let Run { stations, bench, .. } = self;
@@ -563,7 +604,7 @@ impl Run {
                 }
                 bench.detached.extend(bench.lives.remove(&tag));
             }
-            What::Set { .. } => {}
+            What::Set { .. } | What::Open(_) => {}
         }
         let Some(event) = bench.nodes[node].event.take() else { return };
         bench.nodes[node].unknown = bench.nodes[node].totals.is_none();
@@ -596,7 +637,9 @@ impl Run {
         bench.polled_at = station.clock.nanos();
         let mut wrong = None;
         let limit = Duration::from_millis(bench.chance.below(4));
+        bench.waiting = true;
         let verdict = station.poller.wait(event, limit, |done| bench.done(number, done, &mut wrong));
+        bench.waiting = false;
         wrong.map_or(Ok(()), Err)?;
         bench.notice_losses();
         bench.reached.note_if(verdict.is_some(), Point::Waited);
@@ -718,6 +761,44 @@ impl Bench {
         }
     }
 
+    /// The event of a poller that takes requests.
+    fn open_at(&self, number: usize) -> Option<usize> {
+        let takes = |node: &usize| match &self.nodes[*node] {
+            node if node.station != number || node.event.is_none() => false,
+            node => matches!(&node.what, What::Open(count) if !count.closed),
+        };
+        self.active.iter().copied().find(takes)
+    }
+
+    /// It takes no more.
+    fn close(&mut self, station: &mut Station, node: usize) {
+        let Node { what, event, .. } = &mut self.nodes[node];
+        if let (What::Open(count), Some(event)) = (what, *event) {
+            count.closed = true;
+            station.poller.close(event);
+            self.trace.note(self.turn, &Step::Close { node });
+        }
+    }
+
+    /// An event took a request no more, which it need not if it was ended.
+    fn note_closed(&mut self, node: usize, rejected: &Rejected) {
+        let Node { what: What::Open(count), cancelled, limited, .. } = &mut self.nodes[node] else { return };
+        if matches!(rejected.reason, Refusal::Closed) && (*cancelled || *limited) {
+            count.closed = true;
+        }
+    }
+
+    /// A request was accepted, and an event counts it.
+    fn counted(&mut self, mut live: Live, node: usize) -> Result<(), String> {
+        live.counted = Some(node);
+        if let What::Open(count) = &mut self.nodes[node].what {
+            count.came += 1;
+        }
+        self.trace.note(self.turn, &Step::Into { tag: live.tag, node });
+        self.reached.note(Point::SubmitCounted);
+        self.accepted(live)
+    }
+
     /// A request was accepted as an event.
     fn requested(
         &mut self,
@@ -762,6 +843,8 @@ impl Bench {
             return Err(format!("request {} was refused, and came back as {io:?}", live.tag));
         }
         let point = match &rejected.reason {
+            // Which one is known where it was submitted.
+            Refusal::Closed if self.nodes.iter().any(Node::is_ended_count) => Point::RefusedClosed,
             Refusal::Full if outstanding >= room => Point::RefusedFull,
             Refusal::NotAtomic { .. } if io.is_atomic() => Point::RefusedNotAtomic,
             Refusal::Shape { .. } if live.fussy => Point::RefusedShape,
@@ -792,7 +875,7 @@ impl Bench {
     fn note_cancel(&mut self, station: &Station, node: usize, event: Event) {
         let pending = station.poller.state(event) == Some(State::Pending);
         let point = match self.nodes[node].what {
-            What::Set { .. } => Point::CancelSet,
+            What::Set { .. } | What::Open(_) => Point::CancelSet,
             _ if !pending => Point::CancelSettled,
             What::Request { tag } => {
                 let layered = self.lives.get(&tag).is_some_and(|live| !self.volumes[live.volume].direct);
@@ -862,7 +945,12 @@ impl Bench {
         if live.node.is_some() || live.station != number {
             return Err(format!("request {tag} came back to the closure of poller {number}"));
         }
-        self.judge(&live, done.io(), result, None)?;
+        let counted = live.counted.take();
+        let ended = counted.and_then(|node| self.ended_with(node, result));
+        if let Some(node) = counted {
+            self.count(node, done.io().memory().len() as u64, result.err());
+        }
+        self.judge(&live, done.io(), result, ended)?;
         if self.chance.one_in(12) {
             self.submit_inside(number, &mut done)?;
         }
@@ -924,6 +1012,21 @@ impl Bench {
                 None => io.memory_mut().fill(0xee),
             }
             self.reached.note(Point::ResubmitChanged);
+        }
+        if let Some(node) = self.open_at(live.station)
+            && self.chance.one_in(2)
+            && let Some(event) = self.nodes[node].event
+        {
+            return match done.resubmit_into(event) {
+                Ok(()) => {
+                    self.reached.note(Point::ResubmitCounted);
+                    self.counted(live, node)
+                }
+                Err(rejected) => {
+                    self.note_closed(node, &rejected);
+                    self.refused(live, &rejected, 0, 1)
+                }
+            };
         }
         match done.resubmit() {
             Ok(()) => self.accepted(live),

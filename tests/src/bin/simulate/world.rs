@@ -175,6 +175,7 @@ fn options(chance: &mut Chance, device: &Device) -> QueueOptions {
         .data(data)
         .max_transfer(chance.pick(&[2 << 20, 2 << 20, 16 << 10, 4096]))
         .merge(!chance.one_in(4))
+        .gather(chance.one_in(4))
         .command_timeout(Duration::from_millis(chance.pick(&COMMAND_TIMEOUTS)))
 }
 
