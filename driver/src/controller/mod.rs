@@ -34,11 +34,11 @@ pub(crate) use self::reset::Era;
 use self::reset::{Course, SharedEra};
 use self::watch::{Audience, Watch};
 use crate::memory::{Access, Attachment, DmaSpace, MemoryChain, RawCommands};
-use crate::pci::{Clock, DoorbellPage, Function};
+use crate::pci::{Clock, DoorbellPage, Function, ShadowDoorbells};
 use crate::queue::{CompletionRing, SubmissionRing, contiguous_prps};
 use crate::spec::command::NSID_ALL;
 use crate::spec::identify::{self, ActiveNamespaces, NamespaceDescriptors, NvmController};
-use crate::spec::registers::doorbell_stride;
+use crate::spec::registers::{cq_head_doorbell, doorbell_stride, sq_tail_doorbell};
 use crate::spec::{Cap, Cns, Command, Completion, FeatureId, NumberOfQueues, Version};
 use crate::{Error, Result};
 
@@ -82,6 +82,8 @@ pub struct Controller {
     identity: Box<identify::Controller>,
     nvm: Option<Box<NvmController>>,
     doorbells: DoorbellPage,
+    /// Of a controller that has shadow doorbells, whether it takes them or not.
+    shadows: Option<Arc<ShadowDoorbells>>,
     qids: Mutex<Vec<u16>>,
     quirks: Quirks,
     space: DmaSpace,
@@ -148,7 +150,8 @@ impl Controller {
         let (its, bells) = (Arc::clone(&interrupt), &admin_doorbells);
         let mut admin = AdminQueue::new(Arc::clone(&function), space, bells, dstrd, its)?;
         let mut watch = Watch::new(space)?;
-        // After the admin queue, so that it is dropped before: first the controller stops, then its
+        let mut shadows = None;
+        // After all that the controller writes to, so that it is dropped before: first the controller stops, then its
         // rings go.
         let undo = Enabling { registers: &registers, function: &*function, space };
         function.set_bus_master(true)?;
@@ -165,6 +168,9 @@ impl Controller {
         };
         let pairs = commands.number_of_queues()?;
         let advanced_retry = commands.enable_advanced_retry(&identity)?;
+        if identity.oacs & identify::OACS_DOORBELL_BUFFER != 0 {
+            commands.arm_doorbells(shadows.insert(ShadowDoorbells::new(space)?))?;
+        }
         watch.arm(&mut commands, &identity)?;
         let doorbells = function.doorbells(2 * (u64::from(pairs) + 1) * doorbell_stride(dstrd))?;
         std::mem::forget(undo);
@@ -189,6 +195,7 @@ impl Controller {
             identity,
             nvm,
             doorbells,
+            shadows,
             qids: Mutex::new((1..=pairs).rev().collect()),
             quirks,
             space: space.clone(),
@@ -242,6 +249,12 @@ impl Controller {
     pub(crate) fn retry_delays(&self) -> Option<[Duration; 3]> {
         let delay = |units: u16| Duration::from_millis(100 * u64::from(units));
         self.advanced_retry.then(|| self.identity.crdt.map(delay))
+    }
+
+    /// Whether it looks for tails and heads in memory (Doorbell Buffer Config), so that its doorbells need not be
+    /// written each time.
+    pub fn has_shadow_doorbells(&self) -> bool {
+        self.shadows.as_ref().is_some_and(|shadows| shadows.is_armed())
     }
 
     /// Whether a quirk applies to it.
@@ -396,6 +409,10 @@ impl Controller {
         let (function, dstrd) = (&*self.function, self.registers.cap.dstrd());
         let (sq, cq) =
             admin::rings(function, &self.space, &self.doorbells, dstrd, qid, sq_entries, cq_entries)?;
+        // Some queue's that has gone may have left something there: clean before the controller knows of this one.
+        let shadow = |offset| self.shadows.as_ref().filter(|it| it.is_armed())?.shadow(offset);
+        let sq = sq.with_shadow(shadow(sq_tail_doorbell(qid, dstrd)));
+        let cq = cq.with_shadow(shadow(cq_head_doorbell(qid, dstrd)));
         self.command(&Command::create_io_cq(qid, cq.len(), cq.iova()))?;
         if let Err(error) = self.command(&Command::create_io_sq(qid, sq.len(), sq.iova(), qid)) {
             if self.command(&Command::delete_io_cq(qid)).is_err() {
@@ -597,6 +614,18 @@ impl Commands<'_> {
             Err(Error::Command { .. }) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Tells the controller of shadow doorbells (Doorbell Buffer Config, Base 2.0, section 5.8). One that does not
+    /// take them is told everything by its registers.
+    fn arm_doorbells(&mut self, shadows: &ShadowDoorbells) -> Result<()> {
+        let (doorbells, events) = shadows.forgotten();
+        match self.succeed(&Command::doorbell_buffer_config(doorbells, events), MemoryChain::new()) {
+            Ok(_) => shadows.set_armed(true),
+            Err(Error::Command { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Asks for queues and returns how many pairs there are (Base 2.0, section 5.27.1.5).

@@ -267,6 +267,9 @@ impl Controller {
             return Err(Error::Unsupported { device: self.name().into(), what });
         }
         commands.enable_advanced_retry(&identity)?;
+        if let Some(shadows) = &self.shadows {
+            commands.arm_doorbells(shadows)?;
+        }
         self.renew_namespaces(&mut commands)?;
         if identity.has_volatile_write_cache() {
             self.known.lose_caches();

@@ -37,7 +37,7 @@ pub(crate) use map::Map;
 pub(crate) use masked::Masked;
 pub use raw::RawCommands;
 pub use region::Pages;
-pub(crate) use shared::{SharedArray, SharedRing};
+pub(crate) use shared::{SharedArray, SharedRing, SharedWords};
 pub use sigbus::{Guarded, SigbusHandler, install_sigbus_handler};
 pub use space::{Attachment, DmaSpace};
 /// The crate whose types stand for a guest's memory, in the version that is meant here.

@@ -1,12 +1,12 @@
-//! Memory that driver and device use at the same time: rings and PRP lists.
+//! Memory that driver and device use at the same time: rings, PRP lists, shadow doorbells.
 //!
-//! An array of entries of 64-bit atomics, so that safe code can read and write it whatever the
-//! device does meanwhile. Knows nothing of what an entry means.
+//! Arrays of atomics, of 64 bits or of 32 as the device has them, so that safe code can read and write them
+//! whatever the device does meanwhile. Knows nothing of what an entry means.
 
 use std::fmt;
 use std::ops::Deref;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::chain::Segment;
 
@@ -109,6 +109,56 @@ impl<const N: usize> SharedRing<N> {
     /// The address that devices use for the first entry.
     pub(crate) fn iova(&self) -> u64 {
         self.entries.iova()
+    }
+}
+
+/// 32-bit words, shared with a device that reads and writes them one by one.
+pub(crate) struct SharedWords {
+    words: NonNull<AtomicU32>,
+    len: usize,
+    segment: Segment,
+}
+
+impl SharedWords {
+    /// Takes a segment whole and sets every word to zero.
+    pub(crate) fn new(segment: Segment) -> SharedWords {
+        let words = segment.pointer().cast::<AtomicU32>();
+        assert!(words.is_aligned(), "shared memory begins on a word");
+        let array = SharedWords { words, len: segment.len() / size_of::<AtomicU32>(), segment };
+        array.clear();
+        array
+    }
+
+    /// Sets every word to zero.
+    pub(crate) fn clear(&self) {
+        self.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+
+    /// The address that devices use for word 0.
+    pub(crate) fn iova(&self) -> u64 {
+        self.segment.iova()
+    }
+}
+
+impl Deref for SharedWords {
+    type Target = [AtomicU32];
+
+    #[inline]
+    fn deref(&self) -> &[AtomicU32] {
+        // SAFETY: the segment owns this memory, is aligned (checked in `new`) and at least this long; all access
+        // to it, here and by the device, is to whole aligned words, and atomics may change under a shared reference.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
+    }
+}
+
+// SAFETY: owns its memory like a Segment, and gives access to it through atomics only.
+unsafe impl Send for SharedWords {}
+// SAFETY: as above.
+unsafe impl Sync for SharedWords {}
+
+impl fmt::Debug for SharedWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedWords({} at {:#x})", self.len, self.iova())
     }
 }
 

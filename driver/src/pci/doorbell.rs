@@ -1,11 +1,13 @@
 //! Doorbells: mapped memory, the one part of a function that is touched per poll, or posted writes where
-//! nothing can be mapped. Which of the two is decided once, when a queue gets its doorbells.
+//! nothing can be mapped; either may have a shadow. Which it is is decided once, when a queue gets its doorbells.
 
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+use super::shadow::Shadow;
 
 /// Register writes that nobody waits for: doorbells where they cannot be mapped.
 pub trait PostedWrites: Send + Sync {
@@ -72,30 +74,56 @@ pub struct Doorbell(Cell);
 enum Cell {
     Mapped { cell: NonNull<AtomicU32>, _owner: Arc<dyn Any + Send + Sync> },
     Posted { writes: Arc<dyn PostedWrites>, offset: u64 },
+    Shadowed(Box<(Doorbell, Shadow)>),
 }
 
 impl Doorbell {
     /// Tells the controller the new tail or head. Everything written to the ring before is visible
-    /// to the controller when it sees the value.
+    /// to the controller when it sees the value. Whether the register was written: always, unless it has a
+    /// shadow that the controller looks at.
     #[inline]
-    pub fn ring(&self, value: u32) {
+    pub fn ring(&self, value: u32) -> bool {
         match &self.0 {
             Cell::Mapped { cell, .. } => {
                 device_write_barrier();
                 // SAFETY: the cell lies in the mapping that `_owner` keeps alive (DoorbellPage::new).
                 unsafe { cell.as_ref() }.store(value, Ordering::Release);
+                true
             }
-            Cell::Posted { writes, offset } => post(&**writes, *offset, value),
+            _ => self.ring_otherwise(value),
         }
     }
-}
 
-#[cold]
-#[inline(never)]
-fn post(writes: &dyn PostedWrites, offset: u64, value: u32) {
-    // Another process reads the ring after it has read the message.
-    fence(Ordering::SeqCst);
-    writes.post(offset, value);
+    #[cold]
+    #[inline(never)]
+    fn ring_otherwise(&self, value: u32) -> bool {
+        match &self.0 {
+            Cell::Mapped { .. } => self.ring(value),
+            Cell::Posted { writes, offset } => {
+                // Another process reads the ring after it has read the message.
+                fence(Ordering::SeqCst);
+                writes.post(*offset, value);
+                true
+            }
+            Cell::Shadowed(both) => {
+                let (register, shadow) = &**both;
+                device_write_barrier();
+                shadow.tell(value) && register.ring(value)
+            }
+        }
+    }
+
+    /// The same doorbell, with a shadow.
+    pub(crate) fn with_shadow(self, shadow: Shadow) -> Doorbell {
+        Doorbell(Cell::Shadowed(Box::new((self, shadow))))
+    }
+
+    /// The queue is empty, and the controller knows nothing of it.
+    pub(crate) fn restart(&self) {
+        if let Cell::Shadowed(both) = &self.0 {
+            both.1.restart();
+        }
+    }
 }
 
 /// Orders ring memory before a doorbell. A Release store does that for other processors; towards a

@@ -7,6 +7,7 @@
 mod address;
 mod bar;
 mod doorbell;
+mod shadow;
 mod vfio;
 pub mod vfio_user;
 
@@ -19,6 +20,7 @@ use crate::{Error, Result};
 
 pub use address::Address;
 pub use doorbell::{Doorbell, DoorbellPage, PostedWrites};
+pub(crate) use shadow::{Shadow, ShadowDoorbells};
 pub use vfio::Vfio;
 pub use vfio_user::VfioUser;
 

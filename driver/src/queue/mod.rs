@@ -81,9 +81,9 @@ pub struct QueueStats {
     pub merges: u64,
     /// Commands whose data went through a bounce buffer.
     pub bounces: u64,
-    /// Writes to the submission queue's doorbell.
+    /// Writes to the submission queue's doorbell register. With shadow doorbells, the controller may need none.
     pub sq_doorbells: u64,
-    /// Writes to the completion queue's doorbell.
+    /// Writes to the completion queue's doorbell register.
     pub cq_doorbells: u64,
     /// Completions that answer no command in flight: the device is broken, or lies.
     pub faults: u64,

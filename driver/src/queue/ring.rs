@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::memory::{SharedArray, SharedRing};
-use crate::pci::Doorbell;
+use crate::pci::{Doorbell, Shadow};
 use crate::spec::Completion;
 
 /// A submission queue (Base 2.0, section 3.3.1).
@@ -17,7 +17,7 @@ pub(crate) struct SubmissionRing {
     /// The tail that the controller was told last.
     rung: u32,
     doorbell: Doorbell,
-    /// How often the doorbell was rung.
+    /// How often its register was written.
     pub(crate) doorbells: u64,
     /// How often the tail came round.
     laps: u64,
@@ -40,6 +40,14 @@ impl SubmissionRing {
             earlier: 0,
             hushed: 0,
         }
+    }
+
+    /// The same, with a shadow of its doorbell, if there is one.
+    pub(crate) fn with_shadow(mut self, shadow: Option<Shadow>) -> SubmissionRing {
+        if let Some(shadow) = shadow {
+            self.doorbell = self.doorbell.with_shadow(shadow);
+        }
+        self
     }
 
     /// Writes an entry. The controller sees it after the next [`ring`](SubmissionRing::ring). That
@@ -76,6 +84,7 @@ impl SubmissionRing {
     pub(crate) fn restart(&mut self) {
         self.earlier = self.commands();
         self.ring.restart();
+        self.doorbell.restart();
         (self.laps, self.hushed, self.rung) = (0, 0, 0);
     }
 
@@ -90,8 +99,7 @@ impl SubmissionRing {
     pub(crate) fn ring(&mut self) {
         let tail = self.ring.position();
         self.rung = tail;
-        self.doorbells += 1;
-        self.doorbell.ring(tail);
+        self.doorbells += u64::from(self.doorbell.ring(tail));
     }
 
     pub(crate) fn iova(&self) -> u64 {
@@ -124,7 +132,7 @@ pub(crate) struct CompletionRing {
     /// The controller is told nothing.
     muted: bool,
     doorbell: Doorbell,
-    /// How often the doorbell was rung.
+    /// How often its register was written.
     pub(crate) doorbells: u64,
 }
 
@@ -143,6 +151,14 @@ impl CompletionRing {
             doorbell,
             doorbells: 0,
         }
+    }
+
+    /// The same, with a shadow of its doorbell, if there is one.
+    pub(crate) fn with_shadow(mut self, shadow: Option<Shadow>) -> CompletionRing {
+        if let Some(shadow) = shadow {
+            self.doorbell = self.doorbell.with_shadow(shadow);
+        }
+        self
     }
 
     /// The high word of the entry at the head, with its phase bit turned into "is not new": in a
@@ -228,6 +244,7 @@ impl CompletionRing {
     /// Empty, for a controller that was reset.
     pub(crate) fn restart(&mut self) {
         self.ring.restart();
+        self.doorbell.restart();
         (self.phase, self.old, self.rung, self.muted) = (PHASE, 0, 0, false);
     }
 
@@ -246,8 +263,7 @@ impl CompletionRing {
         let head = self.ring.position();
         if head != self.rung && !self.muted {
             self.rung = head;
-            self.doorbells += 1;
-            self.doorbell.ring(head);
+            self.doorbells += u64::from(self.doorbell.ring(head));
         }
     }
 

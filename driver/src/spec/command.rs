@@ -348,6 +348,12 @@ impl Command {
         command
     }
 
+    /// Doorbell Buffer Config (Base 2.0, section 5.8): the shadow doorbells, and the EventIdx of each, a memory
+    /// page each.
+    pub const fn doorbell_buffer_config(shadows: u64, events: u64) -> Command {
+        Command::admin(admin_opcode::DOORBELL_BUFFER_CONFIG).with_prps(shadows, events)
+    }
+
     /// Asynchronous Event Request (Base 2.0, section 5.2).
     pub const fn async_event_request() -> Command {
         Command::admin(admin_opcode::ASYNC_EVENT_REQUEST)

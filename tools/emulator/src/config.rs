@@ -98,6 +98,8 @@ pub struct Config {
     /// [loss of power](crate::Emulator::power_loss) takes back what was not flushed. 0: nothing is ever lost. Only
     /// with `vwc=on` and `media=ram`.
     pub write_cache: u32,
+    /// `dbbuf`: whether it has shadow doorbells (Doorbell Buffer Config).
+    pub dbbuf: bool,
     /// `wzsl`: 2^wzsl pages are the largest Write Zeroes; 0 is no limit.
     pub wzsl: u8,
     /// `dmrl`: ranges of a Dataset Management command; 0 is no limit but the 256 of the format.
@@ -159,6 +161,7 @@ impl Default for Config {
             acl: 0,
             vwc: true,
             write_cache: 0,
+            dbbuf: false,
             wzsl: 0,
             dmrl: 0,
             dmrsl: 0,
@@ -333,6 +336,7 @@ const SETTINGS: &[Setting] = &[
         "a number of blocks, other than 0 only with vwc=on and media=ram",
         |config: &Config, n: u32| n == 0 || config.vwc && config.media == Media::Ram
     ),
+    switch!(dbbuf),
     number!(wzsl, "a number from 0 (no limit) to 20", |_: &Config, n: u8| n <= 20),
     number!(dmrl, ANY_U8, |_: &Config, _| true),
     number!(dmrsl, "a number of blocks below 4G", |_: &Config, _| true),
@@ -504,7 +508,7 @@ mod tests {
 
     #[test]
     fn every_setting_is_read() {
-        let text = "size=2G,block=512,media=ram,namespaces=2,mdts=0,mqes=255,queues=8,sgl=dword,oncs=0xc,acl=1,vwc=on,write_cache=35,\
+        let text = "size=2G,block=512,media=ram,namespaces=2,mdts=0,mqes=255,queues=8,sgl=dword,oncs=0xc,acl=1,vwc=on,write_cache=35,dbbuf=on,\
                     wzsl=3,dmrl=4,dmrsl=5,dmsl=6,noiob=7,awupf=3,nawupf=7,nabspf=15,mpsmin=1,to=9,ready=10,never_ready=on,iova_bits=48,\
                     serial=A-1,core=0,read_error=8,write_error=16-31,random_order=on,seed=32,fatal_after=33,\
                     unplug_after=34";
@@ -522,6 +526,7 @@ mod tests {
             acl: 1,
             vwc: true,
             write_cache: 35,
+            dbbuf: true,
             wzsl: 3,
             dmrl: 4,
             dmrsl: 5,

@@ -22,10 +22,16 @@ pub struct Counters {
     pub completions: u64,
     /// Completions among them with an error status.
     pub errors: u64,
-    /// New values seen in submission queue tail doorbells.
+    /// New values seen in submission queue tail doorbells, or in their shadows.
     pub sq_doorbells: u64,
-    /// New values seen in completion queue head doorbells.
+    /// New values seen in completion queue head doorbells, or in their shadows.
     pub cq_doorbells: u64,
+    /// Writes seen to registers of doorbells that have shadows.
+    pub shadowed_writes: u64,
+    /// Those among them that were needed: nobody looked at the shadow.
+    pub needed_writes: u64,
+    /// Looks at shadow doorbells.
+    pub shadow_looks: u64,
     /// Doorbell writes that were ignored because they were invalid.
     pub bad_doorbells: u64,
     /// How often a command had to wait because its completion queue was full.
@@ -87,6 +93,9 @@ impl AddAssign for Counters {
         self.errors += other.errors;
         self.sq_doorbells += other.sq_doorbells;
         self.cq_doorbells += other.cq_doorbells;
+        self.shadowed_writes += other.shadowed_writes;
+        self.needed_writes += other.needed_writes;
+        self.shadow_looks += other.shadow_looks;
         self.bad_doorbells += other.bad_doorbells;
         self.full_queues += other.full_queues;
         self.resets += other.resets;

@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use kiovec::memory::{Access, Guarded, Mapping};
 
@@ -216,6 +216,17 @@ impl Dma {
         // SAFETY: `contiguous_words` found that many aligned words in a mapping. The borrow of the
         // table keeps the mapping; host and controller access rings and lists atomically.
         Ok(unsafe { std::slice::from_raw_parts(memory.as_ptr(), count) })
+    }
+
+    /// A 32-bit word of the host's, at an address that is a multiple of 4, for both sides to read and write.
+    pub(crate) fn word32(&self, iova: u64) -> Result<&AtomicU32, Fault> {
+        if !iova.is_multiple_of(4) {
+            return Err(Fault);
+        }
+        let (memory, _) = self.find(iova, Want::Write)?;
+        // SAFETY: mappings begin and end on pages, so an aligned word is within one. The borrow of the table keeps the
+        // mapping; host and controller access such words atomically.
+        Ok(unsafe { memory.cast().as_ref() })
     }
 
     /// Looks a ring up: `words` 64-bit words at an address that is a multiple of 8, mapped from end to end.

@@ -282,6 +282,13 @@ impl Emulator {
         self.shared.controller().read_medium(nsid, lba, bytes)
     }
 
+    /// Writes an EventIdx that is not so, for the tail of an I/O queue: the host may leave out a write to its doorbell
+    /// that is needed, or make one that is not. Until the controller says something else. False if the queue has no
+    /// shadow doorbell.
+    pub fn misstate_event(&self, qid: u16, event: u32) -> bool {
+        self.shared.controller().misstate_event(qid, event)
+    }
+
     /// The controller has a fatal error: it reports CSTS.CFS, and does nothing until it is reset.
     pub fn fail(&self) {
         self.shared.controller().fail();

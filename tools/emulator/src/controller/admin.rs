@@ -44,6 +44,7 @@ impl Controller {
             admin_opcode::ABORT => Controller::abort,
             admin_opcode::SET_FEATURES => Controller::set_features,
             admin_opcode::GET_FEATURES => Controller::get_features,
+            admin_opcode::DOORBELL_BUFFER_CONFIG => Controller::doorbell_buffer_config,
             admin_opcode::ASYNC_EVENT_REQUEST => {
                 common_fields(command)?;
                 unused_nsid(command)?;
@@ -77,6 +78,7 @@ impl Controller {
         let queue = queue.with_vector(vector);
         self.clear_doorbell(self.doorbells.head(qid));
         self.cqs[usize::from(qid)] = Some(queue);
+        self.shadow_head(qid);
         self.queues_created = true;
         Ok(0)
     }
@@ -107,6 +109,7 @@ impl Controller {
             cq.add_user();
         }
         self.active.push(qid);
+        self.shadow_tail(qid);
         self.queues_created = true;
         Ok(0)
     }

@@ -4,8 +4,8 @@
 
 use kiovec::spec::command::{CSI_NVM, NSID_ALL};
 use kiovec::spec::identify::{
-    ActiveNamespaces, Controller, NSFEAT_ATOMICS, Namespace, NvmController, OAES_FIRMWARE_ACTIVATION,
-    OAES_NAMESPACE_ATTRIBUTE, SGLS_BIT_BUCKET, VWC_PRESENT,
+    ActiveNamespaces, Controller, NSFEAT_ATOMICS, Namespace, NvmController, OACS_DOORBELL_BUFFER,
+    OAES_FIRMWARE_ACTIVATION, OAES_NAMESPACE_ATTRIBUTE, SGLS_BIT_BUCKET, VWC_PRESENT,
 };
 use kiovec::spec::{Cns, Command, LbaFormat, Status, Version};
 use zerocopy::{FromZeros, IntoBytes};
@@ -72,6 +72,7 @@ fn controller(config: &Config) -> Controller {
     data.rtd3e = 1_000_000;
     data.oaes = OAES_NAMESPACE_ATTRIBUTE | OAES_FIRMWARE_ACTIVATION;
     data.cntrltype = 1;
+    data.oacs = if config.dbbuf { OACS_DOORBELL_BUFFER } else { 0 };
     data.aerl = EVENT_REQUESTS as u8 - 1;
     // One firmware slot, read only.
     data.frmw = 0b11;

@@ -14,6 +14,7 @@ mod nvm;
 mod outstanding;
 mod pending;
 mod queue;
+mod shadow;
 mod transfer;
 mod write_cache;
 
@@ -99,6 +100,8 @@ pub(crate) struct Controller {
     /// The epoch of the table that the queues' windows are good for.
     epoch: u64,
     doorbells: Arc<Doorbells>,
+    /// Where doorbells have their shadows, if the host has said so.
+    shadows: Option<shadow::Buffers>,
     /// By queue identifier; 0 is the Admin queue.
     sqs: Vec<Option<SubmissionQueue>>,
     cqs: Vec<Option<CompletionQueue>>,
@@ -155,6 +158,7 @@ impl Controller {
             epoch: dma.epoch(),
             dma,
             doorbells,
+            shadows: None,
             sqs: std::iter::repeat_with(|| None).take(queues).collect(),
             cqs: std::iter::repeat_with(|| None).take(queues).collect(),
             active: Vec::new(),
@@ -253,6 +257,7 @@ impl Controller {
         self.sqs.iter_mut().for_each(|queue| *queue = None);
         self.cqs.iter_mut().for_each(|queue| *queue = None);
         self.active.clear();
+        self.shadows = None;
         self.backlog.clear();
         self.fetched.clear();
         self.queues_created = false;
@@ -576,7 +581,8 @@ impl Controller {
     fn poll_io(&mut self, qid: u16) -> usize {
         let Controller { sqs, cqs, dma, nvm, doorbells, counters, burst, .. } = self;
         let Some(sq) = &mut sqs[usize::from(qid)] else { return 0 };
-        let bad = note(sq.notice(doorbells.tail(qid).load(Ordering::Acquire)), &mut counters.sq_doorbells);
+        let Ok(tail) = sq.told(dma, doorbells.tail(qid), counters) else { return self.lose_shadow() };
+        let bad = note(sq.notice(tail), &mut counters.sq_doorbells);
         if sq.is_empty() {
             return self.after_doorbell(bad, qid);
         }
@@ -586,8 +592,11 @@ impl Controller {
         while done < *burst && !sq.is_empty() {
             // The head doorbell is looked at only when it is needed: its cache line is the host's.
             if cq.is_full() {
-                bad_head |=
-                    note(cq.notice(doorbells.head(cqid).load(Ordering::Acquire)), &mut counters.cq_doorbells);
+                let Ok(head) = cq.told(dma, doorbells.head(cqid), counters) else {
+                    fault = true;
+                    break;
+                };
+                bad_head |= note(cq.notice(head), &mut counters.cq_doorbells);
                 if cq.is_full() {
                     counters.full_queues += 1;
                     break;
@@ -686,7 +695,10 @@ impl Controller {
         if !cq.is_full() {
             return true;
         }
-        let value = self.doorbells.head(cqid).load(Ordering::Acquire);
+        let Ok(value) = cq.told(&self.dma, self.doorbells.head(cqid), &mut self.counters) else {
+            self.lose_shadow();
+            return false;
+        };
         let bad = note(cq.notice(value), &mut self.counters.cq_doorbells);
         let room = !cq.is_full();
         self.counters.full_queues += u64::from(!room);
@@ -751,9 +763,18 @@ impl Controller {
 
     fn notice_head(&mut self, qid: u16) -> usize {
         let Some(cq) = &mut self.cqs[usize::from(qid)] else { return 0 };
-        let value = self.doorbells.head(qid).load(Ordering::Acquire);
+        let Ok(value) = cq.told(&self.dma, self.doorbells.head(qid), &mut self.counters) else {
+            return self.lose_shadow();
+        };
         let bad = note(cq.notice(value), &mut self.counters.cq_doorbells);
         self.after_doorbell(bad, qid)
+    }
+
+    /// The memory of a shadow doorbell cannot be reached any more.
+    #[cold]
+    fn lose_shadow(&mut self) -> usize {
+        self.fail();
+        1
     }
 
     /// Doorbells that were written and belong to no queue (Base 2.0, section 5.2.1, Write to Invalid

@@ -4,7 +4,6 @@
 //! touched. Knows where commands are before they are completed; must not know when they will be.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use kiovec::spec::Command;
 
@@ -38,7 +37,7 @@ impl Controller {
         let mut commands: Vec<_> = self.pending_commands().collect();
         for qid in &self.active {
             if let Some(sq) = &self.sqs[usize::from(*qid)] {
-                let tail = self.doorbells.tail(*qid).load(Ordering::Acquire);
+                let tail = self.told_tail(*qid);
                 commands.extend(sq.unfetched(&self.dma, tail).into_iter().map(|command| (command, false)));
             }
         }

@@ -5,7 +5,6 @@
 //! command has its turn and what happens to its completion; must not know which faults there are.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 use kiovec::spec::{Command, Completion, Status, admin_opcode};
 
@@ -208,7 +207,9 @@ impl Controller {
     fn fetch_all(&mut self, qid: u16) -> usize {
         let now = self.clock.nanos();
         let Some(sq) = &mut self.sqs[usize::from(qid)] else { return 0 };
-        let tail = self.doorbells.tail(qid).load(Ordering::Acquire);
+        let Ok(tail) = sq.told(&self.dma, self.doorbells.tail(qid), &mut self.counters) else {
+            return self.lose_shadow();
+        };
         let bad = note(sq.notice(tail), &mut self.counters.sq_doorbells);
         let mut work = self.after_doorbell(bad, qid);
         while self.running

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use kiovec::spec::{Command, Completion};
 
+use super::shadow::{HeadShadow, TailShadow};
 use crate::dma::{Dma, Fault, Want, Window};
 
 /// Words of a submission queue entry: CC.IOSQES is 6.
@@ -28,13 +29,15 @@ pub(crate) struct SubmissionQueue {
     /// What the doorbell said last, valid or not.
     rung: u32,
     cqid: u16,
+    /// Where else the tail is looked for.
+    pub(super) shadow: Option<TailShadow>,
 }
 
 impl SubmissionQueue {
     /// A queue of `size` entries at an address.
     pub(crate) fn new(dma: &Dma, iova: u64, size: u32, cqid: u16) -> Result<SubmissionQueue, Fault> {
         let window = dma.window(iova, size as usize * SQ_WORDS, Want::Read)?;
-        Ok(SubmissionQueue { window, size, head: 0, tail: 0, rung: 0, cqid })
+        Ok(SubmissionQueue { window, size, head: 0, tail: 0, rung: 0, cqid, shadow: None })
     }
 
     /// The completion queue that it reports to.
@@ -47,6 +50,16 @@ impl SubmissionQueue {
     #[inline(always)]
     pub(crate) fn head(&self) -> u16 {
         self.head as u16
+    }
+
+    /// Entries.
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// What the doorbell said last, valid or not.
+    pub(crate) fn rung(&self) -> u32 {
+        self.rung
     }
 
     #[inline(always)]
@@ -123,6 +136,8 @@ pub(crate) struct CompletionQueue {
     users: u32,
     /// The interrupt that tells of new entries.
     vector: Option<u16>,
+    /// Where else the head is looked for.
+    pub(super) shadow: Option<HeadShadow>,
 }
 
 impl CompletionQueue {
@@ -130,8 +145,8 @@ impl CompletionQueue {
     /// pass has phase 1.
     pub(crate) fn new(dma: &Dma, iova: u64, size: u32) -> Result<CompletionQueue, Fault> {
         let window = dma.window(iova, size as usize * CQ_WORDS, Want::Write)?;
-        let vector = None;
-        Ok(CompletionQueue { window, size, head: 0, tail: 0, rung: 0, phase: true, users: 0, vector })
+        let (vector, shadow) = (None, None);
+        Ok(CompletionQueue { window, size, head: 0, tail: 0, rung: 0, phase: true, users: 0, vector, shadow })
     }
 
     /// The same, with an interrupt.
@@ -143,6 +158,16 @@ impl CompletionQueue {
     #[inline(always)]
     pub(crate) fn vector(&self) -> Option<u16> {
         self.vector
+    }
+
+    /// Entries.
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// What the doorbell said last, valid or not.
+    pub(crate) fn rung(&self) -> u32 {
+        self.rung
     }
 
     #[inline(always)]

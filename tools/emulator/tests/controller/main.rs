@@ -11,4 +11,5 @@ mod faults;
 mod host;
 mod io;
 mod power;
+mod shadow;
 mod threaded;
