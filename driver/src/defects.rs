@@ -26,6 +26,8 @@ pub enum Defect {
     KeepStaleLine,
     /// A mirror goes on to read from a leg that missed a write.
     KeepStaleLeg,
+    /// A controller that waits for its register is not told of a new tail or head.
+    ForgetDoorbell,
 }
 
 #[cfg(feature = "defects")]
@@ -62,6 +64,7 @@ impl Defect {
         Defect::ForgetToRearmEvents,
         Defect::KeepStaleLine,
         Defect::KeepStaleLeg,
+        Defect::ForgetDoorbell,
     ];
 
     /// Its name in a command line.
@@ -75,6 +78,7 @@ impl Defect {
             Defect::ForgetToRearmEvents => "forget-to-rearm-events",
             Defect::KeepStaleLine => "keep-stale-line",
             Defect::KeepStaleLeg => "keep-stale-leg",
+            Defect::ForgetDoorbell => "forget-doorbell",
         }
     }
 }

@@ -162,7 +162,8 @@ fn nothing_is_missed_at_any_pace() {
             rig.finish(before + 2 * depth as u64);
         }
         assert_eq!((rig.stats().timeouts, rig.stats().faults, rig.stats().resets), (0, 0, 0));
-        assert_eq!(rig.emulator.counters().bad_doorbells, 0);
+        let counters = rig.emulator.counters();
+        assert_eq!((counters.bad_doorbells, counters.missed_writes), (0, 0));
     }
 }
 
@@ -276,7 +277,7 @@ fn threads_miss_nothing() {
             rig.poller.poll(|mut io| {
                 done += 1;
                 assert_eq!(io.result(), Ok(()));
-                if done < 20_000 {
+                if done < 2_000 {
                     io.in_place().set_lba(done % 4096);
                     io.resubmit().unwrap();
                 }

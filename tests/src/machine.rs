@@ -385,6 +385,7 @@ pub static MACHINES: &[Machine] = &[
         cases: &[
             "modules-loaded",
             "contended",
+            "shadow-doorbells",
             "killed-again-and-again",
             "reset-under-load",
             "answers-late",

@@ -74,54 +74,68 @@ pub struct Doorbell(Cell);
 enum Cell {
     Mapped { cell: NonNull<AtomicU32>, _owner: Arc<dyn Any + Send + Sync> },
     Posted { writes: Arc<dyn PostedWrites>, offset: u64 },
-    Shadowed(Box<(Doorbell, Shadow)>),
+    Shadowed(Box<Shadowed>),
+}
+
+struct Shadowed {
+    register: Doorbell,
+    shadow: Shadow,
 }
 
 impl Doorbell {
     /// Tells the controller the new tail or head. Everything written to the ring before is visible
-    /// to the controller when it sees the value. Whether the register was written: always, unless it has a
-    /// shadow that the controller looks at.
+    /// to the controller when it sees the value.
     #[inline]
-    pub fn ring(&self, value: u32) -> bool {
+    pub fn ring(&self, value: u32) {
+        self.ring_counted(value, &mut 0);
+    }
+
+    /// The same; counts writes to the register: one each time, unless it has a shadow that the controller looks at.
+    #[inline(always)]
+    pub(crate) fn ring_counted(&self, value: u32, writes: &mut u64) {
         match &self.0 {
             Cell::Mapped { cell, .. } => {
+                *writes += 1;
                 device_write_barrier();
                 // SAFETY: the cell lies in the mapping that `_owner` keeps alive (DoorbellPage::new).
                 unsafe { cell.as_ref() }.store(value, Ordering::Release);
-                true
             }
-            _ => self.ring_otherwise(value),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn ring_otherwise(&self, value: u32) -> bool {
-        match &self.0 {
-            Cell::Mapped { .. } => self.ring(value),
-            Cell::Posted { writes, offset } => {
-                // Another process reads the ring after it has read the message.
-                fence(Ordering::SeqCst);
-                writes.post(*offset, value);
-                true
-            }
-            Cell::Shadowed(both) => {
-                let (register, shadow) = &**both;
-                device_write_barrier();
-                shadow.tell(value) && register.ring(value)
-            }
+            Cell::Posted { writes: posted, offset } => post(&**posted, *offset, value, writes),
+            Cell::Shadowed(both) => both.ring(value, writes),
         }
     }
 
     /// The same doorbell, with a shadow.
     pub(crate) fn with_shadow(self, shadow: Shadow) -> Doorbell {
-        Doorbell(Cell::Shadowed(Box::new((self, shadow))))
+        Doorbell(Cell::Shadowed(Box::new(Shadowed { register: self, shadow })))
     }
 
     /// The queue is empty, and the controller knows nothing of it.
     pub(crate) fn restart(&self) {
         if let Cell::Shadowed(both) = &self.0 {
-            both.1.restart();
+            both.shadow.restart();
+        }
+    }
+}
+
+// Neither is given the doorbell, but what is in it: where doorbells are memory, a turn then keeps no pointer for them.
+
+#[cold]
+#[inline(never)]
+fn post(posted: &dyn PostedWrites, offset: u64, value: u32, writes: &mut u64) {
+    *writes += 1;
+    // Another process reads the ring after it has read the message.
+    fence(Ordering::SeqCst);
+    posted.post(offset, value);
+}
+
+impl Shadowed {
+    #[cold]
+    #[inline(never)]
+    fn ring(&self, value: u32, writes: &mut u64) {
+        device_write_barrier();
+        if self.shadow.tell(value) {
+            self.register.ring_counted(value, writes);
         }
     }
 }

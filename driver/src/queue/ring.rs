@@ -99,7 +99,7 @@ impl SubmissionRing {
     pub(crate) fn ring(&mut self) {
         let tail = self.ring.position();
         self.rung = tail;
-        self.doorbells += u64::from(self.doorbell.ring(tail));
+        self.doorbell.ring_counted(tail, &mut self.doorbells);
     }
 
     pub(crate) fn iova(&self) -> u64 {
@@ -263,7 +263,7 @@ impl CompletionRing {
         let head = self.ring.position();
         if head != self.rung && !self.muted {
             self.rung = head;
-            self.doorbells += u64::from(self.doorbell.ring(head));
+            self.doorbell.ring_counted(head, &mut self.doorbells);
         }
     }
 

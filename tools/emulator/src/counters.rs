@@ -30,6 +30,9 @@ pub struct Counters {
     pub shadowed_writes: u64,
     /// Those among them that were needed: nobody looked at the shadow.
     pub needed_writes: u64,
+    /// Tails and heads that were told in shadows that nobody looked at, without the register. Of a stepped controller
+    /// that is a mistake of the host's; otherwise the host may be about to write it.
+    pub missed_writes: u64,
     /// Looks at shadow doorbells.
     pub shadow_looks: u64,
     /// Doorbell writes that were ignored because they were invalid.
@@ -95,6 +98,7 @@ impl AddAssign for Counters {
         self.cq_doorbells += other.cq_doorbells;
         self.shadowed_writes += other.shadowed_writes;
         self.needed_writes += other.needed_writes;
+        self.missed_writes += other.missed_writes;
         self.shadow_looks += other.shadow_looks;
         self.bad_doorbells += other.bad_doorbells;
         self.full_queues += other.full_queues;

@@ -228,7 +228,11 @@ fn run(what: &What) -> Result<(), Failure> {
             }
             let stats = generations::run(&controller, options, ledger, task)?;
             let QueueStats { timeouts, aborts, resets, resent, faults, .. } = stats;
-            let counted = json!({ "timeouts": timeouts, "aborts": aborts, "resets": resets, "resent": resent, "faults": faults });
+            let shadows = controller.has_shadow_doorbells();
+            let counted = json!({
+                "timeouts": timeouts, "aborts": aborts, "resets": resets, "resent": resent, "faults": faults,
+                "shadow_doorbells": shadows,
+            });
             println!("{counted}");
             Ok(())
         }

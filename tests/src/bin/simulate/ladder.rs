@@ -122,6 +122,11 @@ impl Bench {
     /// What all queues of a controller have done by now.
     pub fn look_at_controller(&mut self, controller: usize, stats: &QueueStats) -> Result<(), String> {
         let counters = self.emulators[controller].counters();
+        if counters.missed_writes > 0 {
+            return Err(format!(
+                "controller {controller} waits for a doorbell that was told in its shadow only"
+            ));
+        }
         if counters.resets > self.opened[controller] || self.plights[controller].gone {
             return Ok(());
         }
@@ -140,7 +145,7 @@ impl Bench {
 impl Run {
     /// What the ladder did.
     pub fn count_recovery(&mut self) -> Result<(), String> {
-        let Run { stations, bench, .. } = self;
+        let Run { stations, bench, controllers, .. } = self;
         for (controller, emulator) in bench.emulators.iter().enumerate() {
             let counters = emulator.counters();
             let here = |station: &Station| {
@@ -157,6 +162,9 @@ impl Run {
             reached.add(Point::FunctionReset, counters.function_resets);
             let together = each.len() > 1 && each.iter().all(|stats| stats.resets > 0);
             reached.note_if(together, Point::PollersReset);
+            let reset = each.iter().any(|stats| stats.resets > 0);
+            let armed = controllers.get(controller).is_some_and(|it| it.has_shadow_doorbells());
+            reached.note_if(reset && armed, Point::ShadowsArmedAgain);
             if counters.excess_aborts > 0 {
                 return Err(format!("controller {controller} has more Aborts at a time than it takes"));
             }

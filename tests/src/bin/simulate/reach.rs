@@ -77,6 +77,8 @@ points! {
     AgainAfterAbort "a command sent again after an Abort",
     AgainAfterReset "a command sent again after a reset",
     DelayKept "a Command Retry Delay that was kept",
+    ShadowsArmed "shadow doorbells armed",
+    ShadowsArmedAgain "shadow doorbells armed again after a reset",
     OutcomeUnknown "a request whose outcome is unknown",
     CacheLost "a flush that tells of a lost cache",
     EventError "an event: an error",

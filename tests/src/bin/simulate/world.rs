@@ -139,11 +139,13 @@ fn device(chance: &mut Chance, block: u64, direct: u32, stacked: u32) -> Device 
     // Layers remember what they have seen; what they promise of a medium that forgets is nothing.
     let cached = stacked == 0 && !chance.one_in(3);
     let (cache, power) = (if cached { chance.within(4..300) } else { 0 }, cached && chance.one_in(2));
+    // Of a source of its own: everything else is drawn as it was before there were any.
+    let dbbuf = if Chance::new(seed.into()).one_in(3) { "on" } else { "off" };
     let (acl, vwc) = (chance.pick(&[0, 0, 1, 7]), if cached || chance.one_in(2) { "on" } else { "off" });
     let settings = format!(
         "size={},block={block},media=ram,namespaces={},mdts={mdts},noiob={noiob},sgl={sgl},mqes={mqes},\
          awupf={awupf},nawupf={nawupf},nabspf={nabspf},wzsl={wzsl},dmrsl={dmrsl},oncs={oncs},queues=8,seed={seed},\
-         acl={acl},to=1,vwc={vwc},write_cache={cache}",
+         acl={acl},to=1,vwc={vwc},write_cache={cache},dbbuf={dbbuf}",
         blocks * block,
         namespaces + 1,
     );
@@ -222,7 +224,7 @@ impl World {
             plan,
             notices: Notices::default(),
         };
-        world.open()?;
+        world.open(reached)?;
         world.add_stations(chance, reached)?;
         world.add_namespaces(block)?;
         reached.note_if(stacked == 0, Point::NoLayers);
@@ -238,12 +240,13 @@ impl World {
         Ok(world)
     }
 
-    fn open(&mut self) -> Result<(), String> {
+    fn open(&mut self, reached: &mut Reached) -> Result<(), String> {
         for device in &self.devices {
             let emulator = emulate(&device.settings)?;
             emulator.set_faults(device.identified(Faults::default()));
             let controller = Controller::open(emulator.function(), self.memories.space())
                 .map_err(|error| error.to_string())?;
+            reached.note_if(controller.has_shadow_doorbells(), Point::ShadowsArmed);
             let spare = controller.namespace(device.namespaces + 1).map_err(|error| error.to_string())?;
             self.notices.add(spare, emulator.counters().resets);
             self.controllers.push(controller);

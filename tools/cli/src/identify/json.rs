@@ -91,6 +91,7 @@ fn decoded(controller: &Controller) -> Value {
         "controller_type": decode::controller_type(id),
         "max_transfer_bytes": id.max_transfer(controller.capabilities().mpsmin()),
         "max_queue_entries": controller.capabilities().max_queue_entries(),
+        "shadow_doorbells": controller.has_shadow_doorbells(),
         "queue_pairs": controller.available_queue_pairs(),
         "sgl_support": decode::sgl_support(id),
         "volatile_write_cache": id.has_volatile_write_cache(),

@@ -60,6 +60,7 @@ fn limits(controller: &Controller) -> Vec<Field> {
         ("mdts", transfer),
         ("mqes", format!("{} (queues of up to {entries} entries)", cap.mqes())),
         ("queues", format!("{} I/O queue pairs", controller.available_queue_pairs())),
+        ("doorbells", if controller.has_shadow_doorbells() { "in memory" } else { "registers" }.to_owned()),
         ("to", format!("{} (ready within {} ms)", cap.to(), u32::from(cap.to()) * 500)),
         ("sgls", format!("{:#x} ({})", id.sgls, sgls(decode::sgl_support(id)))),
         ("oncs", format!("{:#x} ({})", id.oncs, list(&decode::oncs(id)))),

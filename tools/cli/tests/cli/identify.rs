@@ -31,6 +31,7 @@ fn programs_get_every_field_by_its_name() {
     assert_eq!(number(&controller["decoded"]["max_transfer_bytes"]), 262_144.0);
     assert_eq!(number(&controller["decoded"]["queue_pairs"]), 3.0);
     assert_eq!(controller["decoded"]["volatile_write_cache"], false);
+    assert_eq!(controller["decoded"]["shadow_doorbells"], false);
     assert_eq!(controller["decoded"]["sgl_support"], "none");
     assert_eq!(number(&document["registers"]["mqes"]), 4095.0);
     let namespace = &document["namespaces"][0];
@@ -39,6 +40,16 @@ fn programs_get_every_field_by_its_name() {
     let in_use = |format: &&serde_json::Value| format["in_use"] == true;
     let formats = namespace["lbaf"].as_array().unwrap();
     assert_eq!(number(&formats.iter().find(in_use).unwrap()["lbads"]), 9.0);
+}
+
+#[test]
+fn shadow_doorbells_are_told() {
+    let document = json("identify emulated:dbbuf=on");
+    assert_eq!(document["controller"]["decoded"]["shadow_doorbells"], true);
+    for (device, doorbells) in [("emulated:dbbuf=on", "in memory"), ("emulated", "registers")] {
+        let shown = text(&format!("identify {device}"));
+        assert!(shown.contains(&format!("doorbells : {doorbells}\n")), "{shown}");
+    }
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub(crate) struct TailShadow {
     place: Place,
     /// Looks that may still find nothing; 0: the register is waited for.
     looks: u32,
+    /// What is in the shadow and was not told by the register, although that is waited for.
+    missed: Option<u32>,
 }
 
 /// The shadow of a head.
@@ -51,6 +53,7 @@ pub(crate) struct HeadShadow {
     place: Place,
     /// The queue is full, and the register is waited for.
     waits: bool,
+    missed: Option<u32>,
 }
 
 /// What came of a look.
@@ -61,7 +64,16 @@ struct Seen {
     rung: bool,
     /// And that was needed.
     needed: bool,
+    /// It was not, and should have been.
+    missed: bool,
     looks: u64,
+}
+
+impl Seen {
+    /// Nothing, so far.
+    fn nothing(rung: u32, register: &AtomicU32) -> Seen {
+        Seen { value: rung, rung: take(register), needed: false, missed: false, looks: 0 }
+    }
 }
 
 impl Buffers {
@@ -74,6 +86,12 @@ impl Buffers {
 impl Place {
     fn value(self, dma: &Dma) -> Result<u32, Fault> {
         Ok(dma.word32(self.shadow)?.load(Ordering::Acquire))
+    }
+
+    /// Whether there is something new in a shadow that is not looked at. Each value is missed once.
+    fn is_missed(self, dma: &Dma, rung: u32, missed: &mut Option<u32>) -> Result<bool, Fault> {
+        let value = self.value(dma)?;
+        Ok(value != rung && missed.replace(value) != Some(value))
     }
 
     /// Puts there what its register says.
@@ -111,14 +129,16 @@ impl TailShadow {
         size: u32,
         busy: bool,
     ) -> Result<Seen, Fault> {
-        let mut seen = Seen { value: rung, rung: take(register), needed: false, looks: 0 };
+        let mut seen = Seen::nothing(rung, register);
         if seen.rung {
             seen.needed = self.looks == 0;
             self.looks = LOOKS;
         }
         if self.looks == 0 {
+            seen.missed = self.place.is_missed(dma, rung, &mut self.missed)?;
             return Ok(seen);
         }
+        self.missed = None;
         seen.looks = 1;
         seen.value = self.place.value(dma)?;
         if seen.value == rung && !busy {
@@ -151,10 +171,12 @@ impl HeadShadow {
         size: u32,
         full: bool,
     ) -> Result<Seen, Fault> {
-        let mut seen = Seen { value: rung, rung: take(register), needed: false, looks: 0 };
+        let mut seen = Seen::nothing(rung, register);
         if self.waits && !seen.rung {
+            seen.missed = self.place.is_missed(dma, rung, &mut self.missed)?;
             return Ok(seen);
         }
+        self.missed = None;
         seen.needed = std::mem::take(&mut self.waits);
         seen.looks = 1;
         seen.value = self.place.value(dma)?;
@@ -227,6 +249,7 @@ impl Seen {
     fn counted(self, counters: &mut Counters) -> u32 {
         counters.shadowed_writes += u64::from(self.rung);
         counters.needed_writes += u64::from(self.needed);
+        counters.missed_writes += u64::from(self.missed);
         counters.shadow_looks += self.looks;
         self.value
     }
@@ -265,7 +288,7 @@ impl Controller {
         let place = self.shadows.and_then(|it| it.place(sq_tail_doorbell(qid, DSTRD), page));
         let Some(place) = place else { return };
         self.doorbells.tail(qid).store(NOT_RUNG, Ordering::Relaxed);
-        sq.shadow = Some(TailShadow { place, looks: 0 });
+        sq.shadow = Some(TailShadow { place, looks: 0, missed: None });
         if place.begin(&self.dma, sq.rung()).and_then(|()| place.ask_at(&self.dma, sq.rung())).is_err() {
             self.fail();
         }
@@ -278,7 +301,7 @@ impl Controller {
         let place = self.shadows.and_then(|it| it.place(cq_head_doorbell(qid, DSTRD), page));
         let Some(place) = place else { return };
         self.doorbells.head(qid).store(NOT_RUNG, Ordering::Relaxed);
-        cq.shadow = Some(HeadShadow { place, waits: false });
+        cq.shadow = Some(HeadShadow { place, waits: false, missed: None });
         let asked = |()| place.ask_nothing(&self.dma, cq.rung(), cq.size());
         if place.begin(&self.dma, cq.rung()).and_then(asked).is_err() {
             self.fail();

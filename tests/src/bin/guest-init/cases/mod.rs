@@ -80,6 +80,7 @@ const CASES: &[(&str, Case)] = &[
     ("atomic-writes", legs::atomic_writes),
     ("killed-again-and-again", recovery::killed_again_and_again),
     ("reset-under-load", recovery::reset_under_load),
+    ("shadow-doorbells", recovery::shadow_doorbells),
     ("answers-late", recovery::answers_late),
     ("contended", recovery::contended),
     ("dead-bar", legs::dead_bar),

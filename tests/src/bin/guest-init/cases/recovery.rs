@@ -133,6 +133,7 @@ pub fn reset_under_load(_: &'static Machine) -> Verdict {
     let (resets, resent) = (number(&output, "resets")?, number(&output, "resent")?);
     ensure!(resets == RESETS && resent > 0, "what was in flight was not sent again: {output}");
     ensure!(number(&output, "timeouts")? == 0, "timed out before it was reset: {output}");
+    shadows_are_armed(&output)?;
     nothing_odd(&output)?;
     writing.kernel_agrees()
 }
@@ -194,6 +195,33 @@ fn stall(controller: &Controller, nsid: u32) -> Verdict {
 fn number(output: &Output, name: &str) -> Result<u64, String> {
     let value = &output.json()?[name];
     value.as_u64().ok_or_else(|| format!("{name} is {value}: {output}"))
+}
+
+/// QEMU's controllers have shadow doorbells: here they are, after whatever has happened.
+fn shadows_are_armed(output: &Output) -> Verdict {
+    let armed = &output.json()?["shadow_doorbells"];
+    ensure!(*armed == true, "no shadow doorbells: {output}");
+    Ok(())
+}
+
+/// QEMU's controller looks for tails and heads in memory: what is written and read that way is right. What comes of a
+/// reset, [`reset_under_load`] shows.
+pub fn shadow_doorbells(_: &'static Machine) -> Verdict {
+    pci::rebind(&LEG, "vfio-pci")?;
+    let identity = program(&format!("kiovec identify {} --json", LEG.bdf())).succeeds()?;
+    let armed = &identity.json()?["controller"]["decoded"]["shadow_doorbells"];
+    ensure!(*armed == true, "no shadow doorbells: {identity}");
+    for depth in [1, 2, 64] {
+        let workload =
+            "-w randrw --verify --yes-destroy-data -o 4096 -a 0 --nsid 2 -t 600 --number-ios 2000 --json";
+        let output = program(&format!("kiovec perf {workload} -q {depth} {}", LEG.bdf())).succeeds()?;
+        sound_report(&output)?;
+    }
+    let writing = Writing::on(&OTHER_LEG, 2)?;
+    let output = writing.writer("prp", "--writes 600").succeeds()?;
+    shadows_are_armed(&output)?;
+    nothing_odd(&output)?;
+    writing.kernel_agrees()
 }
 
 /// No completion was delivered that answers nothing.
