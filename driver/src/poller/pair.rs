@@ -22,8 +22,10 @@ const IDLE_POLLS: u32 = 1 << 16;
 /// Bounce buffers of a queue pair, at most.
 const BOUNCE_BUFFERS: usize = 4;
 
-/// A queue and the controller it belongs to.
+/// A queue and the controller it belongs to. The queue comes first, so that one address is that of both: it takes a
+/// register less from each turn.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Pair {
     pub(super) queue: Queue,
     pub(super) qid: u16,
