@@ -100,8 +100,27 @@ impl Doorbell {
                 // SAFETY: the cell lies in the mapping that `_owner` keeps alive (DoorbellPage::new).
                 unsafe { cell.as_ref() }.store(value, Ordering::Release);
             }
-            Cell::Posted { writes: posted, offset } => post(&**posted, *offset, value, writes),
-            Cell::Shadowed(both) => both.ring(value, writes),
+            _ => self.ring_otherwise(value, writes),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn ring_otherwise(&self, value: u32, writes: &mut u64) {
+        match &self.0 {
+            Cell::Mapped { .. } => self.ring_counted(value, writes),
+            Cell::Posted { writes: posted, offset } => {
+                *writes += 1;
+                // Another process reads the ring after it has read the message.
+                fence(Ordering::SeqCst);
+                posted.post(*offset, value);
+            }
+            Cell::Shadowed(both) => {
+                device_write_barrier();
+                if both.shadow.tell(value) {
+                    both.register.ring_counted(value, writes);
+                }
+            }
         }
     }
 
@@ -114,28 +133,6 @@ impl Doorbell {
     pub(crate) fn restart(&self) {
         if let Cell::Shadowed(both) = &self.0 {
             both.shadow.restart();
-        }
-    }
-}
-
-// Neither is given the doorbell, but what is in it: where doorbells are memory, a turn then keeps no pointer for them.
-
-#[cold]
-#[inline(never)]
-fn post(posted: &dyn PostedWrites, offset: u64, value: u32, writes: &mut u64) {
-    *writes += 1;
-    // Another process reads the ring after it has read the message.
-    fence(Ordering::SeqCst);
-    posted.post(offset, value);
-}
-
-impl Shadowed {
-    #[cold]
-    #[inline(never)]
-    fn ring(&self, value: u32, writes: &mut u64) {
-        device_write_barrier();
-        if self.shadow.tell(value) {
-            self.register.ring_counted(value, writes);
         }
     }
 }
