@@ -1,0 +1,252 @@
+//! Memory of every shape takes the place of memory of any other shape, and each request reads into its own.
+#![allow(clippy::unwrap_used)]
+
+use kiovec::layer::{Disk, Partition};
+use kiovec::memory::{DmaSpace, MemoryChain};
+use kiovec::{Controller, DataForm, Done, Event, IoContainer, Poller, QueueOptions, Refusal, Target};
+use kiovec_emulator::{Config, Emulator};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+type Layers = Partition<Disk>;
+
+const BLOCK: usize = 512;
+const PAGE: usize = 4096;
+const HUGE: usize = 2 << 20;
+const BLOCKS: u64 = (6 << 20) / BLOCK as u64;
+
+/// What becomes of a request that is finished.
+#[derive(Debug, Clone)]
+struct Then {
+    /// Which chain takes the place of its memory, if any does.
+    memory: Option<Index>,
+    lba: u64,
+    how: How,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum How {
+    Again,
+    Into,
+    Anew,
+}
+
+#[derive(Debug, Clone)]
+struct Shape {
+    foreign: bool,
+    /// Where in its page, and how far from the end of a 2 MiB block, in blocks, its first segment begins.
+    skip: usize,
+    back: usize,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    One(usize),
+    /// The end of a page, whole pages, and the beginning of one.
+    Pages(usize, usize, usize),
+    /// Segments of so many dwords, the last of which is made longer to end a block.
+    Crumbs(Vec<usize>),
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let length = prop_oneof![Just(8usize), Just(16), Just(72), 1..40usize, 1..2500usize];
+    let kind = prop_oneof![
+        5 => length.prop_map(Kind::One),
+        3 => (0..8usize, 0..20usize, 0..8usize).prop_map(|(a, b, c)| Kind::Pages(a, b, c)),
+        1 => prop::collection::vec(1..1500usize, 1..4).prop_map(Kind::Crumbs),
+    ];
+    let skip = prop_oneof![2 => Just(0usize), 1 => 0..16usize];
+    let back = prop_oneof![1 => Just(0usize), 1 => 1..100usize];
+    (prop::bool::weighted(0.05), skip, back, kind)
+        .prop_map(|(foreign, skip, back, kind)| Shape { foreign, skip, back, kind })
+}
+
+/// Contiguous memory of `len` bytes that begins `skip` blocks behind the beginning of a 2 MiB block, or `back` before
+/// the next one.
+fn contiguous(space: &DmaSpace, skip: usize, back: usize, len: usize) -> MemoryChain {
+    let all = space.allocate(2 * HUGE + 2 * PAGE + len).unwrap();
+    let iova = all.segments()[0].iova() as usize;
+    let start = match back {
+        0 => iova.next_multiple_of(PAGE),
+        back => (iova + PAGE).next_multiple_of(HUGE).max(iova + back * BLOCK) - back * BLOCK,
+    };
+    let from = start + skip * BLOCK - iova;
+    all.slice(from..from + len)
+}
+
+fn chain(spaces: &[DmaSpace; 2], shape: &Shape) -> MemoryChain {
+    let space = &spaces[usize::from(shape.foreign)];
+    let mut chain = MemoryChain::new();
+    match &shape.kind {
+        Kind::One(blocks) => return contiguous(space, shape.skip, shape.back, blocks * BLOCK),
+        Kind::Pages(before, pages, after) => {
+            let mut push = |from: usize, len: usize| {
+                if len > 0 {
+                    chain.append(space.allocate(2 * PAGE).unwrap().slice(from..from + len));
+                }
+            };
+            push(PAGE - before * BLOCK, before * BLOCK);
+            (0..*pages).for_each(|_| push(0, PAGE));
+            push(0, after * BLOCK);
+        }
+        Kind::Crumbs(dwords) => {
+            let mut sum = 0;
+            for (i, dwords) in dwords.iter().enumerate() {
+                let mut len = dwords * 4;
+                sum += len;
+                if i == dwords.to_owned().max(1) - 1 {
+                    len += sum.next_multiple_of(BLOCK) - sum;
+                }
+                chain.append(contiguous(space, shape.skip, 0, len));
+            }
+            let rest = chain.len().next_multiple_of(BLOCK) - chain.len();
+            if rest > 0 {
+                chain.append(space.allocate(PAGE).unwrap().slice(0..rest));
+            }
+        }
+    }
+    if chain.is_empty() { space.allocate(BLOCK).unwrap() } else { chain }
+}
+
+fn word(at: usize) -> u32 {
+    (at as u32 / 4).wrapping_mul(2_654_435_761)
+}
+
+fn pattern(lba: u64, len: usize) -> Vec<u8> {
+    let from = lba as usize * BLOCK;
+    (from..from + len).step_by(4).flat_map(|at| word(at).to_le_bytes()).collect()
+}
+
+struct World {
+    emulator: Emulator,
+    spaces: [DmaSpace; 2],
+    poller: Poller<Layers>,
+    targets: [Target; 2],
+}
+
+fn world(depth: usize, sgl: bool, gather: bool) -> World {
+    let config = "size=6M,block=512,media=ram,mdts=8,sgl=on";
+    let emulator = Emulator::stepped(Config::parse(config).unwrap()).unwrap();
+    let spaces = [DmaSpace::new().unwrap(), DmaSpace::new().unwrap()];
+    let controller = Controller::open(emulator.function(), &spaces[0]).unwrap();
+    let mut poller = Poller::with_layers(32);
+    let data = if sgl { DataForm::Sgl } else { DataForm::Prp };
+    let options = QueueOptions::default().depth(depth).data(data).gather(gather);
+    let queue = poller.add_queue(&controller, options).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    let below = Disk::new(&poller, disk).unwrap();
+    let part = poller.add_layer(Partition::new(below, 0..BLOCKS).unwrap()).unwrap();
+    let mut all = spaces[0].allocate(6 << 20).unwrap();
+    all.copy_from_slice(0, &pattern(0, 6 << 20));
+    poller.submit(disk, IoContainer::write(0, all)).unwrap();
+    while poller.outstanding() > 0 {
+        poller.poll(|done| done.result().unwrap());
+        emulator.step();
+    }
+    World { emulator, spaces, poller, targets: [disk, part] }
+}
+
+struct Closure<'a> {
+    pool: &'a mut Vec<MemoryChain>,
+    foreign: u64,
+    open: Event,
+}
+
+impl Closure<'_> {
+    fn finish(&mut self, mut done: Done<'_, Layers>, then: &Then, again: bool) -> Option<IoContainer> {
+        let io = done.io();
+        done.result().unwrap();
+        assert_eq!(io.memory().to_vec(), pattern(io.lba(), io.memory().len()), "{:?}", io);
+        if !again {
+            let io = done.take();
+            self.pool.push(io.into_memory());
+            return None;
+        }
+        done.in_place().data_mut().for_each(|bytes| bytes.fill(0xee));
+        if let Some(index) = &then.memory
+            && !self.pool.is_empty()
+        {
+            let at = index.index(self.pool.len());
+            done.exchange_memory(&mut self.pool[at]);
+        }
+        let blocks = (done.io().memory().len() / BLOCK) as u64;
+        done.set_lba(then.lba % (BLOCKS - blocks));
+        let foreign = done.io().memory().segments().iter().any(|segment| self.is_foreign(segment.iova(), &done));
+        let _ = foreign;
+        let result = match then.how {
+            How::Again => done.resubmit(),
+            How::Into => done.resubmit_into(self.open),
+            How::Anew => {
+                let target = done.target();
+                let mut io = IoContainer::read(done.io().lba(), MemoryChain::new()).tag(done.io().get_tag());
+                let old = io.replace_memory(done.io_mut().replace_memory(MemoryChain::new()));
+                drop(old);
+                let result = done.submit(target, io);
+                drop(done);
+                result
+            }
+        };
+        match result {
+            Ok(()) => None,
+            Err(rejected) => match rejected.reason {
+                Refusal::ForeignMemory { .. } | Refusal::Full => {
+                    self.foreign += 1;
+                    Some(rejected.io)
+                }
+                reason => panic!("{reason}"),
+            },
+        }
+    }
+
+    fn is_foreign(&self, _: u64, _: &Done<'_, Layers>) -> bool {
+        false
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn each_reads_into_its_own_memory(
+        depth in 1..6usize,
+        sgl in prop::bool::weighted(0.3),
+        gather in prop::bool::weighted(0.4),
+        shapes in prop::collection::vec(shape(), 2..14),
+        requests in prop::collection::vec((shape(), any::<bool>(), 0..BLOCKS), 1..6),
+        thens in prop::collection::vec(
+            (prop::option::weighted(0.8, any::<Index>()), 0..BLOCKS, prop_oneof![4 => Just(How::Again), 1 => Just(How::Into), 1 => Just(How::Anew)])
+                .prop_map(|(memory, lba, how)| Then { memory, lba, how }), 1..60),
+    ) {
+        let mut world = world(depth, sgl, gather);
+        let mut pool: Vec<MemoryChain> = shapes.iter().map(|shape| chain(&world.spaces, shape)).collect();
+        let (open, mut number) = (world.poller.open_all(), 0);
+        for (shape, layered, lba) in &requests {
+            let memory = chain(&world.spaces, &Shape { foreign: false, ..shape.clone() });
+            let blocks = (memory.len() / BLOCK) as u64;
+            let io = IoContainer::read(lba % (BLOCKS - blocks), memory);
+            world.poller.submit(world.targets[usize::from(*layered)], io).unwrap();
+        }
+        for _ in 0..4000 {
+            if world.poller.outstanding() == 0 {
+                break;
+            }
+            let mut closure = Closure { pool: &mut pool, foreign: 0, open };
+            let mut back = Vec::new();
+            world.poller.poll(|done| {
+                let target = done.target();
+                let then = &thens[number % thens.len()];
+                let again = number < thens.len();
+                number += 1;
+                back.extend(closure.finish(done, then, again).map(|io| (target, io)));
+            });
+            for (target, io) in back {
+                let memory = world.spaces[0].allocate(PAGE).unwrap();
+                pool.push(io.into_memory());
+                world.poller.submit(target, IoContainer::read(0, memory)).unwrap();
+            }
+            world.emulator.step();
+        }
+        prop_assert_eq!(world.poller.outstanding(), 0);
+        prop_assert!(number >= thens.len());
+    }
+}
