@@ -123,7 +123,18 @@ fn gathering(gather: bool) -> World {
     let beside = poller.add_namespace(other, &controller.namespace(1).unwrap()).unwrap();
     let below = Disk::new(&poller, disk).unwrap();
     let part = poller.add_layer(Partition::new(below, 0..BLOCKS).unwrap()).unwrap();
-    World { emulator, space, poller, queue, disk, beside, part, all: Vec::new(), counts: HashMap::new(), tags: 0 }
+    World {
+        emulator,
+        space,
+        poller,
+        queue,
+        disk,
+        beside,
+        part,
+        all: Vec::new(),
+        counts: HashMap::new(),
+        tags: 0,
+    }
 }
 
 /// Counts a finished request, and does with it what is wanted.
