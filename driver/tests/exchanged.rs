@@ -52,14 +52,16 @@ enum Kind {
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
-    let length = prop_oneof![Just(8usize), Just(16), Just(72), 1..40usize, 1..2500usize];
+    // Many are equally long.
+    let length =
+        prop_oneof![1 => Just(8usize), 1 => Just(16), 6 => Just(72), 1 => 1..40usize, 1 => 1..2500usize];
     let kind = prop_oneof![
         5 => length.prop_map(Kind::One),
         3 => (0..8usize, 0..20usize, 0..8usize).prop_map(|(a, b, c)| Kind::Pages(a, b, c)),
         1 => prop::collection::vec(1..1500usize, 1..4).prop_map(Kind::Crumbs),
     ];
-    let skip = prop_oneof![2 => Just(0usize), 1 => 0..16usize];
-    let back = prop_oneof![1 => Just(0usize), 1 => 1..100usize];
+    let skip = prop_oneof![4 => Just(0usize), 1 => 0..16usize];
+    let back = prop_oneof![Just(0usize), (1..12usize).prop_map(|pages| 8 * pages), 1..100usize];
     (prop::bool::weighted(0.05), skip, back, kind).prop_map(|(foreign, skip, back, kind)| Shape {
         foreign,
         skip,
@@ -201,9 +203,9 @@ proptest! {
         sgl in prop::bool::weighted(0.3),
         gather in prop::bool::weighted(0.4),
         shapes in prop::collection::vec(shape(), 2..14),
-        requests in prop::collection::vec((shape(), any::<bool>(), 0..BLOCKS), 1..6),
+        requests in prop::collection::vec((shape(), prop::bool::weighted(0.3), 0..BLOCKS), 1..10),
         thens in prop::collection::vec(
-            (prop::option::weighted(0.8, any::<Index>()), 0..BLOCKS, prop_oneof![4 => Just(How::Again), 1 => Just(How::Into), 1 => Just(How::Anew)])
+            (prop::option::weighted(0.6, any::<Index>()), 0..BLOCKS, prop_oneof![4 => Just(How::Again), 1 => Just(How::Into), 1 => Just(How::Anew)])
                 .prop_map(|(memory, lba, how)| Then { memory, lba, how }), 1..60),
     ) {
         let mut world = world(depth, sgl, gather);
