@@ -56,7 +56,7 @@ fn shape() -> impl Strategy<Value = Shape> {
     let length =
         prop_oneof![1 => Just(8usize), 1 => Just(16), 6 => Just(72), 1 => 1..40usize, 1 => 1..2500usize];
     let kind = prop_oneof![
-        5 => length.prop_map(Kind::One),
+        10 => length.prop_map(Kind::One),
         3 => (0..8usize, 0..20usize, 0..8usize).prop_map(|(a, b, c)| Kind::Pages(a, b, c)),
         1 => prop::collection::vec(1..1500usize, 1..4).prop_map(Kind::Crumbs),
     ];
@@ -199,14 +199,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn each_reads_into_its_own_memory(
-        depth in 1..6usize,
-        sgl in prop::bool::weighted(0.3),
-        gather in prop::bool::weighted(0.4),
+        depth in 1..16usize,
+        sgl in prop::bool::weighted(0.2),
+        gather in prop::bool::weighted(0.3),
         shapes in prop::collection::vec(shape(), 2..14),
-        requests in prop::collection::vec((shape(), prop::bool::weighted(0.3), 0..BLOCKS), 1..10),
+        requests in prop::collection::vec((shape(), prop::bool::weighted(0.3), 0..BLOCKS), 1..8),
         thens in prop::collection::vec(
-            (prop::option::weighted(0.6, any::<Index>()), 0..BLOCKS, prop_oneof![4 => Just(How::Again), 1 => Just(How::Into), 1 => Just(How::Anew)])
-                .prop_map(|(memory, lba, how)| Then { memory, lba, how }), 1..60),
+            (prop::option::weighted(0.6, any::<Index>()), 0..BLOCKS, prop_oneof![8 => Just(How::Again), 1 => Just(How::Into), 1 => Just(How::Anew)])
+                .prop_map(|(memory, lba, how)| Then { memory, lba, how }), 1..100),
     ) {
         let mut world = world(depth, sgl, gather);
         let mut pool: Vec<MemoryChain> = shapes.iter().map(|shape| chain(&world.spaces, shape)).collect();
