@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use kiovec::layer::{Disk, Partition};
-use kiovec::memory::DmaSpace;
+use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::{Controller, Done, Event, IoContainer, Poller, QueueOptions, Reason, Refusal, State, Target};
 use kiovec_emulator::{Config, Emulator};
 use proptest::prelude::*;
@@ -31,6 +31,8 @@ enum Step {
     Release(Index),
     /// Lets the controller work, and does this with what completes.
     Work(Vec<Then>),
+    /// The same, but the closure panics with the last of them.
+    Panic(Vec<Then>),
     Plug,
     Unplug,
 }
@@ -42,6 +44,10 @@ enum Then {
     Drop,
     Resubmit(u64),
     Into(Index, u64),
+    /// Its memory is read into once more, through the other queue pair; and the request is dropped.
+    Elsewhere(u64),
+    /// Into one of the events, with memory of so many blocks.
+    Exchange(Index, usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -52,6 +58,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Then::Drop),
         2 => lba.clone().prop_map(Then::Resubmit),
         4 => (index(), lba.clone()).prop_map(|(into, lba)| Then::Into(into, lba)),
+        1 => lba.clone().prop_map(Then::Elsewhere),
+        1 => (index(), 1..5usize).prop_map(|(into, blocks)| Then::Exchange(into, blocks)),
     ];
     let submit = (prop::option::weighted(0.8, index()), lba, 1..5usize, prop::bool::weighted(0.2));
     let step = prop_oneof![
@@ -60,7 +68,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => index().prop_map(Step::Close),
         1 => index().prop_map(Step::Cancel),
         1 => index().prop_map(Step::Release),
-        6 => prop::collection::vec(then, 1..6).prop_map(Step::Work),
+        6 => prop::collection::vec(then.clone(), 1..6).prop_map(Step::Work),
+        1 => prop::collection::vec(then, 1..6).prop_map(Step::Panic),
         1 => Just(Step::Plug),
         1 => Just(Step::Unplug),
     ];
@@ -87,6 +96,8 @@ struct World {
     poller: Poller<Layers>,
     queue: kiovec::QueueId,
     disk: Target,
+    /// The same namespace through another queue pair.
+    beside: Target,
     part: Target,
     all: Vec<Counted>,
     /// By its tag, the event that counts a request.
@@ -95,20 +106,45 @@ struct World {
 }
 
 fn world() -> World {
+    gathering(false)
+}
+
+/// The same, and the queue pairs may have requests wait for the end of the turn.
+fn gathering(gather: bool) -> World {
     let config = format!("size=64K,block=4096,media=ram,mdts=1,read_error={BAD}");
     let emulator = Emulator::stepped(Config::parse(&config).unwrap()).unwrap();
     let space = DmaSpace::new().unwrap();
     let controller = Controller::open(emulator.function(), &space).unwrap();
     let mut poller = Poller::with_layers(32);
-    let queue = poller.add_queue(&controller, QueueOptions::default().depth(4)).unwrap();
+    let options = QueueOptions::default().depth(4).gather(gather);
+    let queue = poller.add_queue(&controller, options).unwrap();
     let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    let other = poller.add_queue(&controller, options).unwrap();
+    let beside = poller.add_namespace(other, &controller.namespace(1).unwrap()).unwrap();
     let below = Disk::new(&poller, disk).unwrap();
     let part = poller.add_layer(Partition::new(below, 0..BLOCKS).unwrap()).unwrap();
-    World { emulator, space, poller, queue, disk, part, all: Vec::new(), counts: HashMap::new(), tags: 0 }
+    World {
+        emulator,
+        space,
+        poller,
+        queue,
+        disk,
+        beside,
+        part,
+        all: Vec::new(),
+        counts: HashMap::new(),
+        tags: 0,
+    }
 }
 
 /// Counts a finished request, and does with it what is wanted.
-fn finish(mut done: Done<'_, Layers>, then: &Then, all: &mut [Counted], counts: &mut HashMap<u64, usize>) {
+fn finish(
+    mut done: Done<'_, Layers>,
+    then: &Then,
+    all: &mut [Counted],
+    counts: &mut HashMap<u64, usize>,
+    (space, beside): (&DmaSpace, Target),
+) {
     let tag = done.io().get_tag();
     if let Some(counted) = counts.remove(&tag).map(|at| &mut all[at]) {
         counted.completed += 1;
@@ -124,8 +160,19 @@ fn finish(mut done: Done<'_, Layers>, then: &Then, all: &mut [Counted], counts: 
             done.set_lba(*lba);
             done.resubmit().unwrap();
         }
-        Then::Into(index, lba) => {
-            done.set_lba(*lba);
+        Then::Elsewhere(lba) => {
+            let memory = done.io_mut().replace_memory(MemoryChain::new());
+            let _ = done.submit(beside, IoContainer::read(*lba, memory).tag(tag));
+        }
+        Then::Into(index, _) | Then::Exchange(index, _) => {
+            match then {
+                Then::Into(_, lba) => done.set_lba(*lba),
+                Then::Exchange(_, blocks) => {
+                    done.exchange_memory(&mut space.allocate(blocks * 4096).unwrap());
+                    done.set_lba(0);
+                }
+                _ => {}
+            }
             if all.is_empty() {
                 return;
             }
@@ -151,13 +198,22 @@ impl World {
     }
 
     fn work(&mut self, then: &[Then]) {
-        let World { poller, all, counts, .. } = self;
+        self.poll(then, usize::MAX);
+        self.emulator.step();
+    }
+
+    /// Does this with what completes; panics with the last of so many.
+    fn poll(&mut self, then: &[Then], most: usize) {
+        let World { poller, all, counts, space, beside, .. } = self;
         let mut number = 0;
         poller.poll(|done| {
-            finish(done, &then[number % then.len()], all, counts);
+            finish(done, &then[number % then.len()], all, counts, (space, *beside));
             number += 1;
+            if number == most {
+                // Without a word.
+                std::panic::resume_unwind(Box::new(()));
+            }
         });
-        self.emulator.step();
     }
 
     fn take(&mut self, step: Step) {
@@ -204,6 +260,13 @@ impl World {
                 (self.all[at].open, self.all[at].released) = (false, true);
             }
             Step::Work(then) => self.work(&then),
+            Step::Panic(then) => {
+                let poll = std::panic::AssertUnwindSafe(|| self.poll(&then, then.len()));
+                if std::panic::catch_unwind(poll).is_err() {
+                    // Events are told at the end of the turn.
+                    self.work(&then);
+                }
+            }
             Step::Plug => self.poller.plug(self.queue),
             Step::Unplug => self.poller.unplug(self.queue),
         }
@@ -239,8 +302,8 @@ impl World {
 
 proptest! {
     #[test]
-    fn an_open_all_counts_each_request_once(steps in steps()) {
-        let mut world = world();
+    fn an_open_all_counts_each_request_once(gather in any::<bool>(), steps in steps()) {
+        let mut world = gathering(gather);
         for step in steps {
             world.take(step);
             world.check();
@@ -323,6 +386,72 @@ fn a_panic_loses_no_count() {
     let Some(State::Settled(verdict, totals)) = world.poller.state(second) else { panic!("not settled") };
     assert!(verdict.success && totals.bytes > 0 && totals.bytes % 4096 == 0);
     assert_eq!(world.poller.outstanding(), 0);
+}
+
+/// What is counted of a request is what it moved, not what the closure makes of it.
+#[test]
+fn bytes_are_those_that_were_moved() {
+    let World { emulator, space, mut poller, disk, .. } = world();
+    let (first, second) = (poller.open_all(), poller.open_all());
+    for lba in 8..12 {
+        let io = IoContainer::read(lba, space.allocate(4096).unwrap()).tag(lba);
+        poller.submit_into(first, disk, io).unwrap();
+    }
+    poller.close(first);
+    poller.poll(|_| ());
+    while emulator.step() > 0 {}
+    poller.poll(|mut done| match done.io().get_tag() {
+        8 => drop(done.io_mut().replace_memory(MemoryChain::new())),
+        9 => {
+            done.exchange_memory(&mut space.allocate(8192).unwrap());
+            done.resubmit_into(second).unwrap();
+        }
+        10 => {
+            done.io_mut().replace_memory(space.allocate(8192).unwrap());
+            done.resubmit_into(second).unwrap();
+        }
+        _ => {
+            done.exchange_memory(&mut space.allocate(8192).unwrap());
+            done.resubmit().unwrap();
+        }
+    });
+    let Some(State::Settled(verdict, totals)) = poller.state(first) else { panic!("not settled") };
+    assert!(verdict.success);
+    assert_eq!((totals.bytes, totals.failed), (4 * 4096, 0));
+    poller.close(second);
+    while poller.outstanding() > 0 {
+        while emulator.step() > 0 {}
+        poller.poll(|done| done.result().unwrap());
+    }
+    let Some(State::Settled(_, totals)) = poller.state(second) else { panic!("not settled") };
+    assert_eq!(totals.bytes, 2 * 8192);
+}
+
+/// What was delivered before a closure panicked has completed: it can no longer be cancelled.
+#[test]
+fn what_completed_before_a_panic_is_not_cancelled_after_it() {
+    let World { emulator, space, mut poller, disk, .. } = world();
+    let (first, second) = (poller.open_all(), poller.open_all());
+    for lba in 8..12 {
+        poller.submit_into(first, disk, IoContainer::read(lba, space.allocate(4096).unwrap())).unwrap();
+    }
+    poller.close(first);
+    poller.poll(|_| ());
+    while emulator.step() > 0 {}
+    let mut seen = 0;
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        poller.poll(|done| {
+            done.resubmit_into(second).unwrap();
+            seen += 1;
+            assert!(seen < 4, "as it is meant to be");
+        });
+    }));
+    assert!(result.is_err() && seen == 4);
+    poller.cancel(first);
+    let Some(State::Settled(verdict, totals)) = poller.state(first) else { panic!("not settled") };
+    assert!(verdict.success, "{verdict:?}");
+    assert_eq!((totals.bytes, totals.failed), (4 * 4096, 0));
+    assert_eq!(poller.state(second), Some(State::Pending));
 }
 
 /// With a deadline of any event, every poll looks at everything; and events are told of what was counted all the same.

@@ -990,3 +990,20 @@ fn what_waits_for_its_time_can_be_cancelled() {
     assert_eq!(rig.settle_but(TIMEOUT, 1)[0].1, Ok(()), "its slot is free");
     assert_eq!(rig.poller.claim(event).unwrap().1.unwrap_err().cause, Cause::Cancelled);
 }
+
+/// Two who use one namespace through one queue, neighbours on the medium, of whom one wants nothing carried out twice.
+#[test]
+fn neighbours_of_two_minds_about_replay_share_no_command() {
+    let mut rig =
+        rig_with("mdts=5,awupf=7", QueueOptions::default().depth(8).command_timeout(TIMEOUT).gather(true));
+    let namespace = rig.controller.namespace(1).unwrap();
+    let other = rig.poller.add_namespace(rig.queue, &namespace).unwrap();
+    rig.poller.set_replay(other, Replay::Report).unwrap();
+    rig.faults(&[(Commands::io(), Effect::Drop, 2)]);
+    rig.write(4, 1, 1);
+    let memory = rig.memory(1, 2);
+    rig.poller.submit(other, IoContainer::write(5, memory).tag(5)).unwrap();
+    let outcomes = rig.settle(TIMEOUT * 4);
+    assert_eq!(outcomes[0].1, Ok(()));
+    assert_eq!(outcomes[1].1, Err(Failure { lba: 5, cause: Cause::OutcomeUnknown }));
+}

@@ -71,6 +71,10 @@ impl<'a, L: Layer> Done<'a, L> {
     #[inline(always)]
     pub fn io_mut(&mut self) -> &mut IoContainer {
         let id = self.node;
+        // What is counted is what it was.
+        if self.core.tree[id].counted {
+            self.core.tally_whole(self.queue, id, self.slot);
+        }
         let node = &mut self.core.tree[id];
         node.wire.forget();
         &mut node.io
@@ -95,7 +99,12 @@ impl<'a, L: Layer> Done<'a, L> {
     #[inline(always)]
     pub fn exchange_memory(&mut self, memory: &mut MemoryChain) {
         let node = &mut self.core.tree[self.node];
-        if !node.io.memory_mut().exchange(memory) || !self.queue.point(node, self.slot, memory) {
+        if !node.io.memory_mut().exchange(memory) {
+            node.wire.forget();
+            if node.counted {
+                self.core.tally_bytes(self.queue, self.node, self.slot, memory.len());
+            }
+        } else if !self.queue.point(node, self.slot, memory) {
             node.wire.forget();
         }
     }

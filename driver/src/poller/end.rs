@@ -43,6 +43,8 @@ impl<L: Layer> Poller<L> {
     }
 
     fn end(&mut self, event: Event, reason: Reason) {
+        // A closure that panicked may have left it with requests that are not counted yet.
+        self.core.events.flush();
         if matches!(self.core.events.state(event), None | Some(State::Settled(..))) {
             return;
         }

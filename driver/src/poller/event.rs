@@ -180,13 +180,13 @@ impl<L: Layer> Poller<L> {
 }
 
 impl Core {
-    /// Counts a request that has completed in the event that waits for it.
+    /// Counts a request that has completed, and moved so many bytes, in the event that waits for it.
     #[cold]
-    pub(super) fn tally(&mut self, id: NodeId) {
+    pub(super) fn tally(&mut self, id: NodeId, bytes: u64) {
         let node = &mut self.tree[id];
         node.counted = false;
         let Some(all) = node.event.take() else { return };
-        let (failure, bytes) = (node.failure(), node.io.memory().len() as u64);
+        let failure = node.failure();
         self.events.tally(all, if failure.is_none() { bytes } else { 0 }, failure);
     }
 
@@ -195,8 +195,15 @@ impl Core {
     #[cold]
     #[inline(never)]
     pub(super) fn tally_whole(&mut self, queue: &mut Queue, id: NodeId, slot: u32) {
+        self.tally_bytes(queue, id, slot, self.tree[id].io.memory().len());
+    }
+
+    /// The same, where other memory than that which it moved, of so many bytes, is in its place already.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn tally_bytes(&mut self, queue: &mut Queue, id: NodeId, slot: u32, bytes: usize) {
         if self.tree[id].counted {
-            self.tally(id);
+            self.tally(id, bytes as u64);
             if slot != NO_SLOT {
                 queue.end_counting();
             }
@@ -224,7 +231,7 @@ impl Core {
         self.tree[id].bury();
         let Some(event) = self.tree[id].event else { return false };
         if self.tree[id].counted {
-            self.tally(id);
+            self.tally(id, bytes);
             return false;
         }
         if self.events.request(event).is_none() {

@@ -60,8 +60,8 @@ impl Queue {
             return false;
         }
         let Wire { head, tail, dptr: [page, _], .. } = node.wire;
-        let (lba, blocks) = (node.io.lba(), node.io.blocks());
-        let limits = &self.reachable(node.namespace).limits;
+        let (lba, blocks, namespace) = (node.io.lba(), node.io.blocks(), node.namespace);
+        let limits = &self.reachable(namespace).limits;
         let most = limits.transfer_from(lba, u64::from(MOST) * blocks) / blocks.max(1);
         let most = most.min(limits.writes_as_one(node.io.operation(), blocks)) as usize;
         if matches!(self.pointer, DataPointer::Sgl { .. })
@@ -83,7 +83,8 @@ impl Queue {
             }
             let node = &mut tree[id];
             let same = (node.wire.head, node.wire.tail, node.io.lba()) == (head, tail, next_lba);
-            if !same || !is_plain_page(node) {
+            // One NSID may be here under several numbers, and what is to be done after a reset differs.
+            if !same || node.namespace != namespace || !is_plain_page(node) {
                 break;
             }
             second = node.wire.dptr[0];
