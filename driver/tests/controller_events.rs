@@ -576,8 +576,8 @@ fn a_log_page_that_takes_too_long() {
     assert_eq!(bench.poller.stats(bench.queue).resets, 0);
 }
 
-#[test]
-fn a_log_page_that_never_comes() {
+/// A controller that has reported an error and keeps its log back, and how often it was reset before.
+fn without_its_log() -> (Bench, u64) {
     let mut bench = bench("");
     let resets = bench.emulator.counters().resets;
     bench.emulator.hold(Commands::admin().opcode(admin_opcode::GET_LOG_PAGE));
@@ -586,6 +586,12 @@ fn a_log_page_that_never_comes() {
     assert!(bench.events().is_empty());
     bench.emulator.advance(Duration::from_secs(61));
     assert!(matches!(only(bench.events()), ControllerEvent::Error { info: 3, entry: None }));
+    (bench, resets)
+}
+
+#[test]
+fn a_log_page_that_never_comes() {
+    let (mut bench, resets) = without_its_log();
     // Others are still heard, without their log.
     bench.emulator.set_health(warnings(WARNING_SPARE));
     assert!(matches!(only(bench.events()), ControllerEvent::Health { info: 2, log: None }));
@@ -602,14 +608,7 @@ fn a_log_page_that_never_comes() {
 /// Nor is it aborted: the controller is reset, and reports as before.
 #[test]
 fn a_log_page_that_nothing_ends_costs_a_reset() {
-    let mut bench = bench("");
-    let resets = bench.emulator.counters().resets;
-    bench.emulator.hold(Commands::admin().opcode(admin_opcode::GET_LOG_PAGE));
-    bench.emulator.hold(Commands::admin().opcode(admin_opcode::ABORT));
-    bench.emulator.raise(error(3));
-    assert!(bench.events().is_empty());
-    bench.emulator.advance(Duration::from_secs(61));
-    assert!(matches!(only(bench.events()), ControllerEvent::Error { info: 3, entry: None }));
+    let (mut bench, resets) = without_its_log();
     bench.emulator.advance(Duration::from_secs(61));
     bench.settle();
     bench.emulator.release_all();

@@ -193,6 +193,17 @@ fn finish(
 }
 
 impl World {
+    /// Four reads, and an event that counts them and no more.
+    fn four_reads(&mut self) -> Event {
+        let event = self.poller.open_all();
+        for lba in 0..4 {
+            let io = IoContainer::read(lba, self.space.allocate(4096).unwrap());
+            self.poller.submit_into(event, self.disk, io).unwrap();
+        }
+        self.poller.close(event);
+        event
+    }
+
     fn pick(&self, index: &Index) -> Option<usize> {
         (!self.all.is_empty()).then(|| index.index(self.all.len()))
     }
@@ -326,12 +337,7 @@ proptest! {
 #[test]
 fn a_round_and_the_next_are_counted_apart() {
     let mut world = world();
-    let first = world.poller.open_all();
-    for lba in 0..4 {
-        let io = IoContainer::read(lba, world.space.allocate(4096).unwrap());
-        world.poller.submit_into(first, world.disk, io).unwrap();
-    }
-    world.poller.close(first);
+    let first = world.four_reads();
     let any = world.poller.any(&[first]).unwrap();
     world.poller.notify(first, 1);
     for _ in 0..10 {
@@ -358,12 +364,7 @@ fn a_round_and_the_next_are_counted_apart() {
 #[test]
 fn a_panic_loses_no_count() {
     let mut world = world();
-    let first = world.poller.open_all();
-    for lba in 0..4 {
-        let io = IoContainer::read(lba, world.space.allocate(4096).unwrap());
-        world.poller.submit_into(first, world.disk, io).unwrap();
-    }
-    world.poller.close(first);
+    let first = world.four_reads();
     let second = world.poller.open_all();
     for number in 0..20 {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

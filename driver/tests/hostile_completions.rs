@@ -2,15 +2,18 @@
 //! once, with its own data.
 #![allow(clippy::unwrap_used)]
 
+mod pass_on;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kiovec::memory::{DmaSpace, Domain};
-use kiovec::pci::{Clock, DoorbellPage, Function};
+use kiovec::memory::DmaSpace;
+use kiovec::pci::Function;
 use kiovec::spec::Completion;
 use kiovec::{Controller, Error, IoContainer, Poller, QueueId, QueueOptions, QueueStats, Target};
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
+use pass_on::pass_on;
 
 const BLOCK: usize = 4096;
 const TIMEOUT: Duration = Duration::from_secs(8);
@@ -26,21 +29,11 @@ struct Counted {
 }
 
 impl Function for Counted {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn domain(&self) -> Arc<dyn Domain> {
-        self.inner.domain()
-    }
+    pass_on! { inner: name, domain, config_write, write32, write64, doorbells, reset, clock, pause }
 
     fn config_read(&self, offset: u16, data: &mut [u8]) -> Result<(), Error> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.inner.config_read(offset, data)
-    }
-
-    fn config_write(&self, offset: u16, data: &[u8]) -> Result<(), Error> {
-        self.inner.config_write(offset, data)
     }
 
     fn read32(&self, offset: u64) -> Result<u32, Error> {
@@ -51,30 +44,6 @@ impl Function for Counted {
     fn read64(&self, offset: u64) -> Result<u64, Error> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.inner.read64(offset)
-    }
-
-    fn write32(&self, offset: u64, value: u32) -> Result<(), Error> {
-        self.inner.write32(offset, value)
-    }
-
-    fn write64(&self, offset: u64, value: u64) -> Result<(), Error> {
-        self.inner.write64(offset, value)
-    }
-
-    fn doorbells(&self, len: u64) -> Result<DoorbellPage, Error> {
-        self.inner.doorbells(len)
-    }
-
-    fn reset(&self) -> Result<(), Error> {
-        self.inner.reset()
-    }
-
-    fn clock(&self) -> Clock {
-        self.inner.clock()
-    }
-
-    fn pause(&self) {
-        self.inner.pause();
     }
 }
 

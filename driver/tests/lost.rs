@@ -2,6 +2,8 @@
 //! that were ended while a layer had them.
 #![allow(clippy::unwrap_used, clippy::type_complexity, clippy::cast_possible_truncation)]
 
+mod pass_on;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +13,12 @@ use kiovec::layer::{
     Cache, CacheOptions, Cx, Disk, Geometry, Handle, Layer, Mirror, Retry, RetryOptions, Stack, Stripe,
     Verify, Waiting,
 };
-use kiovec::memory::{DmaSpace, Domain};
-use kiovec::pci::{Clock, DoorbellPage, Function};
+use kiovec::memory::DmaSpace;
+use kiovec::pci::Function;
 use kiovec::spec::Status;
 use kiovec::{Cause, Controller, Error, Event, IoContainer, Poller, QueueId, QueueOptions, State, Target};
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
+use pass_on::pass_on;
 
 const BLOCK: usize = 4096;
 const SETTINGS: &str = "size=16M,block=4096,media=ram,mdts=1,awupf=1";
@@ -37,17 +40,7 @@ impl Stubborn {
 }
 
 impl Function for Stubborn {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn domain(&self) -> Arc<dyn Domain> {
-        self.inner.domain()
-    }
-
-    fn config_read(&self, offset: u16, data: &mut [u8]) -> Result<(), Error> {
-        self.inner.config_read(offset, data)
-    }
+    pass_on! { inner: name, domain, config_read, read64, write64, doorbells, clock, pause }
 
     fn config_write(&self, offset: u16, data: &[u8]) -> Result<(), Error> {
         if self.failed() { self.refuse() } else { self.inner.config_write(offset, data) }
@@ -61,32 +54,12 @@ impl Function for Stubborn {
         }
     }
 
-    fn read64(&self, offset: u64) -> Result<u64, Error> {
-        self.inner.read64(offset)
-    }
-
     fn write32(&self, offset: u64, value: u32) -> Result<(), Error> {
         if self.failed() { Ok(()) } else { self.inner.write32(offset, value) }
     }
 
-    fn write64(&self, offset: u64, value: u64) -> Result<(), Error> {
-        self.inner.write64(offset, value)
-    }
-
-    fn doorbells(&self, len: u64) -> Result<DoorbellPage, Error> {
-        self.inner.doorbells(len)
-    }
-
     fn reset(&self) -> Result<(), Error> {
         if self.failed() { self.refuse() } else { self.inner.reset() }
-    }
-
-    fn clock(&self) -> Clock {
-        self.inner.clock()
-    }
-
-    fn pause(&self) {
-        self.inner.pause();
     }
 }
 

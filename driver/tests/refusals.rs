@@ -1,15 +1,18 @@
 //! What cannot be done is refused, in words that say what to do, and everything is as it was.
 #![allow(clippy::unwrap_used)]
 
+mod pass_on;
+
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiovec::memory::{DmaSpace, Domain, Mapping, MemoryChain, RawCommands};
-use kiovec::pci::{Clock, DoorbellPage, Function};
+use kiovec::pci::Function;
 use kiovec::spec::{Command, Status, io_opcode};
 use kiovec::{Controller, DataForm, Error, IoContainer, Poller, QueueOptions, Refusal, Target};
 use kiovec_emulator::{Config, Emulator};
+use pass_on::pass_on;
 
 struct Bench {
     poller: Poller,
@@ -262,52 +265,10 @@ impl Domain for Watched {
 }
 
 impl Function for Closing {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
+    pass_on! { inner: name, config_read, config_write, read32, read64, write32, write64, doorbells, reset, clock, pause }
 
     fn domain(&self) -> Arc<dyn Domain> {
         Arc::clone(&self.domain)
-    }
-
-    fn config_read(&self, offset: u16, data: &mut [u8]) -> Result<(), Error> {
-        self.inner.config_read(offset, data)
-    }
-
-    fn config_write(&self, offset: u16, data: &[u8]) -> Result<(), Error> {
-        self.inner.config_write(offset, data)
-    }
-
-    fn read32(&self, offset: u64) -> Result<u32, Error> {
-        self.inner.read32(offset)
-    }
-
-    fn read64(&self, offset: u64) -> Result<u64, Error> {
-        self.inner.read64(offset)
-    }
-
-    fn write32(&self, offset: u64, value: u32) -> Result<(), Error> {
-        self.inner.write32(offset, value)
-    }
-
-    fn write64(&self, offset: u64, value: u64) -> Result<(), Error> {
-        self.inner.write64(offset, value)
-    }
-
-    fn doorbells(&self, len: u64) -> Result<DoorbellPage, Error> {
-        self.inner.doorbells(len)
-    }
-
-    fn reset(&self) -> Result<(), Error> {
-        self.inner.reset()
-    }
-
-    fn clock(&self) -> Clock {
-        self.inner.clock()
-    }
-
-    fn pause(&self) {
-        self.inner.pause();
     }
 }
 

@@ -2,13 +2,16 @@
 //! that vanishes with nothing in flight.
 #![allow(clippy::unwrap_used)]
 
+mod pass_on;
+
 use std::sync::{Arc, Mutex};
 
-use kiovec::memory::{DmaSpace, Domain};
-use kiovec::pci::{Clock, DoorbellPage, Function, Notice, PostedWrites};
+use kiovec::memory::DmaSpace;
+use kiovec::pci::{DoorbellPage, Function, Notice, PostedWrites};
 use kiovec::spec::{Status, admin_opcode};
 use kiovec::{Cause, Controller, ControllerEvent, Error, IoContainer, Poller, QueueId, QueueOptions, Target};
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults};
+use pass_on::pass_on;
 
 const BLOCK: usize = 4096;
 /// Polls from one look at the controllers to the next.
@@ -31,37 +34,7 @@ struct Told {
 }
 
 impl Function for Told {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn domain(&self) -> Arc<dyn Domain> {
-        self.inner.domain()
-    }
-
-    fn config_read(&self, offset: u16, data: &mut [u8]) -> Result<(), Error> {
-        self.inner.config_read(offset, data)
-    }
-
-    fn config_write(&self, offset: u16, data: &[u8]) -> Result<(), Error> {
-        self.inner.config_write(offset, data)
-    }
-
-    fn read32(&self, offset: u64) -> Result<u32, Error> {
-        self.inner.read32(offset)
-    }
-
-    fn read64(&self, offset: u64) -> Result<u64, Error> {
-        self.inner.read64(offset)
-    }
-
-    fn write32(&self, offset: u64, value: u32) -> Result<(), Error> {
-        self.inner.write32(offset, value)
-    }
-
-    fn write64(&self, offset: u64, value: u64) -> Result<(), Error> {
-        self.inner.write64(offset, value)
-    }
+    pass_on! { inner: name, domain, config_read, config_write, read32, read64, write32, write64, reset, clock, pause }
 
     fn doorbells(&self, len: u64) -> Result<DoorbellPage, Error> {
         Ok(DoorbellPage::posted(Arc::clone(&self.doorbells) as _, len))
@@ -69,18 +42,6 @@ impl Function for Told {
 
     fn notice(&self) -> Option<Notice> {
         self.notices.lock().unwrap().pop()
-    }
-
-    fn reset(&self) -> Result<(), Error> {
-        self.inner.reset()
-    }
-
-    fn clock(&self) -> Clock {
-        self.inner.clock()
-    }
-
-    fn pause(&self) {
-        self.inner.pause();
     }
 }
 
