@@ -71,6 +71,8 @@ enum Next {
     Changed,
     /// The same, and the memory is so many pages that are not neighbours.
     Scattered(usize),
+    /// Taken out, and another one submitted in its place.
+    Replaced,
     /// Taken out, and submitted like a new one.
     TakenOut,
     /// Requested as one of the events of an `all`, and claimed.
@@ -131,7 +133,8 @@ const TABLE: &[Line] = &[
     count(NEW_MEMORY, 32, 4 * KIB, PRP, Next::NewMemory).most(120.0),
     count("4 KiB, depth 128, new memory", 128, 4 * KIB, PRP, Next::NewMemory).most(120.0),
     count("4 KiB, depth 32, new memory by io_mut", 32, 4 * KIB, PRP, Next::Changed),
-    count("4 KiB, depth 128, taken out", 128, 4 * KIB, PRP, Next::TakenOut).most(150.0),
+    count("4 KiB, depth 128, taken out for another", 128, 4 * KIB, PRP, Next::Replaced).most(150.0),
+    count("4 KiB, depth 128, taken out", 128, 4 * KIB, PRP, Next::TakenOut),
     count("128 KiB, depth 32, in place", 32, 128 * KIB, PRP, Next::InPlace).over(IN_PLACE, 2.0),
     count("512 KiB, depth 32, in place", 32, 512 * KIB, PRP, Next::InPlace).over(IN_PLACE, 2.0),
     count("1 MiB, depth 32, in place", 32, 1024 * KIB, PRP, Next::InPlace).over(IN_PLACE, 2.0),
@@ -194,7 +197,7 @@ const TABLE: &[Line] = &[
 
 /// What is counted, with everything that these call. Named whole: a pattern would match their closures
 /// too, and switch counting off there.
-const COUNTED: [&str; 14] = [
+const COUNTED: [&str; 15] = [
     "counted_poll_gathered",
     "counted_poll_into",
     "counted_poll_in_place",
@@ -203,6 +206,7 @@ const COUNTED: [&str; 14] = [
     "counted_poll_collect",
     "counted_poll_new_memory",
     "counted_poll_changed",
+    "counted_poll_replaced",
     "counted_poll_taken_out",
     "counted_poll_request",
     "counted_poll_claim",
@@ -317,6 +321,7 @@ fn child(spec: &str) -> Result<(), Failure> {
         _ => space.allocate(work.bytes),
     };
     let mut spare: MemoryChain = memory()?;
+    let mut other = IoContainer::read(0, memory()?);
     for tag in 0..work.depth as u64 {
         poller.submit(disk, IoContainer::read(tag, memory()?).tag(tag))?;
     }
@@ -330,6 +335,7 @@ fn child(spec: &str) -> Result<(), Failure> {
             Next::Changed => counted_poll_changed(&mut poller, &mut random, &mut spare),
             Next::Gathered(_) => counted_poll_gathered(&mut poller, &mut random),
             Next::Counted => counted_poll_into(&mut poller, &mut before, &mut random),
+            Next::Replaced => counted_poll_replaced(&mut poller, &mut random, &mut other),
             Next::TakenOut => counted_poll_taken_out(&mut poller, disk, &mut random),
             _ => return Err("it has a loop of its own".into()),
         };
@@ -610,6 +616,17 @@ fn counted_poll_changed(poller: &mut Poller, random: &mut u64, spare: &mut Memor
         let io = done.io_mut();
         io.set_lba(lba(random));
         std::mem::swap(io.memory_mut(), spare);
+        done.resubmit().expect("accepted");
+    })
+}
+
+/// What is taken out goes in again as the next one's other.
+#[inline(never)]
+fn counted_poll_replaced(poller: &mut Poller, random: &mut u64, other: &mut IoContainer) -> usize {
+    poller.poll(|mut done| {
+        check(&done);
+        other.set_lba(lba(random));
+        done.exchange(other);
         done.resubmit().expect("accepted");
     })
 }

@@ -308,6 +308,39 @@ impl IoContainer {
         std::mem::replace(&mut self.memory, memory)
     }
 
+    /// Exchanges two containers, but for their memory. Whether they are reads, or writes, whose commands differ in
+    /// nothing but the LBA and what the memory makes of them: then the number of blocks is not exchanged either.
+    #[inline(always)]
+    pub(crate) fn exchange_words(&mut self, other: &mut IoContainer) -> bool {
+        std::mem::swap(&mut self.lba, &mut other.lba);
+        std::mem::swap(&mut self.tag, &mut other.tag);
+        let moves = matches!(self.operation, Operation::Read | Operation::Write);
+        let alike = moves && self.wishes() == other.wishes();
+        match alike {
+            true => other.blocks = self.blocks,
+            false => self.exchange_wishes(other),
+        }
+        alike
+    }
+
+    #[inline(always)]
+    fn wishes(&self) -> (Operation, bool, bool, bool, bool, bool) {
+        (self.operation, self.fua, self.no_merge, self.no_bounce, self.atomic, self.idempotent)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn exchange_wishes(&mut self, other: &mut IoContainer) {
+        let swap = |a: &mut IoContainer, wishes| {
+            (a.operation, a.fua, a.no_merge, a.no_bounce, a.atomic, a.idempotent) = wishes;
+        };
+        let (ours, others) = (self.wishes(), other.wishes());
+        swap(self, others);
+        swap(other, ours);
+        std::mem::swap(&mut self.blocks, &mut other.blocks);
+        std::mem::swap(&mut self.raw, &mut other.raw);
+    }
+
     /// The memory, when the request itself is not needed any more.
     pub fn into_memory(self) -> MemoryChain {
         self.memory
