@@ -1,7 +1,7 @@
 //! The bottom of every stack: a namespace, through a queue pair.
 
 use super::{Cx, Geometry, Handle, Layer};
-use crate::poller::{Poller, Target};
+use crate::poller::{Plain, Poller, Target};
 use crate::{Error, Result};
 
 /// A namespace as a layer.
@@ -32,8 +32,8 @@ impl Layer for Disk {
         self.geometry
     }
 
-    fn plain(&self) -> Option<Target> {
-        Some(self.target)
+    fn plain(&mut self) -> Option<Plain> {
+        Some(Plain::to(self.target))
     }
 
     fn frames(&self) -> usize {

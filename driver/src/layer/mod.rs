@@ -50,5 +50,4 @@ pub use self::stripe::Stripe;
 pub use self::through::{Filter, Through};
 pub use self::trace::{Counts, Trace, Tracer};
 pub use self::verify::{Checks, Verifier, Verify};
-use crate::poller::Passing;
 pub use crate::poller::{Cx, Direct, Geometry, Handle, Layer, Name, Outline, Waiting};

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{Cx, Filter, Geometry, Handle, Layer, Passing, Through};
+use super::{Cx, Filter, Geometry, Handle, Layer, Through};
+use crate::poller::Plain;
 use crate::{Error, Result};
 
 /// A part of what is below: its block 0 is block `start` there.
@@ -29,42 +30,22 @@ impl<B: Layer> Through<Part, B> {
     }
 }
 
-impl Part {
-    #[inline(always)]
-    pub(super) fn begin(&self, io: &mut Passing<'_>) {
-        io.shift_lba(self.start);
-    }
-
-    #[inline(always)]
-    pub(super) fn end(&self, io: &mut Passing<'_>) {
-        io.shift_lba(self.start.wrapping_neg());
-    }
-}
-
 impl Filter for Part {
     fn geometry(&self, below: Geometry) -> Geometry {
         Geometry { blocks: self.blocks, ..below }
     }
 
-    const PLAIN: bool = true;
-
-    #[inline(always)]
-    fn pass_down(&mut self, io: &mut Passing<'_>, _: usize) {
-        self.begin(io);
-    }
-
-    #[inline(always)]
-    fn pass_up(&mut self, io: &mut Passing<'_>, _: usize) {
-        self.end(io);
+    fn plain(&mut self, below: Plain) -> Option<Plain> {
+        Some(below.shifted(self.start))
     }
 
     #[inline(always)]
     fn down(&mut self, cx: &mut Cx<'_>, io: &Handle, _: usize) {
-        self.begin(&mut cx.passing(io));
+        cx.shift_lba(io, self.start);
     }
 
     #[inline(always)]
     fn up(&mut self, cx: &mut Cx<'_>, io: &Handle, _: usize) {
-        self.end(&mut cx.passing(io));
+        cx.shift_lba(io, self.start.wrapping_neg());
     }
 }

@@ -6,16 +6,15 @@
 use std::time::Duration;
 
 use super::{
-    Cache, CacheOptions, Cx, Disk, Geometry, Handle, Layer, Mirror, Partition, Passing, Plan, Retry,
+    Cache, CacheOptions, Cx, Disk, Geometry, Handle, Layer, Mirror, Partition, Plan, Retry,
     RetryOptions, Stripe, Trace, Verify,
 };
 use crate::memory::DmaSpace;
-use crate::poller::Target;
+use crate::poller::Plain;
 use crate::{Error, Result};
 
 /// A stack of built-in layers.
 #[derive(Debug)]
-#[repr(u8)] // Else which one it is had to be worked out from a field of `Disk`.
 pub enum Stack {
     /// A namespace.
     Disk(Disk),
@@ -220,122 +219,19 @@ impl Layer for Stack {
         each!(self, layer => layer.orphans())
     }
 
-    fn plain(&self) -> Option<Target> {
-        match self {
-            Stack::Disk(disk) => disk.plain(),
-            Stack::Partition(layer) => layer.plain(),
-            Stack::Trace(layer) => layer.plain(),
-            _ => None,
-        }
+    fn plain(&mut self) -> Option<Plain> {
+        each!(self, layer => layer.plain())
     }
 
-    #[inline(always)]
-    fn pass_down(&mut self, io: &mut Passing<'_>) {
-        self.begin(io);
-    }
-
-    #[inline(always)]
-    fn pass_up(&mut self, io: &mut Passing<'_>) {
-        self.end(io);
-    }
-
-    /// Through what passes requests on in one go, since hardly anything comes back at once.
-    #[inline(always)]
     fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
-        let io = match self.begin(&mut cx.passing(&io)) {
-            Stack::Disk(disk) => disk.submit(cx, io)?,
-            other => other.submit_out_of_line(cx, io)?,
-        };
-        Some(self.pass_up(cx, io))
+        each!(self, layer => layer.submit(cx, io))
     }
 
-    #[inline(always)]
     fn complete(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
-        let io = match self.floor() {
-            Stack::Disk(_) => io,
-            other => other.complete_out_of_line(cx, io)?,
-        };
-        self.end(&mut cx.passing(&io));
-        Some(io)
+        each!(self, layer => layer.complete(cx, io))
     }
 
     fn poll(&mut self, cx: &mut Cx<'_>) -> Option<Handle> {
         each!(self, layer => layer.poll(cx))
-    }
-}
-
-// Apart from what just passes requests on, whose way is short.
-impl Stack {
-    #[inline(never)]
-    fn submit_out_of_line(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
-        each!(self, layer => layer.submit(cx, io))
-    }
-
-    #[inline(never)]
-    fn complete_out_of_line(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
-        each!(self, layer => layer.complete(cx, io))
-    }
-
-    /// Down through what passes requests on: what is below that.
-    #[inline(always)]
-    fn begin(&mut self, io: &mut Passing<'_>) -> &mut Stack {
-        let mut here = self;
-        loop {
-            here = match here {
-                Stack::Partition(layer) => {
-                    let (part, _, below) = layer.parts();
-                    part.begin(io);
-                    below
-                }
-                Stack::Trace(layer) => {
-                    let (tracer, frame, below) = layer.parts();
-                    tracer.begin(io, frame);
-                    below
-                }
-                floor => break floor,
-            };
-        }
-    }
-
-    /// What is below what passes requests on.
-    #[inline(always)]
-    fn floor(&mut self) -> &mut Stack {
-        let mut here = self;
-        loop {
-            here = match here {
-                Stack::Partition(layer) => layer.parts().2,
-                Stack::Trace(layer) => layer.parts().2,
-                floor => break floor,
-            };
-        }
-    }
-
-    /// Up through what passes requests on. From the top, since none of these layers sees what another one does:
-    /// one moves LBAs, the other does not look at them.
-    #[inline(always)]
-    fn end(&mut self, io: &mut Passing<'_>) {
-        let mut here = self;
-        loop {
-            here = match here {
-                Stack::Partition(layer) => {
-                    let (part, _, below) = layer.parts();
-                    part.end(io);
-                    below
-                }
-                Stack::Trace(layer) => {
-                    let (tracer, frame, below) = layer.parts();
-                    tracer.end(io, frame);
-                    below
-                }
-                _ => break,
-            };
-        }
-    }
-
-    /// Up again, for a request that finished at once below what it passed on the way down.
-    #[cold]
-    fn pass_up(&mut self, cx: &mut Cx<'_>, io: Handle) -> Handle {
-        self.end(&mut cx.passing(&io));
-        io
     }
 }

@@ -1,8 +1,8 @@
 //! Layers that neither split nor merge: the same container goes through, and they look at it on the way
 //! down and on the way up.
 
-use super::{Cx, Geometry, Handle, Layer, Passing};
-use crate::poller::Target;
+use super::{Cx, Geometry, Handle, Layer};
+use crate::poller::Plain;
 
 /// What a pass-through layer does with a request. Each of its methods has the request for itself.
 pub trait Filter {
@@ -14,17 +14,12 @@ pub trait Filter {
     /// Whether it keeps a word with each request.
     const KEEPS_FRAME: bool = false;
 
-    /// All that it does is done by `pass_down` and `pass_up` as well.
+    /// What it and the layers below it do, if that is nothing but to look at requests and to move them; given what
+    /// the layers below do.
     #[doc(hidden)]
-    const PLAIN: bool = false;
-
-    /// On the way down, for one that just passes.
-    #[doc(hidden)]
-    fn pass_down(&mut self, _: &mut Passing<'_>, _: usize) {}
-
-    /// On the way up.
-    #[doc(hidden)]
-    fn pass_up(&mut self, _: &mut Passing<'_>, _: usize) {}
+    fn plain(&mut self, _below: Plain) -> Option<Plain> {
+        None
+    }
 
     /// On the way down. `frame` is the number of its word.
     fn down(&mut self, cx: &mut Cx<'_>, io: &Handle, frame: usize);
@@ -58,13 +53,6 @@ impl<F: Filter, B: Layer> Through<F, B> {
         &self.below
     }
 
-    /// Its parts, for whoever takes requests through several at once: the filter, the number of its word, and the
-    /// layer below.
-    #[inline(always)]
-    pub(super) fn parts(&mut self) -> (&mut F, usize, &mut B) {
-        (&mut self.filter, self.frame, &mut self.below)
-    }
-
     #[inline(always)]
     fn up(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
         self.filter.up(cx, &io, self.frame);
@@ -73,20 +61,8 @@ impl<F: Filter, B: Layer> Through<F, B> {
 }
 
 impl<F: Filter, B: Layer> Layer for Through<F, B> {
-    fn plain(&self) -> Option<Target> {
-        if F::PLAIN { self.below.plain() } else { None }
-    }
-
-    #[inline(always)]
-    fn pass_down(&mut self, io: &mut Passing<'_>) {
-        self.filter.pass_down(io, self.frame);
-        self.below.pass_down(io);
-    }
-
-    #[inline(always)]
-    fn pass_up(&mut self, io: &mut Passing<'_>) {
-        self.below.pass_up(io);
-        self.filter.pass_up(io, self.frame);
+    fn plain(&mut self) -> Option<Plain> {
+        self.filter.plain(self.below.plain()?)
     }
 
     fn geometry(&self) -> Geometry {

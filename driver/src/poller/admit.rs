@@ -27,6 +27,32 @@ impl Geometry {
     }
 }
 
+impl<L: Layer> Stacked<L> {
+    /// Sends a request down.
+    #[inline(always)]
+    fn submit(&mut self, cx: &mut Cx<'_>, io: Handle) {
+        if let Some(plain) = &self.plain {
+            plain.down(cx.core, io.node);
+            return cx.submit(plain.target(), io);
+        }
+        if let Some(io) = self.layer.submit(cx, io) {
+            cx.surface(io);
+        }
+    }
+
+    /// Takes one up that has finished at the bottom: `Some` if that finishes a request.
+    #[inline(always)]
+    pub(super) fn complete(&mut self, cx: &mut Cx<'_>, io: Handle) -> Option<Handle> {
+        if let Some(plain) = &self.plain {
+            plain.up(cx.core, io.node);
+            return Some(io);
+        }
+        let io = self.layer.complete(cx, io)?;
+        cx.check(&io);
+        Some(io)
+    }
+}
+
 /// Puts a container into the tree and starts it.
 #[inline(always)]
 pub(super) fn enter<L: Layer>(
@@ -75,23 +101,21 @@ pub(super) fn begin(
 #[inline(never)]
 fn enter_layered<L: Layer>(
     cx: &mut Cx<'_>,
-    Stacked { layer, geometry, .. }: &mut Stacked<L>,
+    stacked: &mut Stacked<L>,
     number: u16,
     mut io: IoContainer,
     accepted: impl FnOnce(&mut Events, &mut Node, NodeId),
 ) -> Result<(), Rejected> {
-    if let Err(reason) = geometry.admit(&mut io) {
+    if let Err(reason) = stacked.geometry.admit(&mut io) {
         return Err(Rejected { io, reason });
     }
     let Core { tree, events, .. } = &mut *cx.core;
     let Some(id) = tree.place() else { return Err(Rejected { io, reason: Refusal::Full }) };
     tree.fill(id, io, number);
-    tree[id].block_shift = geometry.block_shift as u8;
+    tree[id].block_shift = stacked.geometry.block_shift as u8;
     accepted(events, &mut tree[id], id);
     let io = Handle::new(tree, id);
-    if let Some(io) = layer.submit(cx, io) {
-        cx.surface(io);
-    }
+    stacked.submit(cx, io);
     Ok(())
 }
 
@@ -105,7 +129,7 @@ pub(super) fn start_again<L: Layer>(
     let id = io.node;
     let target = cx.core.target(id);
     let node = &mut cx.core.tree[id];
-    let Some(Stacked { layer, geometry, .. }) = layers.get_mut(usize::from(node.layer)) else {
+    let Some(stacked) = layers.get_mut(usize::from(node.layer)) else {
         cx.release_slot(&mut io);
         cx.core.tree[id].rewind();
         if let Err(reason) = cx.admit(target, id) {
@@ -115,16 +139,14 @@ pub(super) fn start_again<L: Layer>(
         return Ok(());
     };
     let admitted = match node.wire.is_prepared() {
-        true => check_range(&node.io, geometry.blocks),
-        false => geometry.admit(&mut node.io),
+        true => check_range(&node.io, stacked.geometry.blocks),
+        false => stacked.geometry.admit(&mut node.io),
     };
     if let Err(reason) = admitted {
         cx.release_slot(&mut io);
         return Err(Rejected { io: cx.core.tree.remove(id), reason });
     }
     node.rewind_prepared();
-    if let Some(io) = layer.submit(cx, io) {
-        cx.surface(io);
-    }
+    stacked.submit(cx, io);
     Ok(())
 }

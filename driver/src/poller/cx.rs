@@ -10,9 +10,8 @@ use super::layer::{Handle, NO_SLOT, Name, Outline, Waiting};
 use super::others::Others;
 use super::{Core, Target};
 use crate::memory::MemoryChain;
-use crate::pci::Clock;
 use crate::queue::{Queue, Refusal, count_blocks};
-use crate::request::{Cause, FRAMES, Failure, IoContainer, Node, NodeId, Operation, Tree};
+use crate::request::{Cause, Failure, IoContainer, Node, NodeId, Operation, Tree};
 
 /// A poller, in the hands of a layer.
 #[derive(Debug)]
@@ -22,58 +21,6 @@ pub struct Cx<'a> {
     pub(super) queue: &'a mut Queue,
     pub(super) others: Others<'a>,
     pub(super) core: &'a mut Core,
-}
-
-/// A request on its way through layers that do nothing but look at it, and move it to other blocks: it is looked up
-/// once for all of them.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct Passing<'a> {
-    pub(super) node: &'a mut Node,
-    frames: &'a mut [u64; FRAMES],
-    now: &'a mut Option<u64>,
-    clock: &'a Option<Clock>,
-}
-
-impl Core {
-    #[inline(always)]
-    pub(super) fn passing(&mut self, id: NodeId) -> Passing<'_> {
-        let Core { tree, now, clock, .. } = self;
-        let (node, frames) = tree.passing(id);
-        Passing { node, frames, now, clock }
-    }
-}
-
-impl Passing<'_> {
-    #[inline(always)]
-    pub(crate) fn io(&self) -> &IoContainer {
-        &self.node.io
-    }
-
-    #[inline(always)]
-    pub(crate) fn has_failed(&self) -> bool {
-        self.node.failed.is_some()
-    }
-
-    #[inline(always)]
-    pub(crate) fn shift_lba(&mut self, blocks: u64) {
-        self.node.io.set_lba(self.node.io.lba().wrapping_add(blocks));
-    }
-
-    #[inline(always)]
-    pub(crate) fn frame(&self, number: usize) -> u64 {
-        self.frames[number]
-    }
-
-    #[inline(always)]
-    pub(crate) fn set_frame(&mut self, number: usize, word: u64) {
-        self.frames[number] = word;
-    }
-
-    #[inline(always)]
-    pub(crate) fn nanos(&mut self) -> u64 {
-        *self.now.get_or_insert_with(|| self.clock.as_ref().map_or(0, Clock::nanos))
-    }
 }
 
 impl<'a> Cx<'a> {
@@ -86,13 +33,6 @@ impl<'a> Cx<'a> {
 
 impl Cx<'_> {
     // ---- the request itself ----
-
-    /// The request, for layers that it just passes.
-    #[inline(always)]
-    pub(crate) fn passing(&mut self, io: &Handle) -> Passing<'_> {
-        self.node(io);
-        self.core.passing(io.node)
-    }
 
     /// The container. That of a child has no memory: it moves its parent's.
     #[inline]

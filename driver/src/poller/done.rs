@@ -135,16 +135,23 @@ impl<'a, L: Layer> Done<'a, L> {
         if (L::NONE || !node.is_layered()) && self.queue.restart(node, self.slot) {
             return Ok(());
         }
-        if self.queue.is_gated() && node.queue == self.others.here() && (L::NONE || !node.is_layered()) {
-            let waits = self.queue.hold_again(&mut self.core.tree, id, self.slot);
+        if self.queue.is_gated() && (L::NONE || !node.is_layered()) {
+            // Without a slot it is prepared only if it shared a command on this queue.
+            let waits = match self.slot {
+                NO_SLOT => self.queue.hold_shared(&mut self.core.tree, id),
+                slot => self.queue.hold_again(&mut self.core.tree, id, slot),
+            };
             if waits {
                 return Ok(());
             }
         }
-        let mut cx = Cx::new(self.queue, &mut self.others, self.core);
-        if !L::NONE && self.slot != NO_SLOT && pass_again(&mut cx, self.layers, id, self.slot) {
-            return Ok(());
+        if !L::NONE && self.slot != NO_SLOT {
+            let way = (&mut *self.queue, &mut self.others, &mut *self.core);
+            if pass_again(way, self.layers, id, self.slot) {
+                return Ok(());
+            }
         }
+        let mut cx = Cx::new(self.queue, &mut self.others, self.core);
         resubmit_changed(&mut cx, self.layers, id, self.slot)
     }
 
@@ -194,30 +201,42 @@ impl<L: Layer> Drop for Done<'_, L> {
 
 // What follows takes a `Done` apart, so that none need ever be in memory.
 
-/// A request that is prepared, through layers that do nothing but let it pass. False if it is none: then nothing was
-/// done.
-#[inline(never)]
-fn pass_again<L: Layer>(cx: &mut Cx<'_>, layers: &mut [Stacked<L>], id: NodeId, slot: u32) -> bool {
-    let Some(Stacked { layer, geometry, plain: Some(target) }) = layers.get_mut(cx.core.tree.layer(id))
-    else {
+/// A request that is prepared, through layers that do nothing but look at it and move it. False if it is none: then
+/// nothing was done.
+#[inline(always)]
+fn pass_again<L: Layer>(
+    (queue, others, core): (&mut Queue, &mut Others<'_>, &mut Core),
+    layers: &[Stacked<L>],
+    id: NodeId,
+    slot: u32,
+) -> bool {
+    let Some(Stacked { geometry, plain: Some(plain), .. }) = layers.get(usize::from(core.tree[id].layer)) else {
         return false;
     };
-    let mut io = cx.core.passing(id);
-    let within = io.node.io.lba().checked_add(io.node.io.blocks()).is_some_and(|end| end <= geometry.blocks);
-    let same = (target.queue, target.namespace) == (cx.here, io.node.namespace);
-    if !within || !same || !io.node.wire.is_prepared() || io.node.event.is_some() || io.node.failed.is_some()
-    {
+    let node = &mut core.tree[id];
+    // As many blocks went down before.
+    let within = node.io.lba() <= geometry.blocks.wrapping_sub(node.io.blocks());
+    if !within || !node.wire.is_prepared() || node.event.is_some() {
         return false;
     }
-    layer.pass_down(&mut io);
+    plain.shift_down(node);
     // It still counts one command in flight, as that of the last time did.
-    if !cx.queue.restart(io.node, slot) {
-        io.node.in_flight = 0;
-        io.node.rewind_prepared();
-        let io = Handle::with_slot(&cx.core.tree, id, slot, cx.here);
-        cx.submit(*target, io);
+    let restarted = queue.restart(node, slot);
+    plain.begin(core, id);
+    if !restarted {
+        submit_below(&mut Cx::new(queue, others, core), plain.target(), id, slot);
     }
     true
+}
+
+#[cold]
+#[inline(never)]
+fn submit_below(cx: &mut Cx<'_>, target: Target, id: NodeId, slot: u32) {
+    let node = &mut cx.core.tree[id];
+    node.in_flight = 0;
+    node.rewind_prepared();
+    let io = Handle::with_slot(&cx.core.tree, id, slot, cx.here);
+    cx.submit(target, io);
 }
 
 /// Any container, as if it were new, but in the same node; or one that passes layers.

@@ -6,8 +6,8 @@
 
 use std::num::NonZeroU32;
 
-use super::Target;
-use super::cx::{Cx, Passing};
+use super::cx::Cx;
+use super::plain::Plain;
 use crate::request::{Line, NodeId, Operation, Tree};
 
 /// A request in the hands of one layer: not in flight, and nobody else's at this moment.
@@ -135,20 +135,12 @@ pub trait Layer {
     #[doc(hidden)]
     const NONE: bool = false;
 
-    /// Where it sends requests, if all that it and the layers below do is to look at those that pass, and to move
-    /// them to other blocks. Constant.
+    /// What it and the layers below do, if that is nothing but to look at requests that pass, and to move them to
+    /// other blocks. Then the poller does it for them from now on, and calls none of them.
     #[doc(hidden)]
-    fn plain(&self) -> Option<Target> {
+    fn plain(&mut self) -> Option<Plain> {
         None
     }
-
-    /// What such a layer does on the way down, without sending the request anywhere.
-    #[doc(hidden)]
-    fn pass_down(&mut self, _: &mut Passing<'_>) {}
-
-    /// What such a layer does on the way up.
-    #[doc(hidden)]
-    fn pass_up(&mut self, _: &mut Passing<'_>) {}
 
     /// What it looks like from above. Constant.
     fn geometry(&self) -> Geometry;

@@ -14,6 +14,7 @@ mod observe;
 mod options;
 mod others;
 mod pair;
+mod plain;
 mod reactor;
 mod recover;
 mod turn;
@@ -26,8 +27,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::cx::Cx;
-#[doc(hidden)]
-pub use self::cx::Passing;
 pub use self::done::Done;
 pub use self::layer::{Direct, Geometry, Handle, Layer, Name, Outline, Waiting};
 pub use self::observe::BadRange;
@@ -35,6 +34,9 @@ use self::observe::Observers;
 pub use self::options::{DataForm, QueueOptions};
 use self::others::split;
 use self::pair::Pair;
+#[doc(hidden)]
+pub use self::plain::Plain;
+pub(crate) use self::plain::{LOG2S, Tally, What};
 pub use self::reactor::{Reactor, Request};
 use self::turn::Rest;
 use crate::controller::{Controller, Namespace};
@@ -148,8 +150,8 @@ struct Core {
 struct Stacked<L> {
     layer: L,
     geometry: Geometry,
-    /// Where it sends requests, if it does nothing but let them pass.
-    plain: Option<Target>,
+    /// What it does, if that is nothing but to look at requests and to move them.
+    plain: Option<Plain>,
 }
 
 impl Core {
@@ -257,7 +259,7 @@ impl<L: Layer> Poller<L> {
     }
 
     /// Makes a stack of layers a target.
-    pub fn add_layer(&mut self, layer: L) -> Result<Target> {
+    pub fn add_layer(&mut self, mut layer: L) -> Result<Target> {
         let geometry = layer.geometry();
         if geometry.poller != self.core.tree.id() {
             return Err(Error::InvalidInput("the layers stand on namespaces of another poller".into()));

@@ -11,7 +11,7 @@ use super::layer::{Handle, Layer, NO_SLOT};
 use super::others::{Others, split};
 use super::{Core, Poller, Stacked};
 use crate::queue::{Next, Queue};
-use crate::request::{Line, NodeId};
+use crate::request::{Line, NodeId, Tree};
 
 /// What is finished by other means than the success of a command that carried all of a request.
 ///
@@ -21,6 +21,11 @@ pub(super) struct Rest {
     finished: Line,
     /// Those that have no layers above them.
     landed: Line,
+    /// Those that shared a command on the queue whose turn it is, which something keeps from sending anything straight
+    /// down. What was prepared for them stays.
+    row: Line,
+    /// They are of this turn.
+    has_row: bool,
     surfaced: Line,
     /// Layers that have still to be called.
     layers: Range<usize>,
@@ -29,14 +34,53 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    pub(super) const NONE: Rest =
-        Rest { finished: Line::EMPTY, landed: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
+    pub(super) const NONE: Rest = Rest {
+        finished: Line::EMPTY,
+        landed: Line::EMPTY,
+        row: Line::EMPTY,
+        has_row: false,
+        surfaced: Line::EMPTY,
+        layers: 0..0,
+        most: 0,
+    };
+
+    /// Takes those over that shared a command on a queue.
+    #[inline]
+    fn take_row(&mut self, queue: &Queue, tree: &mut Tree) {
+        let row = tree.take_row();
+        match queue.is_gated() {
+            _ if row.is_empty() => {}
+            true => {
+                if !self.has_row {
+                    self.leave_row(tree);
+                }
+                self.row.append(tree, row);
+                self.has_row = true;
+                tree.attention.begin_row();
+            }
+            false => tree.land_all(row),
+        }
+    }
+
+    /// What a panic has left of an earlier turn, when the queue may have been another one.
+    fn leave_row(&mut self, tree: &mut Tree) {
+        let row = std::mem::replace(&mut self.row, Line::EMPTY);
+        self.landed.append(tree, row);
+    }
+
+    /// There are no more of them.
+    fn end_row(&mut self, tree: &mut Tree) {
+        self.has_row = false;
+        tree.attention.end_row();
+    }
 
     /// What there is to do now, and what a panic left of an earlier time.
     #[cold]
     pub(super) fn collect(&mut self, cx: &mut Cx<'_>, layers: usize) {
         let finished = cx.core.tree.take_finished();
         self.finished.append(&mut cx.core.tree, finished);
+        self.leave_row(&mut cx.core.tree);
+        self.end_row(&mut cx.core.tree);
         // What a panic left may have been prepared for what is not there any more.
         let mut left = self.landed.first();
         while !left.is_none() {
@@ -75,7 +119,7 @@ impl Rest {
             let io = Handle::new(&cx.core.tree, id);
             let io = match layers.get_mut(cx.core.tree.layer(id)) {
                 None => Some(io),
-                Some(stacked) => stacked.layer.complete(cx, io).inspect(|io| cx.check(io)),
+                Some(stacked) => stacked.complete(cx, io),
             };
             if io.is_some() {
                 return io;
@@ -121,6 +165,7 @@ impl<L: Layer> Poller<L> {
         let Some((pair, mut others)) = split(queues, index) else { return 0 };
         let queue = &mut pair.queue;
         queue.begin_turn();
+        rest.has_row = false;
         let (mut count, mut stage) = (0, Stage::Open);
         loop {
             let (node, slot) = match queue.next(&mut core.tree) {
@@ -133,6 +178,7 @@ impl<L: Layer> Poller<L> {
                 }
                 Next::Other => {
                     stage = Stage::Open;
+                    rest.take_row(queue, &mut core.tree);
                     if queue.is_flooded() {
                         core.tree.attention.add_touched();
                         break;
@@ -140,6 +186,13 @@ impl<L: Layer> Poller<L> {
                     continue;
                 }
                 Next::Nothing if !core.tree.attention.has_rest() => break,
+                Next::Nothing if rest.has_row => match rest.row.pop(&core.tree) {
+                    Some(node) => (node, NO_SLOT),
+                    None => {
+                        rest.end_row(&mut core.tree);
+                        continue;
+                    }
+                },
                 Next::Nothing => {
                     let mut cx = Cx::new(queue, &mut others, core);
                     match rest.next_one(&mut cx, layers, &mut stage, &mut count) {
@@ -218,10 +271,10 @@ fn ascend<L: Layer>(
     slot: u32,
     count: &mut usize,
 ) -> Option<(NodeId, u32)> {
-    let Some(stacked) = layers.get_mut(core.tree.layer(node)) else { return Some((node, slot)) };
-    if stacked.plain.is_some() {
+    let Some(stacked) = layers.get_mut(usize::from(core.tree[node].layer)) else { return Some((node, slot)) };
+    if let Some(plain) = &stacked.plain {
         // It is the request itself, and stays where it is.
-        stacked.layer.pass_up(&mut core.passing(node));
+        plain.up(core, node);
         return Some((node, slot));
     }
     ascend_layers(&mut Cx::new(queue, others, core), stacked, node, slot, count)
@@ -237,8 +290,7 @@ fn ascend_layers<L: Layer>(
 ) -> Option<(NodeId, u32)> {
     cx.core.tree[node].in_flight = 0;
     let io = Handle::with_slot(&cx.core.tree, node, slot, cx.here);
-    let mut io = stacked.layer.complete(cx, io)?;
-    cx.check(&io);
+    let mut io = stacked.complete(cx, io)?;
     if io.has_slot() && io.queue == cx.here {
         return Some((io.node, io.slot));
     }

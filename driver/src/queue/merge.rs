@@ -56,13 +56,14 @@ impl Queue {
     fn merge_pages(&mut self, tree: &mut Tree) -> bool {
         let first = self.waiting.first();
         let node = &tree[first];
-        if !is_plain_page(node) {
+        if node.io.lba() >= node.wire.bound || !is_plain_page(node) {
             return false;
         }
-        let Wire { head, tail, dptr: [page, _], .. } = node.wire;
+        let Wire { bound, head, tail, dptr: [page, _], .. } = node.wire;
         let (lba, blocks, namespace) = (node.io.lba(), node.io.blocks(), node.namespace);
         let limits = &self.reachable(namespace).limits;
-        let most = limits.transfer_from(lba, u64::from(MOST) * blocks) / blocks.max(1);
+        let shift = prp::PAGE.trailing_zeros() - limits.block_shift;
+        let most = limits.transfer_from(lba, u64::from(MOST) << shift).min(bound - lba + blocks - 1) >> shift;
         let most = most.min(limits.writes_as_one(node.io.operation(), blocks)) as usize;
         if matches!(self.pointer, DataPointer::Sgl { .. })
             || blocks << limits.block_shift != prp::PAGE
@@ -74,33 +75,39 @@ impl Queue {
         // The list of the slot that will be the next one.
         let Some(slot) = self.slots.take() else { return false };
         let first_word = slot * self.list_pages * PAGE_WORDS;
-        let words = self.lists.get(first_word..first_word + PAGE_WORDS).unwrap_or_default();
-        let (mut count, mut id, mut last, mut next_lba) = (1, node.next, first, lba + blocks);
-        let mut second = 0;
-        for [word] in words.iter().take(most.saturating_sub(1)) {
+        let others = most.saturating_sub(1).min(PAGE_WORDS);
+        let words = self.lists.get(first_word..first_word + others).unwrap_or_default();
+        let (mut id, mut last, mut next_lba) = (node.next, first, lba + blocks);
+        for [word] in words {
             if id.is_none() {
                 break;
             }
             let node = &mut tree[id];
-            let same = (node.wire.head, node.wire.tail, node.io.lba()) == (head, tail, next_lba);
             // One NSID may be here under several numbers, and what is to be done after a reset differs.
-            if !same || node.namespace != namespace || !is_plain_page(node) {
+            let same = node.io.lba() == next_lba
+                && node.wire.head == head
+                && node.wire.tail == tail
+                && node.namespace == namespace
+                && node.wire.is_prepared();
+            if !same || !is_plain_page(node) {
                 break;
             }
-            second = node.wire.dptr[0];
-            word.store(second, Ordering::Relaxed);
+            word.store(node.wire.dptr[0], Ordering::Relaxed);
             (node.waits, node.in_flight, node.cursor) = (false, 1, blocks);
             next_lba += blocks;
-            count += 1;
             (last, id) = (id, node.next);
         }
+        let count = (next_lba.wrapping_sub(lba) >> shift) as u16;
         if count < 2 {
             self.slots.free(slot);
             return false;
         }
         let node = &mut tree[first];
         (node.waits, node.in_flight, node.cursor) = (false, 1, blocks);
-        let second = if count == 2 { second } else { self.lists.iova() + 8 * first_word as u64 };
+        let second = match words {
+            [[second], ..] if count == 2 => second.load(Ordering::Relaxed),
+            _ => self.lists.iova() + 8 * first_word as u64,
+        };
         let tail = tail + (u64::from(count) - 1) * blocks;
         let wire = Wire { bound: 0, head, dptr: [page, second], tail, second: Second::Any };
         let cid = self.slots.occupy(slot, first, Piece::Merged { count, last: Some(last) });
@@ -190,12 +197,11 @@ impl Queue {
     }
 }
 
-/// Whether a node that waits is prepared, within its range, to be one with others, has a page of memory, and is
-/// neither an event nor passed layers.
+/// Whether a node that is prepared is to be one with others, has a page of memory, and is neither an event nor
+/// passed layers.
 #[inline(always)]
 fn is_plain_page(node: &Node) -> bool {
-    node.io.lba() < node.wire.bound
-        && (node.wire.dptr[0] & (prp::PAGE - 1) | node.wire.dptr[1]) == 0
+    (node.wire.dptr[0] & (prp::PAGE - 1) | node.wire.dptr[1]) == 0
         && node.event.is_none()
         && !(node.is_layered() | node.io.is_no_merge())
 }

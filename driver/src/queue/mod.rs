@@ -385,6 +385,20 @@ impl Queue {
         self.gate != 0
     }
 
+    /// Has a node wait once more that shared a command with others, if it is still prepared for this queue, and
+    /// nothing is in the way but others that wait.
+    #[inline(never)]
+    pub(crate) fn hold_shared(&mut self, tree: &mut Tree, id: NodeId) -> bool {
+        let node = &mut tree[id];
+        if self.gate & !(HALTED | COUNTING) != WAITING || node.io.lba() >= node.wire.bound {
+            return false;
+        }
+        // Of one that was merged, and succeeded, nothing else has changed.
+        (node.cursor, node.in_flight, node.waits) = (0, 0, true);
+        self.waiting.push(tree, id);
+        true
+    }
+
     /// Has a node that just finished wait once more, if it is prepared, is no event and takes no list: what was
     /// prepared stays, and the slot is free. Else nothing was done.
     #[inline(never)]
@@ -393,13 +407,10 @@ impl Queue {
         if self.gate & !(HALTED | COUNTING) != WAITING || node.io.lba() >= node.wire.bound {
             return false;
         }
-        // What has no slot and is prepared came in a merged command.
-        if (slot as usize) < self.slots.depth() {
-            if self.is_listed(&node.wire) || node.event.is_some() || node.failed.is_some() {
-                return false;
-            }
-            self.slots.free(slot as usize);
+        if self.is_listed(&node.wire) || node.event.is_some() || node.failed.is_some() {
+            return false;
         }
+        self.slots.free(slot as usize);
         node.rewind_prepared();
         (node.in_flight, node.waits) = (0, true);
         self.waiting.push(tree, id);
