@@ -1,11 +1,14 @@
-//! Memory of every shape takes the place of memory of any other shape, and each request reads into its own.
+//! Memory of every shape takes the place of memory of any other shape, and containers that of others: each request
+//! reads into its own.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use std::sync::OnceLock;
 
 use kiovec::layer::{Disk, Partition};
 use kiovec::memory::{DmaSpace, MemoryChain};
-use kiovec::{Controller, DataForm, Done, Event, IoContainer, Poller, QueueOptions, Refusal, Target};
+use kiovec::{
+    Controller, DataForm, Done, Event, IoContainer, Operation, Poller, QueueOptions, Refusal, Target,
+};
 use kiovec_emulator::{Config, Emulator};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -20,8 +23,8 @@ const BLOCKS: u64 = (6 << 20) / BLOCK as u64;
 /// What becomes of a request that is finished.
 #[derive(Debug, Clone)]
 struct Then {
-    /// Which chain takes the place of its memory, if any does.
-    memory: Option<Index>,
+    /// Which container takes its place, or that container's memory the place of its own, if any does.
+    other: Option<(Index, bool)>,
     lba: u64,
     how: How,
 }
@@ -153,7 +156,7 @@ fn world(depth: usize, sgl: bool, gather: bool) -> World {
 }
 
 struct Closure<'a> {
-    pool: &'a mut Vec<MemoryChain>,
+    pool: &'a mut Vec<IoContainer>,
     open: Event,
 }
 
@@ -163,27 +166,38 @@ impl Closure<'_> {
         done.result().unwrap();
         assert!(holds(io.memory(), io.lba()), "{io:?}");
         if !again {
-            let io = done.take();
-            self.pool.push(io.into_memory());
+            self.pool.push(done.take());
             return None;
         }
         done.in_place().data_mut().for_each(|bytes| bytes.fill(0xee));
-        if let Some(index) = &then.memory
+        if let Some((index, whole)) = &then.other
             && !self.pool.is_empty()
         {
             let at = index.index(self.pool.len());
-            done.exchange_memory(&mut self.pool[at]);
+            let io = &mut self.pool[at];
+            let reads = [done.io(), &*io].map(|io| io.operation() == Operation::Read);
+            if *whole || reads != [true, true] {
+                let names = |io: &IoContainer| {
+                    (io.get_tag(), io.lba(), io.operation(), io.is_fua(), io.is_atomic(), io.memory().len())
+                };
+                let (before, blocks, other) = (names(done.io()), done.io().blocks(), names(io));
+                done.exchange(io);
+                assert_eq!((names(io), io.blocks(), names(done.io())), (before, blocks, other));
+            } else {
+                done.exchange_memory(io.memory_mut());
+            }
         }
         let blocks = (done.io().memory().len() / BLOCK) as u64;
         done.set_lba(then.lba % (BLOCKS - blocks));
         let result = match then.how {
             How::Again => done.resubmit(),
             How::Into => done.resubmit_into(self.open),
-            How::Anew => {
+            How::Anew if done.io().operation() == Operation::Read => {
                 let target = done.target();
                 let memory = done.io_mut().replace_memory(MemoryChain::new());
                 done.submit(target, IoContainer::read(done.io().lba(), memory))
             }
+            How::Anew => done.resubmit(),
         };
         match result {
             Ok(()) => None,
@@ -205,11 +219,19 @@ proptest! {
         shapes in prop::collection::vec(shape(), 2..14),
         requests in prop::collection::vec((shape(), prop::bool::weighted(0.3), 0..BLOCKS), 1..8),
         thens in prop::collection::vec(
-            (prop::option::weighted(0.6, any::<Index>()), 0..BLOCKS, prop_oneof![8 => Just(How::Again), 1 => Just(How::Into), 1 => Just(How::Anew)])
-                .prop_map(|(memory, lba, how)| Then { memory, lba, how }), 1..100),
+            (prop::option::weighted(0.6, any::<(Index, bool)>()), 0..BLOCKS, prop_oneof![8 => Just(How::Again), 1 => Just(How::Into), 1 => Just(How::Anew)])
+                .prop_map(|(other, lba, how)| Then { other, lba, how }), 1..100),
     ) {
         let mut world = world(depth, sgl, gather);
-        let mut pool: Vec<MemoryChain> = shapes.iter().map(|shape| chain(&world.spaces, shape)).collect();
+        let mut pool: Vec<IoContainer> = shapes.iter().zip(1000..).map(|(shape, tag)| {
+            let io = IoContainer::read(0, chain(&world.spaces, shape)).tag(tag);
+            match tag % 7 {
+                0 => io.fua(true),
+                1 => io.no_merge(true),
+                2 => IoContainer::flush().tag(tag),
+                _ => io,
+            }
+        }).collect();
         let (open, mut number) = (world.poller.open_all(), 0);
         for (shape, layered, lba) in &requests {
             let memory = chain(&world.spaces, &Shape { foreign: false, ..shape.clone() });
@@ -232,12 +254,49 @@ proptest! {
             });
             for (target, io) in back {
                 let memory = world.spaces[0].allocate(PAGE).unwrap();
-                pool.push(io.into_memory());
+                pool.push(io);
                 world.poller.submit(target, IoContainer::read(0, memory)).unwrap();
             }
             world.emulator.step();
         }
         prop_assert_eq!(world.poller.outstanding(), 0);
         prop_assert!(number >= thens.len());
+    }
+}
+
+/// Another container in the place of one that is finished is carried out as what it is.
+#[test]
+fn a_write_in_the_place_of_a_read_is_a_write() {
+    let World { emulator, spaces, mut poller, targets } = world(4, false, false);
+    for target in targets {
+        let memory = spaces[0].allocate(PAGE).unwrap();
+        poller.submit(target, IoContainer::read(8, memory).tag(1)).unwrap();
+        let mut memory = spaces[0].allocate(PAGE).unwrap();
+        memory.fill(7);
+        let mut other = IoContainer::write(8, memory).tag(2);
+        // The read goes down, then the write, then what has become of the read: it reads what was written.
+        let mut tags = Vec::new();
+        while poller.outstanding() > 0 {
+            poller.poll(|mut done| {
+                done.result().unwrap();
+                tags.push(done.io().get_tag());
+                if tags.len() < 3 {
+                    done.exchange(&mut other);
+                    done.resubmit().unwrap();
+                } else {
+                    assert_eq!(done.io().memory().to_vec(), [7; PAGE]);
+                }
+            });
+            emulator.step();
+        }
+        assert_eq!(tags, [1, 2, 1]);
+        // As it was, for whoever comes next.
+        let mut memory = spaces[0].allocate(PAGE).unwrap();
+        memory.copy_from_slice(0, &medium()[8 * BLOCK..][..PAGE]);
+        poller.submit(target, IoContainer::write(8, memory)).unwrap();
+        while poller.outstanding() > 0 {
+            poller.poll(|done| done.result().unwrap());
+            emulator.step();
+        }
     }
 }

@@ -146,3 +146,44 @@ fn what_came_the_longer_way_goes_down_again_with_its_neighbours() {
         assert_eq!(bench.poller.stats(bench.queue).commands - before, 3 + 3, "{data:?}");
     }
 }
+
+/// A closure that panics in the middle of requests that shared a command: the others are delivered, also where
+/// another queue has its turn first; and nothing of what was prepared for one queue goes down on another.
+#[test]
+fn a_panic_amid_merged_requests_loses_none_of_the_others() {
+    let mut bench = bench(8, DataForm::Prp, true);
+    for lba in 0..8 {
+        let io = IoContainer::read(lba, bench.space.allocate(4096).unwrap()).tag(lba);
+        bench.poller.submit(bench.disk, io).unwrap();
+    }
+    bench.poller.poll(|_| {});
+    while bench.emulator.step() > 0 {}
+    let mut seen = Vec::new();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        bench.poller.poll(|mut done| {
+            seen.push(done.io().get_tag());
+            assert!(seen.len() < 3, "of the test");
+            done.set_lba(done.io().lba() + 100);
+            done.resubmit().unwrap();
+        })
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(bench.poller.stats(bench.queue).merges, 7);
+    for _ in 0..100 {
+        bench.poller.poll(|mut done| {
+            let io = done.io();
+            assert!(holds(io.memory(), io.lba()), "{io:?}");
+            seen.push(io.get_tag());
+            if io.lba() < 100 {
+                done.set_lba(done.io().lba() + 100);
+                done.resubmit().unwrap();
+            }
+        });
+        bench.emulator.step();
+    }
+    assert_eq!(bench.poller.outstanding(), 0);
+    seen.sort_unstable();
+    // Each once, and all but the one that the panic took once more.
+    let expected: Vec<u64> = (0..8).flat_map(|tag| vec![tag; if tag == 2 { 1 } else { 2 }]).collect();
+    assert_eq!(seen, expected);
+}

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use super::{
-    Cache, CacheOptions, Cx, Disk, Geometry, Handle, Layer, Mirror, Partition, Plan, Retry,
-    RetryOptions, Stripe, Trace, Verify,
+    Cache, CacheOptions, Cx, Disk, Geometry, Handle, Layer, Mirror, Partition, Plan, Retry, RetryOptions,
+    Stripe, Trace, Verify,
 };
 use crate::memory::DmaSpace;
 use crate::poller::Plain;

@@ -136,9 +136,9 @@ impl<'a, L: Layer> Done<'a, L> {
             return Ok(());
         }
         if self.queue.is_gated() && (L::NONE || !node.is_layered()) {
-            // Without a slot it is prepared only if it shared a command on this queue.
+            // Without a slot, nothing is left of what was prepared and checked, unless it was on this queue.
             let waits = match self.slot {
-                NO_SLOT => self.queue.hold_shared(&mut self.core.tree, id),
+                NO_SLOT => self.queue.begin_again(&mut self.core.tree, id),
                 slot => self.queue.hold_again(&mut self.core.tree, id, slot),
             };
             if waits {
@@ -210,7 +210,8 @@ fn pass_again<L: Layer>(
     id: NodeId,
     slot: u32,
 ) -> bool {
-    let Some(Stacked { geometry, plain: Some(plain), .. }) = layers.get(usize::from(core.tree[id].layer)) else {
+    let Some(Stacked { geometry, plain: Some(plain), .. }) = layers.get(usize::from(core.tree[id].layer))
+    else {
         return false;
     };
     let node = &mut core.tree[id];

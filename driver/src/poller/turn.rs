@@ -21,8 +21,8 @@ pub(super) struct Rest {
     finished: Line,
     /// Those that have no layers above them.
     landed: Line,
-    /// Those that shared a command on the queue whose turn it is, which something keeps from sending anything straight
-    /// down. What was prepared for them stays.
+    /// Those of the queue whose turn it is that just succeeded, in a command with others or in several. What was
+    /// prepared and checked of them stays.
     row: Line,
     /// They are of this turn.
     has_row: bool,
@@ -44,22 +44,20 @@ impl Rest {
         most: 0,
     };
 
-    /// Takes those over that shared a command on a queue.
+    /// Takes nodes over that succeeded and have no slots.
     #[inline]
-    fn take_row(&mut self, queue: &Queue, tree: &mut Tree) {
+    fn take_row(&mut self, queue: &mut Queue, tree: &mut Tree) {
         let row = tree.take_row();
-        match queue.is_gated() {
-            _ if row.is_empty() => {}
-            true => {
-                if !self.has_row {
-                    self.leave_row(tree);
-                }
-                self.row.append(tree, row);
-                self.has_row = true;
-                tree.attention.begin_row();
-            }
-            false => tree.land_all(row),
+        if row.is_empty() {
+            return;
         }
+        if !self.has_row {
+            self.leave_row(tree);
+        }
+        self.row.append(tree, row);
+        self.has_row = true;
+        tree.attention.begin_row();
+        queue.begin_row();
     }
 
     /// What a panic has left of an earlier turn, when the queue may have been another one.
@@ -240,9 +238,7 @@ impl Rest {
         while let Some(id) = self.landed.pop(&cx.core.tree) {
             let node = &mut cx.core.tree[id];
             // It has no slot to go straight down again in.
-            if node.queue != cx.here || !cx.queue.is_gated() {
-                node.wire.forget();
-            }
+            node.wire.forget();
             if node.is_plain() || !cx.core.settled(id) {
                 return Some(id);
             }

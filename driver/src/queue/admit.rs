@@ -5,7 +5,7 @@
 use super::runs::{Parts, Run};
 use super::{DataPointer, Gone, Limits, Queue};
 use crate::memory::{MemoryChain, Position};
-use crate::request::{IoContainer, Node, NodeId, Operation, Tree};
+use crate::request::{IoContainer, Node, NodeId, Operation, Tree, Wire};
 
 /// Why a container is not accepted as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -111,7 +111,7 @@ impl Queue {
             && node.io.lba().checked_add(blocks).is_some_and(|end| end <= limits.capacity)
             && self.pointer.direct(one).is_some();
         if good {
-            node.wire.forget();
+            node.wire = Wire { checked: limits.capacity - blocks + 1, ..Wire::NONE };
             node.io.set_blocks(blocks);
         }
         good

@@ -114,7 +114,7 @@ impl Queue {
     pub(super) fn wire(&self, nsid: u32, opcode: u16, (dptr, flags): ([u64; 2], u16), tail: u64) -> Wire {
         let head = u64::from(nsid) << 32 | u64::from((opcode | flags) ^ self.qid);
         let second = if dptr[1] == 0 { Second::Fixed } else { Second::Any };
-        Wire { bound: 0, head, dptr, tail, second }
+        Wire { bound: 0, checked: 0, head, dptr, tail, second }
     }
 
     /// So many bytes from a place on, if they lie in one segment, and where the controller can be told of.

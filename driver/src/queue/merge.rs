@@ -11,7 +11,7 @@ use super::runs::{Parts, Run};
 use super::slots::Piece;
 use super::{DataPointer, PAGE_WORDS, Queue, Reachable, WAITING, prp};
 use crate::defects::{self, Defect};
-use crate::request::{Cause, Failed, Line, Node, NodeId, Operation, Second, Tree, Wire};
+use crate::request::{Cause, Failed, Line, Node, NodeId, Operation, Tree, Wire};
 
 /// Requests in one command, at most.
 const MOST: u16 = 256;
@@ -20,10 +20,14 @@ impl Queue {
     /// Sends the first nodes of the line down in one command. False if they do not go together, or
     /// there is no slot: then nothing was done.
     pub(super) fn merge(&mut self, tree: &mut Tree) -> bool {
+        let first = self.waiting.first();
+        if tree[first].wire.checked > 0 {
+            // It takes several commands for itself.
+            return false;
+        }
         if self.merge_pages(tree) {
             return true;
         }
-        let first = self.waiting.first();
         let (count, blocks) = self.mergeable(tree, first);
         if count < 2 {
             return false;
@@ -109,7 +113,7 @@ impl Queue {
             _ => self.lists.iova() + 8 * first_word as u64,
         };
         let tail = tail + (u64::from(count) - 1) * blocks;
-        let wire = Wire { bound: 0, head, dptr: [page, second], tail, second: Second::Any };
+        let wire = Wire { head, dptr: [page, second], tail, ..Wire::NONE };
         let cid = self.slots.occupy(slot, first, Piece::Merged { count, last: Some(last) });
         self.push(&wire, cid, lba);
         self.counted.merges += u64::from(count) - 1;

@@ -111,6 +111,9 @@ const SUSPENDED: u32 = 16;
 /// Commands are in flight whose nodes an event counts: what finds one of those has to count it.
 const COUNTING: u32 = 32;
 
+/// Nodes without slots are on their way to the closure: they, and what comes with them, go down when all are there.
+const ROW: u32 = 64;
+
 /// Idle polls after which the controller is told what was consumed: a broken one may be waiting for room
 /// that it need not wait for.
 const IDLE_POLLS: u32 = 16;
@@ -385,16 +388,18 @@ impl Queue {
         self.gate != 0
     }
 
-    /// Has a node wait once more that shared a command with others, if it is still prepared for this queue, and
-    /// nothing is in the way but others that wait.
+    /// Sends a node down again that has no slot, if nothing has changed but its LBA since it was here: what shared a
+    /// command with others, or takes several, waits for its turn. Else nothing was done.
     #[inline(never)]
-    pub(crate) fn hold_shared(&mut self, tree: &mut Tree, id: NodeId) -> bool {
+    pub(crate) fn begin_again(&mut self, tree: &mut Tree, id: NodeId) -> bool {
         let node = &mut tree[id];
-        if self.gate & !(HALTED | COUNTING) != WAITING || node.io.lba() >= node.wire.bound {
+        let within = node.io.lba() < node.wire.bound.max(node.wire.checked);
+        if !within || self.gate & !(HALTED | COUNTING | WAITING | ROW) != 0 {
             return false;
         }
-        // Of one that was merged, and succeeded, nothing else has changed.
-        (node.cursor, node.in_flight, node.waits) = (0, 0, true);
+        node.rewind_prepared();
+        (node.in_flight, node.waits) = (0, true);
+        self.gate |= WAITING;
         self.waiting.push(tree, id);
         true
     }
@@ -404,7 +409,8 @@ impl Queue {
     #[inline(never)]
     pub(crate) fn hold_again(&mut self, tree: &mut Tree, id: NodeId, slot: u32) -> bool {
         let node = &mut tree[id];
-        if self.gate & !(HALTED | COUNTING) != WAITING || node.io.lba() >= node.wire.bound {
+        let gate = self.gate & !(HALTED | COUNTING);
+        if gate == 0 || gate & !(WAITING | ROW) != 0 || node.io.lba() >= node.wire.bound {
             return false;
         }
         if self.is_listed(&node.wire) || node.event.is_some() || node.failed.is_some() {
@@ -413,6 +419,7 @@ impl Queue {
         self.slots.free(slot as usize);
         node.rewind_prepared();
         (node.in_flight, node.waits) = (0, true);
+        self.gate |= WAITING;
         self.waiting.push(tree, id);
         true
     }
@@ -426,6 +433,11 @@ impl Queue {
                 wire.dptr[1].wrapping_sub(self.lists.iova()) < 8 * self.lists.len() as u64
             }
         }
+    }
+
+    /// Nodes without slots go to the closure now.
+    pub(crate) fn begin_row(&mut self) {
+        self.gate |= ROW;
     }
 
     /// One more slot has a command of a node that an event counts.
@@ -454,10 +466,12 @@ impl Queue {
     /// Prepares a node that just finished once more, or looks closer at its LBA.
     #[inline(never)]
     fn prepare_again(&mut self, node: &mut Node, slot: u32) -> bool {
-        let has_slot = (slot as usize) < self.slots.depth();
+        if slot as usize >= self.slots.depth() {
+            return false;
+        }
         let prepared =
             node.wire.is_prepared() || self.prepare(node) || self.prepare_list(node, slot as usize);
-        let ready = has_slot && prepared && self.is_within_limits(node);
+        let ready = prepared && self.is_within_limits(node);
         if ready {
             node.cursor = node.io.blocks();
         }
@@ -689,28 +703,57 @@ impl Queue {
         }
         let mut wire = self.wire(nsid, u16::from(opcode), ([0; 2], self.pointer.flags()), tail);
         let (chain, mut at) = tree.memory(id);
-        let (from, mut issued, pointer) = (first, 0, self.pointer);
+        let (from, mut issued) = (first, 0);
         'segments: for segment in chain.segments().get(at.segment..).unwrap_or_default() {
             let (begin, len) = (segment.iova(), segment.len() as u64);
             while at.offset < len {
                 let blocks = limits.transfer_from(lba.wrapping_add(first), end - first);
-                let run = Run { iova: begin + at.offset, len: blocks << limits.block_shift };
-                if blocks == 0 || run.len > len - at.offset {
+                let (bytes, left) = (blocks << limits.block_shift, len - at.offset);
+                if blocks == 0 || bytes > left {
                     break 'segments;
                 }
-                let Some(dptr) = pointer.direct(run) else { break 'segments };
-                let Some(slot) = self.slots.take() else { break 'segments };
-                (wire.dptr, wire.tail) = (dptr, tail + blocks - 1);
-                let cid = self.slots.occupy(slot, id, Piece::Part { first, blocks: blocks as u32 });
-                self.push(&wire, cid, lba.wrapping_add(first));
-                at.offset += run.len;
-                first += blocks;
-                issued += 1;
+                // As many as are alike.
+                let most = match limits.boundary {
+                    0 => (left / bytes).min((end - first) / blocks).min(self.slots.left().into()) as u32,
+                    _ => 1,
+                };
+                wire.tail = tail + blocks - 1;
+                let run = Run { iova: begin + at.offset, len: bytes };
+                let count = self.issue_run(id, &wire, lba, (first, blocks as u32), run, most);
+                (first, issued) = (first + u64::from(count) * blocks, issued + count);
+                at.offset += u64::from(count) * bytes;
+                if count < most || most == 0 {
+                    break 'segments;
+                }
             }
             at = Position { segment: at.segment + 1, offset: 0 };
         }
         self.counted.splits += u64::from(issued) - u64::from(from == 0 && issued > 0);
         tree.issued(id, first, at, issued);
+    }
+
+    /// Issues pieces of a node that are alike and follow each other, the first of them with its memory given, as long
+    /// as they need no list, and `most` at most, for which there are slots. Returns how many.
+    #[inline(never)]
+    fn issue_run(
+        &mut self,
+        id: NodeId,
+        wire: &Wire,
+        lba: u64,
+        (mut first, blocks): (u64, u32),
+        mut run: Run,
+        most: u32,
+    ) -> u32 {
+        let Wire { head, tail, .. } = *wire;
+        for count in 0..most {
+            let Some(dptr) = self.pointer.direct(run) else { return count };
+            let Some(slot) = self.slots.take() else { return count };
+            let cid = self.slots.occupy_part(slot, id, first, blocks);
+            self.push(&Wire { head, tail, dptr, ..Wire::NONE }, cid, lba.wrapping_add(first));
+            first += u64::from(blocks);
+            run.iova += run.len;
+        }
+        most
     }
 
     /// Writes a command into the ring; its dwords 10 and 11 are given.
@@ -846,30 +889,43 @@ impl Queue {
     /// successes of pieces.
     #[cold]
     #[inline(never)]
-    fn exception(&mut self, tree: &mut Tree, mut high: u64) {
+    fn exception(&mut self, tree: &mut Tree, high: u64) {
         // One in sixteen, by the SQ head.
         if defects::is(Defect::LoseCompletion) && high & 0xf == 7 {
             return self.advance();
         }
-        let mut pieces = 0;
         // After a reset a flush may have come too late.
-        if self.counted.resets == 0 {
-            while pieces < PIECES
-                && let Some((id, blocks)) = self.slots.land_part(high)
-            {
-                self.advance();
-                pieces += 1;
-                let node = &mut tree[id];
-                node.settle(None);
-                if node.is_finished() | node.observed {
-                    self.finish_piece(tree, id, blocks);
-                }
-                high = self.cq.high();
-            }
-        }
-        if pieces == 0 {
+        let landed = self.counted.resets == 0 && self.land_pieces(tree, high);
+        if !landed {
             self.other_exception(tree, high);
         }
+    }
+
+    /// Successes of pieces, as many as follow each other, but for a limit; whether there is one.
+    #[inline(always)]
+    fn land_pieces(&mut self, tree: &mut Tree, high: u64) -> bool {
+        let (mut high, mut left) = (high, PIECES);
+        while left > 0
+            && let Some((id, blocks)) = self.slots.land_part(high)
+        {
+            let observed = tree[id].observed;
+            let before = left;
+            loop {
+                self.advance();
+                left -= 1;
+                high = self.cq.high();
+                // Nobody wants to know which ones they are.
+                if observed || left == 0 || !self.slots.land_part_of(high, id) {
+                    break;
+                }
+            }
+            let node = &mut tree[id];
+            node.settle_all(before - left);
+            if node.is_finished() | observed {
+                self.finish_piece(tree, id, blocks);
+            }
+        }
+        left < PIECES
     }
 
     /// A piece of a node that is observed, or the last one, has succeeded.
@@ -880,6 +936,7 @@ impl Queue {
         match finished {
             // One that failed may still stand in the line.
             true if waits => self.drop_unissued(tree, id),
+            true if tree[id].is_usual() => tree.land(id, id),
             true => tree.finish(id),
             false => {}
         }
@@ -958,7 +1015,7 @@ impl Queue {
     /// At the end of a turn, what waits gets free slots.
     #[inline(never)]
     pub(crate) fn finish_gated(&mut self, tree: &mut Tree) {
-        self.gate &= !HALTED;
+        self.gate &= !(HALTED | ROW);
         self.issue_waiting(tree);
     }
 

@@ -86,7 +86,9 @@ pub(super) struct Slots {
     slots: Masked<Slot>,
     /// What a slot's low word differs by from one generation to the next.
     generation: u32,
-    free: Vec<u16>,
+    /// Those that nobody has, the first so many of these.
+    vacant: Masked<u16>,
+    left: u32,
     depth: usize,
 }
 
@@ -102,7 +104,9 @@ impl Slots {
         };
         let slots = Masked::new((0..depth.next_power_of_two()).map(vacant).collect());
         let generation = (slots.len() as u32) << 16;
-        Slots { slots, generation, free: (0..depth as u16).rev().collect(), depth }
+        let mut vacant: Vec<u16> = (0..depth as u16).rev().collect();
+        vacant.resize(slots.len(), 0);
+        Slots { slots, generation, vacant: Masked::new(vacant.into()), left: depth as u32, depth }
     }
 
     /// The slot that a completion's high word names, if that is in flight or not.
@@ -154,14 +158,44 @@ impl Slots {
         }
         slot.high = VACANT;
         let node = slot.node;
-        self.free.push(index as u16);
+        self.put_back(index);
         Some((node, first..first + u64::from(blocks)))
+    }
+
+    /// The same for a part of this node: whether it is.
+    #[inline(always)]
+    pub(super) fn land_part_of(&mut self, high: u64, node: NodeId) -> bool {
+        let index = self.index(high);
+        let slot = self.get_mut(index);
+        let same = slot.node == node && matches!(slot.piece, Piece::Part { .. });
+        if !same || high >> 16 | u64::from(NOT_WHOLE) << 32 != slot.expect() {
+            return false;
+        }
+        slot.high = VACANT;
+        self.put_back(index);
+        true
+    }
+
+    /// Free slots.
+    pub(super) fn left(&self) -> u32 {
+        self.left
     }
 
     /// Takes a free slot.
     #[inline(always)]
     pub(super) fn take(&mut self) -> Option<usize> {
-        self.free.pop().map(usize::from)
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        Some(self.vacant[self.left].into())
+    }
+
+    #[inline(always)]
+    fn put_back(&mut self, index: usize) {
+        debug_assert!((self.left as usize) < self.depth, "a slot was given back twice");
+        self.vacant[self.left] = index as u16;
+        self.left += 1;
     }
 
     /// Puts a command into a slot that was taken, and returns its low word: the CID where dword 0 has it.
@@ -171,6 +205,15 @@ impl Slots {
         let slot = self.get_mut(index);
         (slot.node, slot.piece) = (node, piece);
         slot.high = if piece == Piece::Whole { 0 } else { NOT_WHOLE };
+        slot.begin(generation)
+    }
+
+    /// The same for a part of a node.
+    #[inline(always)]
+    pub(super) fn occupy_part(&mut self, index: usize, node: NodeId, first: u64, blocks: u32) -> u32 {
+        let generation = self.generation;
+        let slot = self.get_mut(index);
+        (slot.node, slot.piece, slot.high) = (node, Piece::Part { first, blocks }, NOT_WHOLE);
         slot.begin(generation)
     }
 
@@ -187,7 +230,7 @@ impl Slots {
     #[inline(always)]
     pub(super) fn free(&mut self, index: usize) {
         self.get_mut(index).high = VACANT;
-        self.free.push(index as u16);
+        self.put_back(index);
     }
 
     /// Whether a completion, whatever its status, answers the command in the slot it names.
@@ -316,7 +359,7 @@ impl Slots {
     /// Slots that are taken.
     #[inline(always)]
     pub(super) fn taken(&self) -> usize {
-        self.depth - self.free.len()
+        self.depth - self.left as usize
     }
 
     pub(super) fn depth(&self) -> usize {

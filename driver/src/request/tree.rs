@@ -30,6 +30,8 @@ pub(crate) struct Wire {
     /// A first block below it makes a command that is within all limits; 0 if nothing is prepared. Others
     /// may as well: that takes a closer look.
     pub(crate) bound: u64,
+    /// The same of a request that takes several commands: nothing of them is prepared, but all of it was checked.
+    pub(crate) checked: u64,
     /// Dwords 0 and 1: opcode, flags, NSID; the CID is added for each submission.
     pub(crate) head: u64,
     /// PRP entries or an SGL descriptor.
@@ -55,7 +57,8 @@ pub(crate) enum Second {
 
 impl Wire {
     /// Nothing is prepared.
-    pub(crate) const NONE: Wire = Wire { bound: 0, head: 0, dptr: [0; 2], tail: 0, second: Second::Any };
+    pub(crate) const NONE: Wire =
+        Wire { bound: 0, checked: 0, head: 0, dptr: [0; 2], tail: 0, second: Second::Any };
 
     #[inline(always)]
     pub(crate) fn is_prepared(&self) -> bool {
@@ -64,7 +67,7 @@ impl Wire {
 
     #[inline(always)]
     pub(crate) fn forget(&mut self) {
-        self.bound = 0;
+        (self.bound, self.checked) = (0, 0);
     }
 }
 
@@ -160,6 +163,13 @@ impl Failed {
 }
 
 impl Node {
+    /// Counts so many pieces that succeeded.
+    #[inline(always)]
+    pub(crate) fn settle_all(&mut self, pieces: u32) {
+        assert!(self.in_flight >= pieces, "more pieces completed than were in flight");
+        self.in_flight -= pieces;
+    }
+
     /// Counts a piece that completed.
     #[inline(always)]
     pub(crate) fn settle(&mut self, failed: Option<Failed>) {
@@ -221,6 +231,11 @@ impl Node {
     #[inline(always)]
     pub(crate) fn is_plain(&self) -> bool {
         self.event.is_none() && !self.is_observed_or_forfeited()
+    }
+
+    /// Whether it succeeded, is no event, passed no layers, and nobody is to be told of it but the closure.
+    pub(crate) fn is_usual(&self) -> bool {
+        self.is_plain() && !self.is_layered() && self.failed.is_none()
     }
 
     /// Whether it is not the usual request that it seems to be.
@@ -320,7 +335,7 @@ impl Attention {
     const TIMER: u8 = 4;
     /// A queue was touched out of its turn.
     const TOUCHED: u8 = 8;
-    /// Nodes that shared a command are on their way to the closure, in this turn.
+    /// Nodes without slots are on their way to the closure, in this turn.
     const ROW: u8 = 16;
     /// Quiet polls in a row, at most.
     const QUIET: u32 = 1023;
@@ -344,14 +359,16 @@ impl Attention {
         self.add(Attention::TOUCHED);
     }
 
-    /// Nodes that shared a command have to be delivered before the turn is over.
+    /// Nodes without slots have to be delivered before the turn is over.
     pub(crate) fn begin_row(&mut self) {
-        self.what |= Attention::ROW;
+        self.add(Attention::ROW);
     }
 
     /// They are.
     pub(crate) fn end_row(&mut self) {
         self.what &= !Attention::ROW;
+        let held = std::mem::take(&mut self.held);
+        self.be_quiet(held);
     }
 
     /// What came is being worked off.
@@ -437,7 +454,7 @@ pub(crate) struct Tree {
     finished: Line,
     /// The same, where nobody is above but the poller: no layers. What is prepared of them stays.
     pub(crate) landed: Line,
-    /// The same, of the queue whose turn it is: plain ones that shared a command.
+    /// The same, of the queue whose turn it is, where there is nothing to be said but that they succeeded.
     row: Line,
     /// Pieces of observed nodes that settled.
     observed: Vec<(NodeId, Range<u64>, Progress)>,
@@ -632,26 +649,18 @@ impl Tree {
         self.attention.add_news();
     }
 
-    /// Nodes that shared a command have finished: no events, and without layers. Whoever gives their queue its turn
-    /// [takes](Tree::take_row) them right away.
+    /// Linked nodes have succeeded that have no slots, are no events and passed no layers. Whoever gives their queue
+    /// its turn [takes](Tree::take_row) them right away.
     pub(crate) fn land(&mut self, first: NodeId, last: NodeId) {
         let mut row = self.take_row();
         row.append_row(self, first, last);
         self.row = row;
     }
 
-    /// Takes those that shared a command.
+    /// Takes those.
     #[inline(always)]
     pub(crate) fn take_row(&mut self) -> Line {
         std::mem::replace(&mut self.row, Line::EMPTY)
-    }
-
-    /// Others that have finished and have no layers above them.
-    pub(crate) fn land_all(&mut self, line: Line) {
-        let mut landed = self.take_landed();
-        landed.append(self, line);
-        self.landed = landed;
-        self.attention.add_news();
     }
 
     /// Takes nodes that have finished and have no layers above them.
