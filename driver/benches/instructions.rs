@@ -81,6 +81,8 @@ enum Next {
     Counted,
     /// Awaited as a future.
     Future,
+    /// The same, and submitted again where it is.
+    FutureInPlace,
     /// Resubmitted where it is, through so many layers.
     Layers(usize),
     /// Resubmitted where it is, as that many commands.
@@ -162,7 +164,8 @@ const TABLE: &[Line] = &[
         1.0,
         25.0,
     ),
-    count("a future", 64, 4 * KIB, PRP, Next::Future).most(400.0),
+    count("a future, in place", 64, 4 * KIB, PRP, Next::FutureInPlace).most(400.0),
+    count("a future, taken out", 64, 4 * KIB, PRP, Next::Future),
     count("0 layers", 128, 4 * KIB, PRP, Next::Layers(0)),
     count("1 layer", 128, 4 * KIB, PRP, Next::Layers(1)),
     count("3 layers", 128, 4 * KIB, PRP, Next::Layers(3)),
@@ -197,7 +200,7 @@ const TABLE: &[Line] = &[
 
 /// What is counted, with everything that these call. Named whole: a pattern would match their closures
 /// too, and switch counting off there.
-const COUNTED: [&str; 15] = [
+const COUNTED: [&str; 16] = [
     "counted_poll_gathered",
     "counted_poll_into",
     "counted_poll_in_place",
@@ -213,6 +216,7 @@ const COUNTED: [&str; 15] = [
     "counted_poll_idle",
     "counted_poll_queues",
     "counted_poll_futures",
+    "counted_poll_futures_in_place",
 ];
 
 /// The emulator's part of what is counted otherwise.
@@ -301,7 +305,7 @@ fn child(spec: &str) -> Result<(), Failure> {
             return Ok(());
         }
         Next::Event => return events(&emulator, &mut poller, disk, &space, left),
-        Next::Future => return futures(&mut poller, disk, &space, left),
+        Next::Future | Next::FutureInPlace => return futures(&mut poller, disk, &space, work.next, left),
         Next::Merged(count) => return merged(&emulator, &mut poller, (queue, disk), &space, count, left),
         _ => {}
     }
@@ -388,13 +392,39 @@ fn counted_poll_queues(poller: &mut Poller, random: &mut u64) -> usize {
 }
 
 /// As many reads at a time as the queue holds, awaited one after the other.
-fn futures(poller: &mut Poller, disk: Target, space: &DmaSpace, ios: u64) -> Result<(), Failure> {
+fn futures(poller: &mut Poller, disk: Target, space: &DmaSpace, next: Next, ios: u64) -> Result<(), Failure> {
     let mut idle = Vec::new();
     for _ in 0..64 {
         idle.push(IoContainer::read(0, space.allocate(4 * KIB)?));
     }
-    counted_poll_futures(poller, disk, &mut idle, ios / 64);
+    match next {
+        Next::FutureInPlace => counted_poll_futures_in_place(poller, disk, &mut idle, ios / 64),
+        _ => counted_poll_futures(poller, disk, &mut idle, ios / 64),
+    }
     Ok(())
+}
+
+#[inline(never)]
+fn counted_poll_futures_in_place(
+    poller: &mut Poller,
+    disk: Target,
+    idle: &mut Vec<IoContainer>,
+    rounds: u64,
+) {
+    poller.run(async |reactor| {
+        let (mut random, mut requests) = (1, Vec::with_capacity(64));
+        for io in idle.drain(..) {
+            requests.push(reactor.submit(disk, io).expect("accepted"));
+        }
+        for _ in 0..rounds {
+            for request in &mut requests {
+                let mut finished = request.finished().await;
+                assert!(finished.result().is_ok());
+                finished.in_place(|mut io| io.set_lba(lba(&mut random)));
+                finished.resubmit().expect("accepted");
+            }
+        }
+    });
 }
 
 #[inline(never)]

@@ -75,8 +75,8 @@ pub use controller::{Controller, ControllerEvent, Namespace, NamespaceState};
 pub use error::{Error, Result};
 pub use memory::install_sigbus_handler;
 pub use poller::{
-    BadRange, DataForm, Done, Poller, QueueId, QueueOptions, REQUEST_BYTES, Reactor, Rejected, Request,
-    SLOT_BYTES, Target,
+    BadRange, DataForm, Done, Finished, Poller, QueueId, QueueOptions, REQUEST_BYTES, Reactor, Rejected,
+    Request, SLOT_BYTES, Target,
 };
 pub use queue::{QueueStats, Refusal, Replay};
 pub use request::{

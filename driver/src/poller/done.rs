@@ -6,7 +6,7 @@ use super::others::Others;
 use super::{Core, Rejected, Stacked, Target};
 use crate::memory::MemoryChain;
 use crate::queue::{Queue, Refusal};
-use crate::request::{Event, Failure, InPlace, IoContainer, NodeId};
+use crate::request::{Awaited, Event, Failure, InPlace, IoContainer, NodeId};
 
 /// A finished request. Submit it again, take its container, or just drop it: then its memory is
 /// freed.
@@ -174,6 +174,24 @@ impl<'a, L: Layer> Done<'a, L> {
         }
         let mut cx = Cx::new(self.queue, &mut self.others, self.core);
         resubmit_counted(&mut cx, self.layers, (id, all), self.slot)
+    }
+
+    /// Leaves a request where it is, without its slot, that a future waits for: then it is one of these. Else it is
+    /// dropped.
+    #[inline(always)]
+    pub(super) fn leave(mut self) -> Option<NodeId> {
+        let id = self.node;
+        let node = &mut self.core.tree[id];
+        if node.awaited == Awaited::No {
+            return None;
+        }
+        (node.awaited, node.in_flight) = (Awaited::Ready, 0);
+        self.queue.keep_prepared(node);
+        if self.slot != NO_SLOT {
+            self.queue.release(self.slot);
+        }
+        self.node = NodeId::NONE;
+        Some(id)
     }
 
     /// Takes the container out.

@@ -4,10 +4,12 @@
 
 use std::time::Duration;
 
-use super::layer::NO_SLOT;
-use super::{Core, Done, Layer, Poller, Rejected, Target};
+use super::cx::Cx;
+use super::layer::{Handle, NO_SLOT};
+use super::others::split;
+use super::{Core, Done, Layer, Poller, Rejected, Target, admit};
 use crate::queue::{Queue, Refusal};
-use crate::request::{BadEvent, Event, Failure, IoContainer, Moment, NodeId, State, Verdict};
+use crate::request::{Awaited, BadEvent, Event, Failure, IoContainer, Moment, Node, NodeId, State, Verdict};
 
 impl<L: Layer> Poller<L> {
     /// Hands a container over like [`submit`](Poller::submit); its completion is an event instead of
@@ -42,6 +44,79 @@ impl<L: Layer> Poller<L> {
             node.event = Some(*event.insert(events.leaf(id)));
         })?;
         Ok(event.expect("what was accepted has its event"))
+    }
+
+    /// Hands a container over for a future to wait for: it stays where it is until that [takes](Poller::take_ready)
+    /// it.
+    pub(super) fn submit_awaited(&mut self, target: Target, io: IoContainer) -> Result<NodeId, Rejected> {
+        let mut request = NodeId::NONE;
+        self.enter(target, io, |_, node, id| {
+            node.awaited = Awaited::Pending;
+            request = id;
+        })?;
+        Ok(request)
+    }
+
+    /// The container of a request that a future waits for, and its result, if it has finished.
+    #[inline]
+    pub(super) fn take_ready(&mut self, request: NodeId) -> Option<(IoContainer, Result<(), Failure>)> {
+        let node = &self.core.tree[request];
+        if node.awaited != Awaited::Ready {
+            return None;
+        }
+        let result = node.failure().map_or(Ok(()), Err);
+        Some((self.core.tree.remove(request), result))
+    }
+
+    /// A request that a future waits for, if it has finished.
+    pub(super) fn ready(&mut self, request: NodeId) -> Option<&mut Node> {
+        Some(&mut self.core.tree[request]).filter(|node| node.awaited == Awaited::Ready)
+    }
+
+    /// Submits a request again, where it is, that a future has waited for. If it is refused, it is no more.
+    pub(super) fn resubmit_ready(&mut self, request: NodeId) -> Result<(), Rejected> {
+        let tree = &mut self.core.tree;
+        tree.attention.add_touched();
+        let node = &mut tree[request];
+        node.awaited = Awaited::Pending;
+        if let (false, Some(pair)) = (node.is_layered(), self.queues.get_mut(usize::from(node.queue)))
+            && pair.queue.start_again(tree, request)
+        {
+            return Ok(());
+        }
+        self.core.now = None;
+        let (pair, mut others) = split(&mut self.queues, 0).expect("it went down on a queue");
+        let io = Handle::new(&self.core.tree, request);
+        let mut cx = Cx::new(&mut pair.queue, &mut others, &mut self.core);
+        admit::start_again(&mut cx, &mut self.layers, io)
+    }
+
+    /// Makes an event that has settled the request again that a future waits for; which one that is.
+    pub(super) fn unmake_event(&mut self, event: Event) -> Option<NodeId> {
+        let State::Settled(..) = self.state(event)? else { return None };
+        let request = self.core.events.request(event)?;
+        self.core.events.release(event);
+        self.core.forget_observers(request);
+        let node = &mut self.core.tree[request];
+        (node.event, node.awaited) = (None, Awaited::Ready);
+        Some(request)
+    }
+
+    /// Makes a request that a future waits for an event instead.
+    #[cold]
+    pub(super) fn make_event(&mut self, request: NodeId) -> Event {
+        let Core { tree, events, .. } = &mut self.core;
+        let event = events.leaf(request);
+        let node = &mut tree[request];
+        node.event = Some(event);
+        if std::mem::replace(&mut node.awaited, Awaited::No) == Awaited::Ready {
+            let failure = node.failure();
+            let bytes = if failure.is_none() { node.io.memory().len() as u64 } else { 0 };
+            events.settle(event, bytes, failure);
+        } else if let Some(pair) = self.queues.get_mut(usize::from(node.queue)) {
+            pair.queue.watch_event(tree, request);
+        }
+        event
     }
 
     /// Succeeds when all of `events` did, fails with the first that fails. Of none, it succeeds at once.

@@ -37,7 +37,7 @@ use self::pair::Pair;
 #[doc(hidden)]
 pub use self::plain::Plain;
 pub(crate) use self::plain::{LOG2S, Tally, What};
-pub use self::reactor::{Reactor, Request};
+pub use self::reactor::{Finished, Reactor, Request};
 use self::turn::Rest;
 use crate::controller::{Controller, Namespace};
 use crate::pci::Clock;

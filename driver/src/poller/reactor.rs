@@ -1,7 +1,8 @@
 //! Events as futures: `poller.run(async |reactor| …)` drives the poller until a future is ready.
 //!
-//! Every event is a future; `join` and `select` of any crate work on them, and so do compound events. Knows
-//! who waits for which event; must not know what the event stands for.
+//! Every request and every event is a future; `join` and `select` of any crate work on them, and so do compound
+//! events. A request becomes an event when somebody wants it to be one. Knows who waits for what; must not know
+//! what an event stands for.
 //!
 //! ```
 //! # use kiovec::{Controller, IoContainer, Poller, QueueOptions, memory::DmaSpace};
@@ -27,7 +28,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -36,13 +37,17 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use super::{Direct, Layer, Poller, Rejected, Target};
-use crate::request::{BadEvent, Event, Failure, IoContainer, State, Totals, Verdict};
+use crate::request::{BadEvent, Event, Failure, InPlace, IoContainer, Node, NodeId, State, Totals, Verdict};
 
 /// A poller, in the hands of a future that [`Poller::run`] drives.
 #[derive(Debug)]
 pub struct Reactor<'p, L: Layer = Direct> {
     poller: RefCell<&'p mut Poller<L>>,
     waiting: RefCell<Vec<Wakers>>,
+    /// Who waits for the request with an index of the tree.
+    callers: RefCell<Vec<Option<Waker>>>,
+    /// Who is to be woken, when the poller is free again.
+    woken: RefCell<Vec<Waker>>,
 }
 
 /// Who waits for the event with an index of its arena.
@@ -72,7 +77,12 @@ impl<L: Layer> Poller<L> {
     ///
     /// What completes meanwhile and is no event is dropped: its memory is freed.
     pub fn run<T>(&mut self, future: impl AsyncFnOnce(&Reactor<'_, L>) -> T) -> T {
-        let reactor = Reactor { poller: RefCell::new(self), waiting: RefCell::default() };
+        let reactor = Reactor {
+            poller: RefCell::new(self),
+            waiting: RefCell::default(),
+            callers: RefCell::default(),
+            woken: RefCell::default(),
+        };
         let flag = Arc::new(Flag(AtomicBool::new(true)));
         let waker = Waker::from(Arc::clone(&flag));
         let mut context = Context::from_waker(&waker);
@@ -92,8 +102,8 @@ impl<'p, L: Layer> Reactor<'p, L> {
     /// Hands a container over. The future is ready when the request is settled; a future that is dropped
     /// before detaches: the request goes on, and its memory is freed when it is settled.
     pub fn submit(&self, target: Target, io: IoContainer) -> Result<Request<'_, 'p, L>, Rejected> {
-        let event = self.poller.borrow_mut().request(target, io)?;
-        Ok(Request { reactor: self, event: Some(event) })
+        let request = self.poller.borrow_mut().submit_awaited(target, io)?;
+        Ok(Request { reactor: self, what: Cell::new(What::Request(request)) })
     }
 
     /// Ready when an event is resolved; at once, with `None`, if it was released. Dropping it changes
@@ -150,24 +160,65 @@ impl<'p, L: Layer> Reactor<'p, L> {
     pub fn release(&self, event: Event) {
         self.poller.borrow_mut().release(event);
         // Whoever waits for it learns that there is nothing to wait for.
-        self.wake(event.index());
+        self.take_wakers(event.index(), &mut self.woken.borrow_mut());
+        self.wake_all();
     }
 
-    /// Polls once, and wakes whose events came.
+    /// Polls once, and wakes whose requests and events came.
     fn turn(&self) {
         let mut poller = self.poller.borrow_mut();
-        if poller.poll(|done| drop(done)) == 0 {
+        let mut callers = self.callers.borrow_mut();
+        let mut woken = self.woken.borrow_mut();
+        let count = poller.poll(|done| {
+            if let Some(request) = done.leave() {
+                woken.extend(callers.get_mut(request.index()).and_then(Option::take));
+            }
+        });
+        if count == 0 {
             poller.pause();
         }
         while let Some(index) = poller.core.events.next_watched() {
-            self.wake(index);
+            self.take_wakers(index, &mut woken);
+        }
+        drop((poller, callers, woken));
+        self.wake_all();
+    }
+
+    /// Takes out who waits for the event with an index.
+    fn take_wakers(&self, index: usize, woken: &mut Vec<Waker>) {
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(index) {
+            woken.extend(waiting.one.take());
+            woken.append(&mut waiting.others);
         }
     }
 
-    fn wake(&self, index: usize) {
-        if let Some(waiting) = self.waiting.borrow_mut().get_mut(index) {
-            waiting.one.take().into_iter().chain(waiting.others.drain(..)).for_each(Waker::wake);
+    /// Whoever is woken may do anything with the reactor.
+    fn wake_all(&self) {
+        let mut woken = self.woken.take();
+        woken.drain(..).for_each(Waker::wake);
+        // Its room is kept.
+        self.woken.replace(woken);
+    }
+
+    /// Has a task woken when a request has finished.
+    fn watch_request(&self, request: NodeId, waker: &Waker) {
+        let (mut all, index) = (self.callers.borrow_mut(), request.index());
+        if all.len() <= index {
+            all.resize(index + 1, None);
         }
+        match &mut all[index] {
+            Some(one) if one.will_wake(waker) => {}
+            one => *one = Some(waker.clone()),
+        }
+    }
+
+    /// Makes a request an event.
+    fn make_event(&self, request: NodeId) -> Event {
+        let event = self.poller.borrow_mut().make_event(request);
+        // Whoever waits for the request looks once more, and waits for the event then.
+        let waker = self.callers.borrow_mut().get_mut(request.index()).and_then(Option::take);
+        waker.into_iter().for_each(Waker::wake);
+        event
     }
 
     /// Has a task woken at each of an event's moments.
@@ -192,43 +243,163 @@ impl<'p, L: Layer> Reactor<'p, L> {
 #[must_use = "a request whose future is dropped goes on, but nobody learns of its result"]
 pub struct Request<'r, 'p, L: Layer = Direct> {
     reactor: &'r Reactor<'p, L>,
-    /// `None` once it was claimed.
-    event: Option<Event>,
+    what: Cell<What>,
 }
 
-impl<L: Layer> Request<'_, '_, L> {
-    /// Its event, to be part of others, cancelled, or given a deadline.
+/// What a future waits for.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Request(NodeId),
+    Event(Event),
+    /// It was ready.
+    Nothing,
+}
+
+impl<'r, 'p, L: Layer> Request<'r, 'p, L> {
+    /// Its event, to be part of others, cancelled, or given a deadline. A request that nobody asks for its event is
+    /// none, and costs less.
     ///
     /// # Panics
     /// After the future was ready.
     pub fn event(&self) -> Event {
-        self.event.expect("the future was ready already")
+        match self.what.get() {
+            What::Event(event) => event,
+            What::Request(request) => {
+                let event = self.reactor.make_event(request);
+                self.what.set(What::Event(event));
+                event
+            }
+            What::Nothing => panic!("the future was ready already"),
+        }
+    }
+
+    /// Waits until it has finished: then the container is still where it is, to be submitted again from there, which
+    /// costs a part of what [taking](Finished::take) it out and submitting it does.
+    ///
+    /// ```
+    /// # use kiovec::{Controller, IoContainer, Poller, QueueOptions, memory::DmaSpace};
+    /// # use kiovec_emulator::{Config, Emulator};
+    /// # let emulator = Emulator::spawn(Config::parse("size=64M,media=ram")?)?;
+    /// # let space = DmaSpace::new()?;
+    /// # let controller = Controller::open(emulator.function(), &space)?;
+    /// # let mut poller = Poller::new(64);
+    /// # let queue = poller.add_queue(&controller, QueueOptions::default())?;
+    /// # let disk = poller.add_namespace(queue, &controller.namespace(1)?)?;
+    /// poller.run(async |reactor| {
+    ///     let mut request = reactor.submit(disk, IoContainer::read(0, space.allocate(4096)?))?;
+    ///     for lba in 1..100 {
+    ///         let mut finished = request.finished().await;
+    ///         finished.result()?;
+    ///         finished.in_place(|mut io| io.set_lba(lba));
+    ///         finished.resubmit()?;
+    ///     }
+    ///     let (_io, result) = request.await;
+    ///     Ok::<(), Box<dyn std::error::Error>>(result?)
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// After the future was ready, or the container was taken out.
+    pub async fn finished(&mut self) -> Finished<'_, 'r, 'p, L> {
+        std::future::poll_fn(|context| self.poll_finished(context)).await;
+        Finished { request: self }
+    }
+
+    fn poll_finished(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut poller = self.reactor.poller.borrow_mut();
+        match self.what.get() {
+            What::Request(request) if poller.ready(request).is_some() => return Poll::Ready(()),
+            What::Request(request) => self.reactor.watch_request(request, context.waker()),
+            What::Event(event) => match poller.unmake_event(event) {
+                Some(request) => {
+                    self.what.set(What::Request(request));
+                    return Poll::Ready(());
+                }
+                None => {
+                    drop(poller);
+                    self.reactor.watch(event, context.waker());
+                }
+            },
+            What::Nothing => panic!("the future was ready already"),
+        }
+        Poll::Pending
+    }
+
+    /// What it is about, once it has finished.
+    fn with_node<R>(&self, f: impl FnOnce(&mut Node) -> R) -> R {
+        let What::Request(request) = self.what.get() else { panic!("it is not finished") };
+        f(self.reactor.poller.borrow_mut().ready(request).expect("it is finished"))
+    }
+}
+
+/// A request that has finished, where it is: like [`Done`](crate::Done). If this is dropped, the request still is one
+/// that has finished.
+#[derive(Debug)]
+pub struct Finished<'q, 'r, 'p, L: Layer = Direct> {
+    request: &'q mut Request<'r, 'p, L>,
+}
+
+impl<L: Layer> Finished<'_, '_, '_, L> {
+    /// Whether all of it succeeded; else the failure with the lowest LBA.
+    pub fn result(&self) -> Result<(), Failure> {
+        self.request.with_node(|node| node.failure().map_or(Ok(()), Err))
+    }
+
+    /// The container, to be looked at, and to be changed such that what was prepared for its commands stays in use.
+    pub fn in_place<R>(&mut self, f: impl FnOnce(InPlace<'_>) -> R) -> R {
+        self.request.with_node(|node| f(InPlace { io: &mut node.io, wire: Some(&mut node.wire) }))
+    }
+
+    /// Submits the container again, where it is, to the same target.
+    pub fn resubmit(self) -> Result<(), Rejected> {
+        let What::Request(request) = self.request.what.get() else { panic!("it is not finished") };
+        let again = self.request.reactor.poller.borrow_mut().resubmit_ready(request);
+        if again.is_err() {
+            self.request.what.set(What::Nothing);
+        }
+        again
+    }
+
+    /// Takes the container out.
+    pub fn take(self) -> IoContainer {
+        let What::Request(request) = self.request.what.replace(What::Nothing) else {
+            panic!("it is not finished")
+        };
+        let finished = self.request.reactor.poller.borrow_mut().take_ready(request);
+        finished.expect("it is finished").0
     }
 }
 
 impl<L: Layer> Future for Request<'_, '_, L> {
     type Output = (IoContainer, Result<(), Failure>);
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let event = self.event();
-        let claimed = self.reactor.poller.borrow_mut().claim(event);
-        match claimed {
-            Some(finished) => {
-                self.event = None;
-                Poll::Ready(finished)
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut poller = self.reactor.poller.borrow_mut();
+        let finished = match self.what.get() {
+            What::Request(request) => poller.take_ready(request),
+            What::Event(event) => poller.claim(event),
+            What::Nothing => panic!("the future was ready already"),
+        };
+        drop(poller);
+        match (finished, self.what.get()) {
+            (Some(finished), _) => {
+                self.what.set(What::Nothing);
+                return Poll::Ready(finished);
             }
-            None => {
-                self.reactor.watch(event, context.waker());
-                Poll::Pending
-            }
+            (None, What::Request(request)) => self.reactor.watch_request(request, context.waker()),
+            (None, What::Event(event)) => self.reactor.watch(event, context.waker()),
+            (None, What::Nothing) => {}
         }
+        Poll::Pending
     }
 }
 
 impl<L: Layer> Drop for Request<'_, '_, L> {
     fn drop(&mut self) {
-        if let Some(event) = self.event {
-            self.reactor.release(event);
+        if let What::Request(_) | What::Event(_) = self.what.get() {
+            // It goes on as an event that nobody claims.
+            self.reactor.release(self.event());
         }
     }
 }

@@ -236,26 +236,7 @@ impl Queue {
     /// Sets the blocks of a namespace; what was prepared for it before is not any more.
     fn set_capacity(&mut self, tree: &mut Tree, namespace: u16, blocks: u64) {
         self.namespaces[usize::from(namespace)].limits.capacity = blocks;
-        let lines = [self.waiting, self.plugged, tree.landed];
-        let mut forget = |id: NodeId| {
-            if tree[id].namespace == namespace {
-                tree[id].wire.forget();
-            }
-            tree[id].next
-        };
-        for (mut id, count) in self.slots.nodes() {
-            for _ in 0..count {
-                if !id.is_none() {
-                    id = forget(id);
-                }
-            }
-        }
-        for line in lines {
-            let mut id = line.first();
-            while !id.is_none() {
-                id = forget(id);
-            }
-        }
+        tree.forget_prepared(namespace);
     }
 
     /// Why a namespace can no longer be used.
@@ -424,6 +405,27 @@ impl Queue {
         true
     }
 
+    /// A node without a slot stays prepared, unless its command has a list in the memory of that slot.
+    #[inline(always)]
+    pub(crate) fn keep_prepared(&self, node: &mut Node) {
+        if self.is_listed(&node.wire) {
+            node.wire.forget();
+        }
+    }
+
+    /// Sends a node down again that has no slot, if nothing has changed but its LBA since it was here. Else nothing was
+    /// done.
+    #[inline]
+    pub(crate) fn start_again(&mut self, tree: &mut Tree, id: NodeId) -> bool {
+        let node = &mut tree[id];
+        let within = node.io.lba() < node.wire.bound.max(node.wire.checked);
+        if within {
+            node.rewind_prepared();
+            self.start(tree, id);
+        }
+        within
+    }
+
     /// Whether a command's data pointer may refer to a list in the memory of its slot.
     #[inline(always)]
     fn is_listed(&self, wire: &Wire) -> bool {
@@ -460,6 +462,14 @@ impl Queue {
         if self.slots.watch_whole(id, node.io.extent() as u32) {
             node.wire.forget();
             self.end_counting();
+        }
+    }
+
+    /// A node has become an event: whoever finds its completion has to know.
+    pub(crate) fn watch_event(&mut self, tree: &mut Tree, id: NodeId) {
+        match self.slots.watch_whole(id, tree[id].io.extent() as u32) {
+            true => tree[id].wire.forget(),
+            false => self.slots.watch_merged(id, |id| tree[id].next),
         }
     }
 

@@ -312,12 +312,17 @@ impl Slots {
         true
     }
 
-    /// The nodes that slots were last taken for, and how many are linked to each and share its command.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = (NodeId, u16)> {
-        self.slots.iter().map(|slot| match slot.piece {
-            Piece::Merged { count, .. } if slot.high & VACANT == 0 => (slot.node, count),
-            _ => (slot.node, 1),
-        })
+    /// Has the completion of a command that carries a node with others looked at node by node, if all of them are
+    /// plain so far. `next` is the one that is linked to one.
+    pub(super) fn watch_merged(&mut self, node: NodeId, next: impl Fn(NodeId) -> NodeId) {
+        for index in 0..self.slots.len() as u32 {
+            let slot = &mut self.slots[index];
+            let Piece::Merged { count, last: last @ Some(_) } = &mut slot.piece else { continue };
+            let mut all = std::iter::successors(Some(slot.node), |id| Some(next(*id))).take((*count).into());
+            if slot.high & VACANT == 0 && all.any(|id| id == node) {
+                *last = None;
+            }
+        }
     }
 
     /// The slots of commands in flight, and of those that are to be sent once more.

@@ -21,6 +21,11 @@ impl NodeId {
     pub(crate) fn is_none(self) -> bool {
         self == NodeId::NONE
     }
+
+    /// No other node of the tree has it.
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
 }
 
 /// The words of a submission queue entry that stay the same from one submission to the next, as long as
@@ -90,6 +95,8 @@ pub(crate) struct Node {
     pub(crate) event: Option<Event>,
     /// The event counts it, and it goes to the closure like one that is no event.
     pub(crate) counted: bool,
+    /// Whether a future waits for it, which it then goes to, and is no event.
+    pub(crate) awaited: Awaited,
     /// Which of the poller's stacks of layers it came in through.
     pub(crate) layer: u16,
     /// Which queue it went to last.
@@ -146,6 +153,17 @@ pub(crate) struct Failed {
     /// Blocks of the node before the piece that failed.
     pub(crate) at: u64,
     pub(crate) cause: Cause,
+}
+
+/// What a request is to a future.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// Nothing.
+    No,
+    /// It is under way.
+    Pending,
+    /// It has finished, and waits to be taken.
+    Ready,
 }
 
 /// What became of blocks of an observed node.
@@ -286,6 +304,7 @@ impl Node {
             wire: Wire::NONE,
             event: None,
             counted: false,
+            awaited: Awaited::No,
             layer: NO_LAYER,
             queue: 0,
             namespace: 0,
@@ -535,6 +554,7 @@ impl Tree {
         (node.layer, node.event, node.owner, node.parent) = (layer, None, id, NodeId::NONE);
         (node.observed, node.judged, node.orphan, node.forfeited) = (false, false, false, false);
         (node.parked, node.exclusive, node.waits, node.counted) = (false, false, false, false);
+        node.awaited = Awaited::No;
         (node.start, node.block_shift) = (Position::default(), 0);
         node.rewind();
     }
@@ -812,6 +832,11 @@ impl Tree {
     pub(crate) fn children(&self, parent: NodeId) -> impl Iterator<Item = NodeId> {
         let nodes = self.nodes.iter().enumerate();
         nodes.filter(move |(_, node)| node.parent == parent).map(|(i, _)| NodeId(i as u32))
+    }
+
+    /// Nothing is prepared any more for a namespace with this number, of whatever queue. Looks at every node.
+    pub(crate) fn forget_prepared(&mut self, namespace: u16) {
+        self.nodes.iter_mut().filter(|node| node.namespace == namespace).for_each(|node| node.wire.forget());
     }
 
     /// Requests that an event counts and that are under way. Looks at every node.
