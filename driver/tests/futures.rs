@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::task::Poll;
 
+use futures_util::future::{Either, select};
 use kiovec::layer::{Disk, Partition};
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::{Controller, IoContainer, Poller, QueueOptions, Reactor, Refusal, Request, Target};
@@ -88,6 +90,14 @@ async fn turns(count: usize) {
     .await;
 }
 
+/// What a future comes to, in a bounded number of turns.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    match select(pin!(future), pin!(turns(10_000))).await {
+        Either::Left((value, _)) => value,
+        Either::Right(_) => panic!("nobody was woken"),
+    }
+}
+
 struct One<'r, 'p> {
     request: Option<Request<'r, 'p, Layers>>,
     cancelled: bool,
@@ -120,7 +130,7 @@ async fn act<'r, 'p>(
     let request = one.request.as_mut().unwrap();
     match action {
         Action::Again => {
-            let mut finished = request.finished().await;
+            let mut finished = soon(request.finished()).await;
             let result = finished.result();
             let mut seen = Vec::new();
             finished.in_place(|mut io| {
@@ -137,7 +147,7 @@ async fn act<'r, 'p>(
         }
         Action::Event => _ = request.event(),
         Action::Settle => {
-            let (verdict, _) = reactor.settled(request.event()).await.unwrap();
+            let (verdict, _) = soon(reactor.settled(request.event())).await.unwrap();
             assert!(verdict.success || one.cancelled);
         }
         Action::Cancel => {
@@ -145,7 +155,7 @@ async fn act<'r, 'p>(
             one.cancelled = true;
         }
         Action::Take => {
-            let (io, result) = one.request.take().unwrap().await;
+            let (io, result) = soon(one.request.take().unwrap()).await;
             check(one, &io, result);
             return true;
         }
@@ -208,7 +218,7 @@ fn a_namespace_shrinks_between_two_submissions() {
     poller.run(async |reactor| {
         let mut request =
             reactor.submit(disk, IoContainer::read(2000, space.allocate(BLOCK).unwrap())).unwrap();
-        request.finished().await.result().unwrap();
+        soon(request.finished()).await.result().unwrap();
         emulator.resize(1, 100);
         // Until the driver has heard of it.
         for _ in 0..1_000_000 {
@@ -217,11 +227,37 @@ fn a_namespace_shrinks_between_two_submissions() {
                     assert!(matches!(rejected.reason, Refusal::OutOfRange { capacity: 100, .. }));
                     break;
                 }
-                Ok(other) => drop(other.await),
+                Ok(other) => drop(soon(other).await),
             }
         }
-        let rejected = request.finished().await.resubmit().unwrap_err();
+        let rejected = soon(request.finished()).await.resubmit().unwrap_err();
         assert!(matches!(rejected.reason, Refusal::OutOfRange { capacity: 100, .. }), "{}", rejected.reason);
     });
     assert_eq!(poller.outstanding(), 0);
+}
+
+/// In a command with others, in a command of its own, in several, or without one yet.
+#[test]
+fn it_becomes_an_event_wherever_it_is() {
+    for (depth, row, blocks) in [(1, 4, 8), (8, 1, 8), (4, 1, 512), (1, 2, 256)] {
+        for which in 0..row {
+            let World { emulator, space, mut poller, targets: [disk, _] } = world(depth, true);
+            poller.run(async |reactor| {
+                emulator.hold(kiovec_emulator::Commands::io());
+                let read = |i: usize| submit(reactor, &space, disk, (100 + i as u64 * blocks, blocks));
+                let mut all: Vec<_> = (0..row).map(read).collect();
+                turns(3).await;
+                let event = all[which].request.as_ref().unwrap().event();
+                emulator.release_all();
+                let (verdict, totals) = soon(reactor.settled(event)).await.unwrap();
+                assert!(verdict.success);
+                assert_eq!(totals.bytes, blocks * BLOCK as u64);
+                for one in &mut all {
+                    act(reactor, one, Action::Again, 7).await;
+                    act(reactor, one, Action::Take, 0).await;
+                }
+            });
+            assert_eq!(poller.outstanding(), 0);
+        }
+    }
 }

@@ -466,10 +466,9 @@ impl Queue {
     }
 
     /// A node has become an event: whoever finds its completion has to know.
-    pub(crate) fn watch_event(&mut self, tree: &mut Tree, id: NodeId) {
-        match self.slots.watch_whole(id, tree[id].io.extent() as u32) {
-            true => tree[id].wire.forget(),
-            false => self.slots.watch_merged(id, |id| tree[id].next),
+    pub(crate) fn watch_event(&mut self, tree: &Tree, id: NodeId) {
+        if !self.slots.watch_whole(id, tree[id].io.extent() as u32) {
+            self.slots.watch_merged(id, |id| tree[id].next);
         }
     }
 
