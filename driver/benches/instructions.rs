@@ -147,14 +147,7 @@ const TABLE: &[Line] = &[
         .over(NEW_MEMORY, 12.0),
     count("8 scattered pages, one command", 32, 4 * KIB, PRP, Next::Scattered(8)).over(NEW_MEMORY, 136.0),
     count("32 scattered pages, one command", 32, 4 * KIB, PRP, Next::Scattered(32)).over(NEW_MEMORY, 424.0),
-    count("events, in an all of 64", 64, 4 * KIB, PRP, Next::Event),
-    part(
-        "an event in an all, over taking out",
-        "events, in an all of 64",
-        "4 KiB, depth 128, taken out",
-        1.0,
-        25.0,
-    ),
+    count("an event in an all of 64, taken out", 64, 4 * KIB, PRP, Next::Event),
     count("4 KiB, depth 64, in place", 64, 4 * KIB, PRP, Next::InPlace),
     count("in place, counted by an all of 64", 64, 4 * KIB, PRP, Next::Counted),
     part(
@@ -177,8 +170,8 @@ const TABLE: &[Line] = &[
         budget: Some(Budget::Most(110.0)),
         value: Value::Difference { of: "32 KiB split into 8", less: "", part: 1.0 / 8.0 },
     },
-    count("4 KiB merged 32 to 1", 32, 4 * KIB, PRP, Next::Merged(32)).most(70.0),
     count("4 KiB merged 32 to 1, in place", 32, 4 * KIB, PRP, Next::Gathered(32)).most(70.0),
+    count("4 KiB merged 32 to 1, taken out", 32, 4 * KIB, PRP, Next::Merged(32)),
     count("64 queue pairs, depth 32 each", 32, 4 * KIB, PRP, Next::Queues(64)),
     Line {
         name: "64 queue pairs to one, as a ratio",
