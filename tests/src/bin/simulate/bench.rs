@@ -87,6 +87,8 @@ pub struct Bench {
     pub submitted: u64,
     /// When the last poll was, on the poller's clock.
     pub polled_at: u64,
+    /// The turn in which a request came back last.
+    pub came_back: u64,
     /// Turns that a request took, at most.
     pub longest: u64,
     /// Events are claimed as soon as they settle.
