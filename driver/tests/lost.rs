@@ -281,9 +281,40 @@ fn no_other_leg_is_blamed_for_memory_that_is_lost() {
     bench.turn();
     let mirror = bench.poller.layer(bench.target).unwrap();
     let legs = [0, 1, 2].map(|leg| mirror.leg_counts(leg).unwrap());
-    assert_eq!(legs.map(|leg| leg.ejected), [Some(Cause::ControllerLost), None, None]);
     assert_eq!(legs.map(|leg| leg.failed_reads), [2, 0, 0]);
     assert_eq!(mirror.counts().failovers, 0);
+    // Reads that keep their memory find it lost, and go on elsewhere.
+    for lba in 0..3 {
+        let io = bench.read(lba, 1);
+        let request = bench.poller.request(bench.target, io).unwrap();
+        bench.turn();
+        assert_eq!(bench.poller.claim(request).unwrap().1, Ok(()));
+    }
+    let mirror = bench.poller.layer(bench.target).unwrap();
+    let ejected = [0, 1, 2].map(|leg| mirror.leg_counts(leg).unwrap().ejected);
+    assert_eq!(ejected, [Some(Cause::ControllerLost), None, None]);
+    assert_eq!(mirror.counts().failovers, 1);
+}
+
+/// A mirror in a mirror that loses a leg, and with it the memory of a read, is not lost itself.
+#[test]
+fn a_mirror_is_not_lost_with_the_memory_of_a_read() {
+    let mut bench = bench(SETTINGS, 3, 8, |_, mut disks| {
+        let third = Stack::Disk(disks.pop().unwrap());
+        let inner = Mirror::new(disks.into_iter().map(Stack::Disk).collect()).unwrap();
+        Mirror::new(vec![Stack::Mirror(Box::new(inner)), third]).unwrap()
+    });
+    bench.legs[0].emulator.hold(Commands::reads());
+    let io = bench.read(0, 1);
+    let request = bench.poller.request(bench.target, io).unwrap();
+    bench.turn();
+    bench.lose(0);
+    bench.turn();
+    let (io, result) = bench.poller.claim(request).unwrap();
+    assert_eq!(result.unwrap_err().cause, Cause::ControllerLost);
+    assert_eq!(io.into_memory().len(), 0, "the controller may still write to it");
+    let mirror = bench.poller.layer(bench.target).unwrap();
+    assert_eq!([0, 1].map(|leg| mirror.leg_counts(leg).unwrap().ejected), [None, None]);
 }
 
 // ---- observers ----

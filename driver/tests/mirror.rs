@@ -757,6 +757,50 @@ fn what_is_corrupt_on_one_leg_is_read_from_another() {
     assert!((0..2).all(|leg| mirror.leg_counts(leg).unwrap().ejected.is_none()));
 }
 
+/// A mirror in a mirror has one leg that cannot read a block, and one that is lost: it has what is written, and is not
+/// lost, whichever of the two is asked first; hedged, or not.
+#[test]
+fn a_mirror_is_not_lost_with_one_of_its_legs() {
+    let cause = Cause::Status(Status::UNRECOVERED_READ_ERROR);
+    for hedge in ["", "hedge=1000,buffers=4,buffer=32K,"] {
+        for first in 0..2 {
+            let mut bench = Bench::new(&settings(3, ""), 8, |space, disks| {
+                stack(&format!("mirror(mirror({hedge}0,1),2)"), space, &disks).unwrap()
+            });
+            let memory = bench.memory(8, 7);
+            assert_eq!(bench.run(IoContainer::write(0, memory)).result, Ok(()));
+            // After two reads the outer mirror is where it was, and the inner one a leg further.
+            for _ in 0..2 * first {
+                let memory = bench.memory(1, 0);
+                assert_eq!(bench.run(IoContainer::read(0, memory)).result, Ok(()));
+            }
+            bench.emulator(0).set_faults(fault(Commands::reads().lbas(3..4), Status::UNRECOVERED_READ_ERROR));
+            drop(bench.emulators[1].take());
+            let memory = bench.memory(8, 0);
+            let outcome = bench.run(IoContainer::read(0, memory));
+            assert_eq!((outcome.result, outcome.bytes), (Ok(()), vec![7; 8 * 4096]));
+            let legs = |bench: &Bench<Stack>, inner: bool| {
+                let all = bench.layer().layers();
+                let mut mirrors = all.iter().filter_map(|layer| match layer {
+                    Stack::Mirror(mirror) => Some(mirror),
+                    _ => None,
+                });
+                let mirror = if inner { mirrors.nth(1) } else { mirrors.next() }.unwrap();
+                [0, 1].map(|leg| mirror.leg_counts(leg).unwrap().ejected)
+            };
+            assert_eq!(legs(&bench, true), [None, Some(Cause::ControllerLost)], "{hedge} {first}");
+            assert_eq!(legs(&bench, false), [None, None], "{hedge} {first}");
+            // What is left of it can go on alone, and says what it cannot read.
+            drop(bench.emulators[2].take());
+            let memory = bench.memory(8, 8);
+            assert_eq!(bench.run(IoContainer::write(0, memory)).result, Ok(()));
+            let memory = bench.memory(8, 0);
+            let failure = bench.run(IoContainer::read(0, memory)).result.unwrap_err();
+            assert_eq!(failure, Failure { lba: 0, cause });
+        }
+    }
+}
+
 #[test]
 fn options_that_do_not_fit() {
     let mut disks = Vec::new();

@@ -4,6 +4,7 @@
 
 mod pass_on;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kiovec::memory::DmaSpace;
@@ -31,6 +32,8 @@ struct Told {
     inner: Arc<dyn Function>,
     doorbells: Arc<Doorbells>,
     notices: Mutex<Vec<Notice>>,
+    /// How often the driver has asked for them.
+    looks: AtomicUsize,
 }
 
 impl Function for Told {
@@ -41,6 +44,7 @@ impl Function for Told {
     }
 
     fn notice(&self) -> Option<Notice> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         self.notices.lock().unwrap().pop()
     }
 }
@@ -68,7 +72,8 @@ impl Bench {
             let emulator = Emulator::stepped(Config::parse("size=1M,block=4096,media=ram").unwrap()).unwrap();
             let inner = emulator.function();
             let doorbells = Arc::new(Doorbells(Arc::clone(&inner)));
-            let function = Arc::new(Told { inner, doorbells, notices: Mutex::default() });
+            let (notices, looks) = (Mutex::default(), AtomicUsize::new(0));
+            let function = Arc::new(Told { inner, doorbells, notices, looks });
             let controller = Controller::open(Arc::clone(&function) as _, &bench.space).unwrap();
             let options = QueueOptions::default().depth(4).merge(false);
             let queue = bench.poller.add_queue(&controller, options).unwrap();
@@ -94,6 +99,10 @@ impl Bench {
             let io = IoContainer::read(lba, self.space.allocate(BLOCK).unwrap()).tag(side as u64);
             self.poller.submit(self.sides[side].target, io).unwrap();
         }
+    }
+
+    fn looks(&self, side: usize) -> usize {
+        self.sides[side].function.looks.load(Ordering::Relaxed)
     }
 
     /// Polls and steps; what completed, with the side that it was for.
@@ -181,6 +190,27 @@ fn a_request_is_told_where_nobody_polls() {
 }
 
 /// The kernel asks for what was pulled out, too.
+/// The poll that finds a controller lost finds completions of its as well: they are of before.
+#[test]
+fn what_was_completed_before_a_controller_is_lost_has_its_result() {
+    let mut bench = Bench::new(1);
+    bench.hold(0);
+    let before = bench.looks(0);
+    while bench.looks(0) == before {
+        bench.turns(1);
+    }
+    bench.turns(LOOK - 1);
+    let before = bench.looks(0);
+    bench.sides[0].emulator.release_all();
+    while bench.sides[0].emulator.step() > 0 {}
+    bench.tell(0, Notice::ReturnRequested);
+    let done = bench.turns(1);
+    assert!(bench.looks(0) > before, "it was to look in this poll");
+    assert_eq!(done[..4], [(0, Ok(())); 4]);
+    assert_eq!(done[4..], [(0, Err(Cause::ControllerLost)); 4]);
+    assert_eq!(bench.poller.stats(bench.sides[0].queue).faults, 0);
+}
+
 #[test]
 fn what_was_pulled_out_is_gone_and_not_wanted_back() {
     let mut bench = Bench::new(2);

@@ -1051,10 +1051,11 @@ impl Queue {
         }
     }
 
-    /// The controller is lost: everything fails, now and later. What it may still reach goes back to nobody,
-    /// unless it is certain that it reaches nothing.
+    /// The controller is lost: what it has not completed fails, now and later. What it may still reach goes back to
+    /// nobody, unless it is certain that it reaches nothing.
     pub(crate) fn fail_all(&mut self, tree: &mut Tree, reaches_nothing: bool) {
         self.gate |= DEAD;
+        self.take_in(tree);
         for index in 0..self.slots.depth() {
             if self.slots.is_in_flight(index) || self.slots.is_put_off(index) {
                 // What is put off, the controller is done with.
@@ -1074,6 +1075,18 @@ impl Queue {
         }
         self.gate = DEAD | self.gate & COUNTING;
         self.again.clear();
+    }
+
+    /// Takes in what has come and was not looked at: it would answer nothing once its commands have failed.
+    fn take_in(&mut self, tree: &mut Tree) {
+        // One whose slot has marks is looked at twice, and no controller keeps us here.
+        for _ in 0..2 * self.cq.len() {
+            let high = self.cq.high();
+            if !CompletionRing::is_new(high) {
+                return;
+            }
+            self.other_exception(tree, high);
+        }
     }
 
     /// All memory of a command in flight.

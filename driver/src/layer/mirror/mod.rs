@@ -35,7 +35,9 @@ use crate::request::Operation;
 /// A read goes to one leg, the legs in use taking turns. One that fails goes on with another leg that it
 /// has not been to, from the block on that could not be read, until there is none left; except if it was
 /// cancelled, expired or refused below. A leg whose controller is lost is ejected; one that fails to read
-/// otherwise is not, as it can still have what is written. Reads can be [hedged](Mirror::hedged).
+/// otherwise is not, as it can still have what is written. When one is ejected so, legs that failed before are asked
+/// once more: a read fails with [`ControllerLost`](crate::Cause::ControllerLost) only if the last leg in use is lost,
+/// or the memory of the read. Reads can be [hedged](Mirror::hedged).
 ///
 /// **It is not crash-consistent.** Nothing about the mirror is kept on disk: not which legs belong
 /// together, not which one was ejected, not which writes were under way. After a crash, a loss of power,
@@ -104,7 +106,7 @@ struct Word {
     __: u8,
     /// Where it was sent.
     leg: u8,
-    /// Of a read: legs that failed it, a bit for each.
+    /// Of a read: legs that failed it, a bit for each; since a lost one did, if one did.
     tried: u8,
     /// Of a request with copies: legs that carried it out.
     done: u8,
@@ -231,10 +233,14 @@ impl<B: Layer> Mirror<B> {
         let failure = cx.failure(io)?;
         let word = self.word(cx, io);
         let read = cx.io(io).operation() == Operation::Read;
-        if !read || !self.roster.read_failed(word.leg().into(), failure.cause) || !cx.can_resume(io) {
+        let failed = usize::from(word.leg());
+        if !read || !self.roster.read_failed(failed, failure.cause) || !cx.can_resume(io) {
             return None;
         }
-        let tried = word.tried() | bit(word.leg().into());
+        // Those that failed it before are asked once more: what the mirror fails with is the word of a leg that is not
+        // lost, as long as there is one, or whoever is above would take the mirror for lost.
+        let lost = self.roster.eject_lost(failed, failure.cause);
+        let tried = if lost { bit(failed) } else { word.tried() | bit(failed) };
         let leg = self.roster.another(tried)?;
         self.counts.failovers += 1;
         Some((leg, tried))

@@ -215,13 +215,21 @@ impl<B: Layer> Mirror<B> {
     fn lane_fails_over(&mut self, cx: &Cx<'_>, holder: &Handle) -> Option<usize> {
         let failure = cx.failure(holder)?;
         let word = self.word(cx, holder);
-        let another = self.roster.read_failed(word.leg().into(), failure.cause);
+        let failed = usize::from(word.leg());
+        if !self.roster.read_failed(failed, failure.cause) || !cx.can_resume(holder) {
+            return None;
+        }
+        let lost = self.roster.eject_lost(failed, failure.cause);
         let orphan = cx.parent(holder).is_none();
         // A request that failed meanwhile was cancelled.
-        if !another || orphan || cx.parent_unissued(holder) == 0 || !cx.can_resume(holder) {
+        if orphan || cx.parent_unissued(holder) == 0 {
             return None;
         }
         let race = self.races.race(word.race());
+        // As for a read that is not hedged; the other lane, if there is one, asks by itself.
+        if lost && race.lanes[usize::from(!word.second())].is_none() {
+            race.tried = bit(failed);
+        }
         let leg = self.roster.another(race.tried)?;
         race.tried |= bit(leg);
         self.counts.failovers += 1;

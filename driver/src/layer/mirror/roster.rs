@@ -86,14 +86,20 @@ impl Roster {
     /// A leg failed to read. Whether another one may do better.
     #[cold]
     pub(super) fn read_failed(&mut self, leg: usize, cause: Cause) -> bool {
-        if !blames_leg(cause) {
-            return false;
-        }
-        self.counts[leg].failed_reads += 1;
-        if cause == Cause::ControllerLost && self.live != bit(leg) {
+        let blamed = blames_leg(cause);
+        self.counts[leg].failed_reads += u64::from(blamed);
+        blamed
+    }
+
+    /// A leg that failed to read, and left the read its memory, is lost if its cause says so: then it goes, unless it
+    /// is the last.
+    #[cold]
+    pub(super) fn eject_lost(&mut self, leg: usize, cause: Cause) -> bool {
+        let lost = cause == Cause::ControllerLost;
+        if lost && self.live != bit(leg) {
             self.eject(leg, cause);
         }
-        true
+        lost
     }
 
     /// A leg failed to write, which does not matter as long as no other leg did better.
@@ -134,7 +140,7 @@ mod tests {
         let turns: Vec<_> = (0..6).map(|_| roster.next()).collect();
         assert_eq!(turns, [0, 1, 2, 0, 1, 2]);
         assert_eq!((roster.next(), roster.another(bit(0)), roster.next()), (0, Some(1), 1));
-        assert!(roster.read_failed(2, Cause::ControllerLost));
+        assert!(roster.eject_lost(2, Cause::ControllerLost));
         let turns: Vec<_> = (0..4).map(|_| roster.next()).collect();
         assert_eq!(turns, [0, 1, 0, 1]);
         assert_eq!(roster.another(bit(0) | bit(1)), None);
@@ -151,11 +157,12 @@ mod tests {
             assert!(!roster.read_failed(0, cause));
         }
         assert!(roster.read_failed(0, Cause::Corrupt), "another leg may have it");
+        assert!(!roster.eject_lost(0, Cause::Corrupt));
         assert_eq!((roster.counts(0).failed_reads, roster.last()), (1, None));
         roster.write_failed(0, Cause::Corrupt);
         roster.eject_stale(bit(0));
         assert_eq!((roster.counts(0).ejected, roster.last()), (Some(Cause::Corrupt), Some(1)));
-        assert!(roster.read_failed(1, Cause::ControllerLost));
+        assert!(roster.eject_lost(1, Cause::ControllerLost));
         assert_eq!((roster.counts(1).ejected, roster.last()), (None, Some(1)));
     }
 }

@@ -8,7 +8,7 @@ use kiovec_emulator::Emulator;
 
 use crate::chance::Chance;
 use crate::events::Node;
-use crate::faults::{self, Legal, Planned};
+use crate::faults::{self, Act, Legal, Planned};
 use crate::ladder::Delays;
 use crate::memory::Memories;
 use crate::notices::Notices;
@@ -87,6 +87,8 @@ pub struct Bench {
     pub submitted: u64,
     /// When the last poll was, on the poller's clock.
     pub polled_at: u64,
+    /// The turn in which a request came back last.
+    pub came_back: u64,
     /// Turns that a request took, at most.
     pub longest: u64,
     /// Events are claimed as soon as they settle.
@@ -170,7 +172,11 @@ impl Bench {
     /// Faults of the plan that have struck.
     pub fn struck(&mut self) -> usize {
         self.count_strikes();
-        self.plan.iter().filter(|planned| planned.struck > 0).count()
+        // What is to be held back may never come.
+        let held = |planned: &Planned| {
+            planned.act() != Some(Act::Hold) || self.emulators[planned.controller].counters().faults.held > 0
+        };
+        self.plan.iter().filter(|planned| planned.struck > 0 && held(planned)).count()
     }
 
     /// A controller that has a command which never ends.

@@ -43,6 +43,7 @@ impl Bench {
             return wrong("it came back with other memory");
         }
         self.check_memory(io).or_else(|why| wrong(&why))?;
+        self.came_back = self.turn;
         let kept = self.turn - live.turn;
         self.longest = self.longest.max(kept);
         self.check_cause(live, result, ended).or_else(|why| wrong(&why))?;

@@ -98,8 +98,9 @@ enum Output {
 
 /// Seeds that are always run: those that find defects, and some that the simulator itself once took for failures. A
 /// change of what is drawn gives them another meaning.
-const REGRESSIONS: &[u64] =
-    &[1, 2, 3, 4, 5, 6, 7, 10, 12, 26, 34, 80, 412, 445, 555, 697, 8933, 11419, 101091, 102116];
+const REGRESSIONS: &[u64] = &[
+    1, 2, 3, 4, 5, 6, 7, 10, 12, 26, 34, 80, 412, 445, 555, 697, 8933, 11419, 101091, 102116, 158789, 187313,
+];
 
 fn seeds(text: &str) -> Result<RangeInclusive<u64>, String> {
     let parsed = text.split_once("..").and_then(|(first, last)| {

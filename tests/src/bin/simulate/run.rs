@@ -42,8 +42,9 @@ const POLLS: usize = 512;
 /// More than it takes until a controller is lost: it is noticed after 65,536 polls of a queue, or two command
 /// timeouts, and has half a second to get ready, twice.
 const MOST_QUIET: u64 = 600;
-/// Turns of a seed, at most.
-const MOST_TURNS: u64 = 200_000;
+/// Turns from one request that comes back to the next, at most: one of 400 commands that go one by one may take as many,
+/// if each is delayed by 20 ms, with turns of 20 us.
+const MOST_TURNS: u64 = 400_000;
 /// Events at a time, beyond which no sets are made of them.
 const MOST_EVENTS: usize = 64;
 /// Bytes of heap of a seed, at most, the media of its controllers included.
@@ -212,6 +213,7 @@ impl Run {
             completions: 0,
             submitted: 0,
             polled_at: 0,
+            came_back: 0,
             longest: 0,
             hurry: false,
             waiting: false,
@@ -294,8 +296,11 @@ impl Run {
         let bench = &mut self.bench;
         bench.turn += 1;
         bench.quiet += 1;
-        if bench.turn > MOST_TURNS {
-            return Err(format!("{} requests are not over after {MOST_TURNS} turns", self.under_way()));
+        if bench.turn - bench.came_back > MOST_TURNS {
+            return Err(format!(
+                "{} requests are not over, and none has come back for {MOST_TURNS} turns",
+                self.under_way()
+            ));
         }
         if bench.quiet > QUIET {
             self.silence()?;
