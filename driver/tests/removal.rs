@@ -66,6 +66,10 @@ struct Bench {
 
 impl Bench {
     fn new(controllers: usize) -> Bench {
+        Bench::merging(controllers, false)
+    }
+
+    fn merging(controllers: usize, merge: bool) -> Bench {
         let space = DmaSpace::new().unwrap();
         let mut bench = Bench { poller: Poller::new(64), space, sides: Vec::new() };
         for _ in 0..controllers {
@@ -75,7 +79,7 @@ impl Bench {
             let (notices, looks) = (Mutex::default(), AtomicUsize::new(0));
             let function = Arc::new(Told { inner, doorbells, notices, looks });
             let controller = Controller::open(Arc::clone(&function) as _, &bench.space).unwrap();
-            let options = QueueOptions::default().depth(4).merge(false);
+            let options = QueueOptions::default().depth(4).merge(merge);
             let queue = bench.poller.add_queue(&controller, options).unwrap();
             let target = bench.poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
             bench.sides.push(Side { function, controller, emulator, target, queue });
@@ -189,28 +193,36 @@ fn a_request_is_told_where_nobody_polls() {
     assert_eq!(controller.events().count(), 0);
 }
 
-/// The kernel asks for what was pulled out, too.
 /// The poll that finds a controller lost finds completions of its as well: they are of before.
 #[test]
 fn what_was_completed_before_a_controller_is_lost_has_its_result() {
-    let mut bench = Bench::new(1);
-    bench.hold(0);
-    let before = bench.looks(0);
-    while bench.looks(0) == before {
-        bench.turns(1);
+    // Four have commands of their own; or all have one.
+    for (merge, completed) in [(false, 4), (true, 8)] {
+        let mut bench = Bench::merging(1, merge);
+        let queue = bench.sides[0].queue;
+        if merge {
+            bench.poller.plug(queue);
+        }
+        bench.hold(0);
+        bench.poller.unplug(queue);
+        let before = bench.looks(0);
+        while bench.looks(0) == before {
+            bench.turns(1);
+        }
+        bench.turns(LOOK - 1);
+        let before = bench.looks(0);
+        bench.sides[0].emulator.release_all();
+        while bench.sides[0].emulator.step() > 0 {}
+        bench.tell(0, Notice::ReturnRequested);
+        let done = bench.turns(1);
+        assert!(bench.looks(0) > before, "it was to look in this poll");
+        assert_eq!(done[..completed], vec![(0, Ok(())); completed]);
+        assert_eq!(done[completed..], vec![(0, Err(Cause::ControllerLost)); 8 - completed]);
+        assert_eq!(bench.poller.stats(queue).faults, 0);
     }
-    bench.turns(LOOK - 1);
-    let before = bench.looks(0);
-    bench.sides[0].emulator.release_all();
-    while bench.sides[0].emulator.step() > 0 {}
-    bench.tell(0, Notice::ReturnRequested);
-    let done = bench.turns(1);
-    assert!(bench.looks(0) > before, "it was to look in this poll");
-    assert_eq!(done[..4], [(0, Ok(())); 4]);
-    assert_eq!(done[4..], [(0, Err(Cause::ControllerLost)); 4]);
-    assert_eq!(bench.poller.stats(bench.sides[0].queue).faults, 0);
 }
 
+/// The kernel asks for what was pulled out, too.
 #[test]
 fn what_was_pulled_out_is_gone_and_not_wanted_back() {
     let mut bench = Bench::new(2);

@@ -1083,10 +1083,11 @@ impl Queue {
         for _ in 0..2 * self.cq.len() {
             let high = self.cq.high();
             if !CompletionRing::is_new(high) {
-                return;
+                break;
             }
             self.other_exception(tree, high);
         }
+        tree.leave_row();
     }
 
     /// All memory of a command in flight.

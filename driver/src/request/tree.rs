@@ -683,6 +683,14 @@ impl Tree {
         std::mem::replace(&mut self.row, Line::EMPTY)
     }
 
+    /// There is no turn in which they could be taken: they go the longer way.
+    pub(crate) fn leave_row(&mut self) {
+        let (row, mut landed) = (self.take_row(), self.take_landed());
+        landed.append(self, row);
+        self.landed = landed;
+        self.attention.add_news();
+    }
+
     /// Takes nodes that have finished and have no layers above them.
     pub(crate) fn take_landed(&mut self) -> Line {
         std::mem::replace(&mut self.landed, Line::EMPTY)
