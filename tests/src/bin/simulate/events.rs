@@ -338,7 +338,7 @@ impl Bench {
                     let checked = self.volumes[live.volume].model.check(first, &bytes, live.since);
                     result = checked.map_err(|why| format!("a part of request {tag} was observed: {why}"));
                 } else {
-                    live.known.push(first..end);
+                    live.known.push((first..end, self.volumes[live.volume].model.losses_told()));
                 }
             }
         } else {

@@ -183,7 +183,9 @@ impl Bench {
                 let durable = io.is_fua() && live.operation != Operation::Deallocate;
                 volume.model.acknowledged(live.lba..live.lba + done, write, now, oldest, durable);
                 volume.model.over(live.range(), write, now);
-                for known in &live.known {
+                // Unless its caller was told since that it may be lost.
+                let told = volume.model.losses_told();
+                for (known, _) in live.known.iter().filter(|(_, before)| *before == told) {
                     volume.model.acknowledged(known.clone(), write, now, oldest, durable);
                 }
                 let same = |(lba, bytes): (u64, &[u8])| write.contents(lba, block) == bytes;

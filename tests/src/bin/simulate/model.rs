@@ -88,6 +88,8 @@ pub struct Model {
     cached: bool,
     /// When the power failed last.
     lost: u64,
+    /// How often a flush has said so.
+    told: u64,
 }
 
 /// What a compare must come to.
@@ -103,7 +105,7 @@ impl Model {
     /// Blocks of zeros.
     pub fn new(block: usize, blocks: u64) -> Model {
         let zeros = Held::new(Write { number: 0, zeros: true, since: 0 }, Some(0));
-        Model { block, blocks: vec![vec![zeros]; blocks as usize], cached: false, lost: 0 }
+        Model { block, blocks: vec![vec![zeros]; blocks as usize], cached: false, lost: 0, told: 0 }
     }
 
     /// The same, with a volatile cache in front of the medium if it is `cached`.
@@ -192,6 +194,12 @@ impl Model {
     /// covers it any more.
     pub fn told_of_loss(&mut self) {
         self.blocks.iter_mut().flatten().for_each(|held| held.acknowledged = None);
+        self.told += 1;
+    }
+
+    /// How often a flush has said that the cache was lost.
+    pub fn losses_told(&self) -> u64 {
+        self.told
     }
 
     /// The power has failed: what was overwritten may be there again.

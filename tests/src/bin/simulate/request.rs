@@ -49,8 +49,8 @@ pub struct Live {
     pub counted: Option<usize>,
     /// Parts of it that are observed.
     pub observers: Vec<Observer>,
-    /// Blocks that an observer saw done.
-    pub known: Vec<Range<u64>>,
+    /// Blocks that an observer saw done, and how many losses of a cache were told by then.
+    pub known: Vec<(Range<u64>, u64)>,
 }
 
 /// A part of a request that is observed.
