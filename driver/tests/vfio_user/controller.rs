@@ -11,6 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiovec::memory::vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::pci::Function;
 use kiovec::pci::vfio_user::{DoorbellPath, Message};
@@ -40,7 +41,7 @@ struct Nvme {
     doorbells: OwnedFd,
     /// What doorbells were last seen at.
     seen: BTreeMap<u16, u32>,
-    files: Vec<(u64, u64, u64, OwnedFd)>,
+    files: Vec<(u64, u64, u64, MmapRegion)>,
     sqs: BTreeMap<u16, Ring>,
     cqs: BTreeMap<u16, Ring>,
     /// Reads until the server ends without a word.
@@ -113,8 +114,11 @@ impl Nvme {
             1 => vec![0, 0, 1, 0],
             2 => {
                 self.maps += 1;
-                let file = request.fds[0].try_clone().unwrap();
-                self.files.push((long(16), long(24), long(8), file));
+                // Mapped, since files of hugepages cannot be written.
+                let file = FileOffset::new(request.fds[0].try_clone().unwrap().into(), 0);
+                let (at, len) = (long(8), long(24));
+                let mapped = MmapRegion::from_file(file, (at + len) as usize).unwrap();
+                self.files.push((long(16), len, at, mapped));
                 vec![]
             }
             3 => {
@@ -244,7 +248,7 @@ impl Nvme {
         }
         let (file, at) = self.find(iova);
         let mut data = vec![0; len];
-        assert_eq!(rustix::io::pread(file, &mut data, at), Ok(len));
+        file.as_volatile_slice().read_slice(&mut data, at as usize).unwrap();
         data
     }
 
@@ -256,11 +260,11 @@ impl Nvme {
         }
         let (file, at) = self.find(iova);
         for (index, piece) in data.chunks(8).enumerate() {
-            assert_eq!(rustix::io::pwrite(file, piece, at + 8 * index as u64), Ok(piece.len()));
+            file.as_volatile_slice().write_slice(piece, at as usize + 8 * index).unwrap();
         }
     }
 
-    fn find(&self, iova: u64) -> (&OwnedFd, u64) {
+    fn find(&self, iova: u64) -> (&MmapRegion, u64) {
         let mut found = self.files.iter().filter(|(start, len, ..)| (*start..start + len).contains(&iova));
         let (start, _, offset, file) = found.next().unwrap();
         (file, offset + iova - start)
