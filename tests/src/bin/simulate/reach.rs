@@ -39,6 +39,7 @@ points! {
     ResubmitChanged "a container changed and submitted again",
     SubmitInside "a container submitted from the closure",
     TakenOut "a container taken out",
+    Exchanged "a container put in the place of a finished one",
     SubmitCounted "a container submitted into an event",
     ResubmitCounted "a container submitted again into an event",
     RefusedClosed "a container refused by an event that was ended",

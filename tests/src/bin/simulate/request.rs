@@ -94,6 +94,12 @@ impl Bench {
             })
             .collect();
         let (volume, target) = self.chance.pick(&reachable);
+        let (live, io) = self.draw_to(station, volume)?;
+        Ok((live, target, io))
+    }
+
+    /// Draws a request to a volume.
+    pub fn draw_to(&mut self, station: usize, volume: usize) -> Result<(Live, IoContainer), String> {
         let compares = self.volumes[volume].compares;
         let operation = self.chance.weighted(&[
             (9, Operation::Write),
@@ -128,7 +134,7 @@ impl Bench {
         let io = self.container(&mut live)?;
         self.check_memory(&io).map_err(|why| format!("memory for request {}: {why}", live.tag))?;
         self.expect(&mut live);
-        Ok((live, target, io))
+        Ok((live, io))
     }
 
     /// Where a request goes to: behind the last one, to where everybody goes, or anywhere.

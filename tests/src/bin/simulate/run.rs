@@ -963,12 +963,34 @@ impl Bench {
             live.again -= 1;
             return self.again(live, done);
         }
+        if self.chance.one_in(8) {
+            let exchanged = self.exchange(number, live.volume, done);
+            self.memories.give_back(live.parts);
+            return exchanged;
+        }
         self.memories.give_back(live.parts);
         if self.chance.one_in(2) {
             self.reached.note(Point::TakenOut);
             drop(done.take());
         }
         Ok(())
+    }
+
+    /// Another request to the same target, in the place of one that is over.
+    fn exchange(&mut self, number: usize, volume: usize, mut done: Done<'_, Stack>) -> Result<(), String> {
+        let (live, mut io) = self.draw_to(number, volume)?;
+        self.note_submission(&live, &io);
+        let before = done.io().get_tag();
+        done.exchange(&mut io);
+        if (io.get_tag(), done.io().get_tag()) != (before, live.tag) {
+            return Err(format!("request {before} went out for {}, and {io:?} came", live.tag));
+        }
+        drop(io);
+        self.reached.note(Point::Exchanged);
+        match done.resubmit() {
+            Ok(()) => self.accepted(live),
+            Err(rejected) => self.refused(live, &rejected, 0, 1),
+        }
     }
 
     /// Another request, from within the closure.
