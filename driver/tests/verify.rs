@@ -502,3 +502,17 @@ fn a_part_that_is_corrupt_is_never_said_to_have_succeeded() {
     assert!(matches!(bench.poller.state(part), Some(kiovec::State::Settled(v, _)) if !v.success));
     assert!(bench.poller.observed(part).is_none());
 }
+
+/// Each of them counts for itself where the poller does not do it for all.
+#[test]
+fn traces_below_a_layer_that_does_more_count_each_request_once() {
+    let mut bench = Bench::new("size=1M,block=512,media=ram", QueueOptions::default(), |disk| {
+        Verify::new(Trace::new(Trace::new(disk))).unwrap()
+    });
+    for lba in 0..3 {
+        let read = bench.read(lba, 1);
+        bench.one(read).0.unwrap();
+    }
+    let upper = bench.poller.layer(bench.stack).unwrap().below();
+    assert_eq!((upper.filter().counts().reads, upper.below().filter().counts().reads), (3, 3));
+}

@@ -35,8 +35,8 @@ impl Filter for Part {
         Geometry { blocks: self.blocks, ..below }
     }
 
-    fn plain(&mut self, below: Plain) -> Option<Plain> {
-        Some(below.shifted(self.start))
+    fn plain(&mut self, below: impl FnOnce() -> Option<Plain>) -> Option<Plain> {
+        Some(below()?.shifted(self.start))
     }
 
     #[inline(always)]

@@ -15,9 +15,9 @@ pub trait Filter {
     const KEEPS_FRAME: bool = false;
 
     /// What it and the layers below it do, if that is nothing but to look at requests and to move them; given what
-    /// the layers below do.
+    /// the layers below do, which is asked for only by one that does no more itself.
     #[doc(hidden)]
-    fn plain(&mut self, _below: Plain) -> Option<Plain> {
+    fn plain(&mut self, _below: impl FnOnce() -> Option<Plain>) -> Option<Plain> {
         None
     }
 
@@ -62,7 +62,7 @@ impl<F: Filter, B: Layer> Through<F, B> {
 
 impl<F: Filter, B: Layer> Layer for Through<F, B> {
     fn plain(&mut self) -> Option<Plain> {
-        self.filter.plain(self.below.plain()?)
+        self.filter.plain(|| self.below.plain())
     }
 
     fn geometry(&self) -> Geometry {

@@ -66,8 +66,8 @@ impl Tracer {
 impl Filter for Tracer {
     const KEEPS_FRAME: bool = true;
 
-    fn plain(&mut self, below: Plain) -> Option<Plain> {
-        Some(below.tallied(&mut self.tally))
+    fn plain(&mut self, below: impl FnOnce() -> Option<Plain>) -> Option<Plain> {
+        Some(below()?.tallied(&mut self.tally))
     }
 
     fn down(&mut self, cx: &mut Cx<'_>, io: &Handle, frame: usize) {
