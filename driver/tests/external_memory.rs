@@ -307,3 +307,51 @@ fn a_request_of_a_guests_allocates_nothing() {
     }
     assert_eq!(ALLOCATIONS.get(), before);
 }
+
+/// Memory whose owner panics when it goes.
+struct Bad(Vec<Page>);
+
+// SAFETY: whole pages on the heap, which are not touched before the owner is dropped.
+unsafe impl ExternalMemory for Bad {
+    fn memory(&mut self) -> NonNull<[u8]> {
+        self.0.memory()
+    }
+}
+
+impl Drop for Bad {
+    fn drop(&mut self) {
+        panic!("of the test");
+    }
+}
+
+/// Nobody waits for its memory, which goes in the turn in which it finishes, while those that shared its command, for
+/// which futures wait, are not delivered yet; these are dropped by the panic.
+#[test]
+fn requests_outlive_a_panic_with_the_futures_that_wait_for_them() {
+    let emulator = Emulator::stepped(Config::parse("size=1M,block=4096,media=ram").unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller = Poller::new(8);
+    let queue = poller.add_queue(&controller, QueueOptions::default().gather(true)).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    let registered = space.register(Bad(vec![Page([0; PAGE])])).unwrap();
+    poller.submit(disk, IoContainer::read(0, registered.chain(0..PAGE).unwrap())).unwrap();
+    drop(registered);
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        poller.run(async |reactor| {
+            let read =
+                |lba| reactor.submit(disk, IoContainer::read(lba, space.allocate(PAGE).unwrap())).unwrap();
+            let requests = [1, 2].map(read);
+            for request in requests {
+                request.await.1.unwrap();
+            }
+        })
+    }));
+    assert!(panicked.is_err());
+    assert_eq!((poller.outstanding(), poller.stats(queue).merges), (2, 2));
+    for _ in 0..100 {
+        poller.poll(|done| panic!("{:?} shows up where nobody asked for it", done.io()));
+        emulator.step();
+    }
+    assert_eq!(poller.outstanding(), 0);
+}

@@ -3,7 +3,7 @@
 
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::{Controller, DataForm, IoContainer, Poller, QueueId, QueueOptions, Target};
-use kiovec_emulator::{Config, Emulator};
+use kiovec_emulator::{Commands, Config, Emulator};
 use proptest::prelude::*;
 
 const BLOCKS: u64 = 256;
@@ -186,4 +186,33 @@ fn a_panic_amid_merged_requests_loses_none_of_the_others() {
     // Each once, and all but the one that the panic took once more.
     let expected: Vec<u64> = (0..8).flat_map(|tag| vec![tag; if tag == 2 { 1 } else { 2 }]).collect();
     assert_eq!(seen, expected);
+}
+
+/// The next command that several share is completed before the poll that follows the panic.
+#[test]
+fn what_a_panic_left_is_delivered_though_more_came_first() {
+    let mut bench = bench(8, DataForm::Prp, true);
+    for lba in [0, 1, 2, 3, 100, 101, 102, 103] {
+        let io = IoContainer::read(lba, bench.space.allocate(4096).unwrap());
+        bench.poller.submit(bench.disk, io).unwrap();
+    }
+    bench.emulator.hold(Commands::reads().lbas(100..104));
+    bench.poller.poll(|_| {});
+    while bench.emulator.step() > 0 {}
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        bench.poller.poll(|_| panic!("of the test"))
+    }));
+    assert!(panicked.is_err());
+    bench.emulator.release_all();
+    while bench.emulator.step() > 0 {}
+    let mut seen = Vec::new();
+    for _ in 0..3000 {
+        bench.poller.poll(|done| {
+            assert!(holds(done.io().memory(), done.io().lba()));
+            seen.push(done.io().lba());
+        });
+        bench.emulator.step();
+    }
+    seen.sort_unstable();
+    assert_eq!((seen, bench.poller.outstanding()), (vec![1, 2, 3, 100, 101, 102, 103], 0));
 }

@@ -60,10 +60,20 @@ impl Rest {
         queue.begin_row();
     }
 
-    /// What a panic has left of an earlier turn, when the queue may have been another one.
+    /// What a panic or a flood has left of an earlier turn, when the queue may have been another one: it has landed
+    /// like any other.
     fn leave_row(&mut self, tree: &mut Tree) {
         let row = std::mem::replace(&mut self.row, Line::EMPTY);
+        if row.is_empty() {
+            return;
+        }
+        let mut id = row.first();
+        while !id.is_none() {
+            tree[id].in_flight = 0;
+            id = tree[id].next;
+        }
         self.landed.append(tree, row);
+        tree.attention.add_news();
     }
 
     /// There are no more of them.
@@ -78,14 +88,6 @@ impl Rest {
         let finished = cx.core.tree.take_finished();
         self.finished.append(&mut cx.core.tree, finished);
         self.leave_row(&mut cx.core.tree);
-        self.end_row(&mut cx.core.tree);
-        // What a panic left may have been prepared for what is not there any more.
-        let mut left = self.landed.first();
-        while !left.is_none() {
-            let node = &mut cx.core.tree[left];
-            node.wire.forget();
-            left = node.next;
-        }
         let landed = cx.core.tree.take_landed();
         self.landed.append(&mut cx.core.tree, landed);
         let surfaced = std::mem::replace(&mut cx.core.surfaced, Line::EMPTY);
