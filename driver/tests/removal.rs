@@ -4,7 +4,7 @@
 
 mod pass_on;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kiovec::memory::DmaSpace;
@@ -274,4 +274,59 @@ fn a_reset_ends_with_what_it_resets() {
     bench.tell(0, Notice::Gone);
     assert_eq!(bench.turns(2 * LOOK), [(0, Err(Cause::ControllerLost)); 8]);
     assert!(bench.sides[0].controller.check().is_err());
+}
+
+/// A function that completes what was held back, and is pulled out then, at the first look at a register once it is
+/// armed.
+struct Late {
+    inner: Arc<dyn Function>,
+    emulator: Emulator,
+    armed: AtomicBool,
+}
+
+impl Function for Late {
+    pass_on! { inner: name, domain, config_read, config_write, read64, write32, write64, doorbells, reset, clock, pause }
+
+    fn read32(&self, offset: u64) -> Result<u32, Error> {
+        if self.armed.swap(false, Ordering::Relaxed) {
+            self.emulator.release_all();
+            while self.emulator.step() > 0 {}
+            self.emulator.unplug();
+        }
+        self.inner.read32(offset)
+    }
+}
+
+/// They have finished when the controller is found to be lost, after the turn of their queue, and their futures are
+/// dropped before the next one.
+#[test]
+fn requests_that_finish_between_two_turns_outlive_their_futures() {
+    let emulator = Emulator::stepped(Config::parse("size=1M,block=4096,media=ram").unwrap()).unwrap();
+    let function = Arc::new(Late { inner: emulator.function(), emulator, armed: AtomicBool::new(false) });
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(Arc::clone(&function) as _, &space).unwrap();
+    let mut poller = Poller::new(8);
+    let options = QueueOptions::default().gather(true).command_timeout(None);
+    let queue = poller.add_queue(&controller, options).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    function.emulator.hold(Commands::io());
+    function.armed.store(true, Ordering::Relaxed);
+    poller.run(async |reactor| {
+        let read =
+            |lba| reactor.submit(disk, IoContainer::read(lba, space.allocate(BLOCK).unwrap())).unwrap();
+        let requests = [0, 1, 2].map(read);
+        let mut left = 200_000;
+        std::future::poll_fn(|context| {
+            left -= 1;
+            context.waker().wake_by_ref();
+            let waits = function.armed.load(Ordering::Relaxed) && left > 0;
+            if waits { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+        })
+        .await;
+        drop(requests);
+    });
+    assert!(!function.armed.load(Ordering::Relaxed), "nobody has looked");
+    assert_eq!((poller.outstanding(), poller.stats(queue).merges), (3, 2));
+    poller.poll(|done| panic!("{:?} shows up where nobody asked for it", done.io()));
+    assert_eq!((poller.outstanding(), poller.stats(queue).faults), (0, 0));
 }

@@ -63,17 +63,7 @@ impl Rest {
     /// What a panic or a flood has left of an earlier turn, when the queue may have been another one: it has landed
     /// like any other.
     fn leave_row(&mut self, tree: &mut Tree) {
-        let row = std::mem::replace(&mut self.row, Line::EMPTY);
-        if row.is_empty() {
-            return;
-        }
-        let mut id = row.first();
-        while !id.is_none() {
-            tree[id].in_flight = 0;
-            id = tree[id].next;
-        }
-        self.landed.append(tree, row);
-        tree.attention.add_news();
+        tree.leave_row(std::mem::replace(&mut self.row, Line::EMPTY));
     }
 
     /// There are no more of them.

@@ -1087,7 +1087,8 @@ impl Queue {
             }
             self.other_exception(tree, high);
         }
-        tree.leave_row();
+        let row = tree.take_row();
+        tree.leave_row(row);
     }
 
     /// All memory of a command in flight.

@@ -471,9 +471,10 @@ pub(crate) struct Tree {
     orphans: u32,
     /// Nodes that finished and wait for whoever is above them.
     finished: Line,
-    /// The same, where nobody is above but the poller: no layers. What is prepared of them stays.
-    pub(crate) landed: Line,
-    /// The same, of the queue whose turn it is, where there is nothing to be said but that they succeeded.
+    /// The same, where nobody is above but the poller: no layers.
+    landed: Line,
+    /// The same, of the queue whose turn it is, where there is nothing to be said but that they succeeded. What is
+    /// prepared of them stays.
     row: Line,
     /// Pieces of observed nodes that settled.
     observed: Vec<(NodeId, Range<u64>, Progress)>,
@@ -683,9 +684,17 @@ impl Tree {
         std::mem::replace(&mut self.row, Line::EMPTY)
     }
 
-    /// There is no turn in which they could be taken: they go the longer way.
-    pub(crate) fn leave_row(&mut self) {
-        let (row, mut landed) = (self.take_row(), self.take_landed());
+    /// There is no turn in which they could be delivered: they go the longer way, on which they may become events.
+    pub(crate) fn leave_row(&mut self, row: Line) {
+        if row.is_empty() {
+            return;
+        }
+        let mut id = row.first();
+        while !id.is_none() {
+            self[id].in_flight = 0;
+            id = self[id].next;
+        }
+        let mut landed = self.take_landed();
         landed.append(self, row);
         self.landed = landed;
         self.attention.add_news();
