@@ -162,7 +162,7 @@ impl<'a, L: Layer> Done<'a, L> {
         let id = std::mem::replace(&mut self.node, NodeId::NONE);
         let Core { events, tree, .. } = &mut *self.core;
         let node = &mut tree[id];
-        // From one event to the next, like the one before it. What has no slot is prepared for none.
+        // From one event to the next, like the one before it. What has no slot has been counted, and has no event.
         let before = node.event;
         if events.pass(before, all, node.io.memory().len() as u64) {
             node.event = Some(all);

@@ -299,6 +299,8 @@ impl<'r, 'p, L: Layer> Request<'r, 'p, L> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
+    /// The event that it was made, if it was, is released with that.
+    ///
     /// # Panics
     /// After the future was ready, or the container was taken out.
     pub async fn finished(&mut self) -> Finished<'_, 'r, 'p, L> {
@@ -347,6 +349,9 @@ impl<L: Layer> Finished<'_, '_, '_, L> {
     }
 
     /// The container, to be looked at, and to be changed such that what was prepared for its commands stays in use.
+    ///
+    /// # Panics
+    /// If `f` uses the reactor.
     pub fn in_place<R>(&mut self, f: impl FnOnce(InPlace<'_>) -> R) -> R {
         self.request.with_node(|node| f(InPlace { io: &mut node.io, wire: Some(&mut node.wire) }))
     }

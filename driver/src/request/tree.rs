@@ -87,8 +87,8 @@ pub(crate) const NO_LAYER: u16 = u16::MAX;
 pub(crate) struct Node {
     pub(crate) io: IoContainer,
     /// The wire form of the container, where one command carries all of it and nothing but the LBA
-    /// changed since, as long as it has the slot of that command. It belongs to the node, not to the
-    /// container: it names the node's slot, queue and namespace.
+    /// changed since. It belongs to the node, not to the container: it is for the node's queue and namespace, and,
+    /// if it refers to a list, for the slot of that command, as long as the node has it.
     pub(crate) wire: Wire,
     /// The event that its completion is, where it is one: then the container stays here until it is
     /// claimed.
