@@ -112,7 +112,8 @@ impl<'a, L: Layer> Done<'a, L> {
     /// Takes the container out and puts another one in its place, for the same target: what [`take`](Done::take) and
     /// [`submit`](Done::submit) do, at the cost of [other memory](Done::exchange_memory), if both read, or both
     /// write, as many bytes, and do so alike. From now on this is about the new one, which is
-    /// [submitted](Done::resubmit), or dropped, like any; `io` is the one that is finished.
+    /// [submitted](Done::resubmit), or dropped, like any; `io` is the one that is finished, whose
+    /// [result](Done::result) is to be looked at before.
     #[inline(always)]
     pub fn exchange(&mut self, io: &mut IoContainer) {
         let alike = self.core.tree[self.node].io.exchange_words(io);
