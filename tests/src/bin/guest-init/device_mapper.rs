@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::uevent;
+use crate::{disk, uevent};
 
 const CONTROL: &str = "/dev/mapper/control";
 /// `struct dm_ioctl`, without the target that may follow.
@@ -66,7 +66,7 @@ impl Mapped {
         let find = || {
             let mut blocks = fs::read_dir("/sys/block").ok()?.filter_map(|entry| Some(entry.ok()?.path()));
             let node = Path::new("/dev").join(blocks.find(named)?.file_name()?);
-            node.exists().then_some(node)
+            disk::is_there(&node).then_some(node)
         };
         uevent::wait_for(&format!("block device {}", self.name), Duration::from_secs(20), find)
     }

@@ -53,7 +53,15 @@ fn find(controller: &Controller, nsid: u32) -> Option<PathBuf> {
     let blocks = fs::read_dir("/sys/block").ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(ours);
     // With native multipath each path has a hidden block device of its own, without a node, beside the real one.
     let mut nodes = blocks.filter_map(|block| Some(Path::new("/dev").join(block.file_name()?)));
-    nodes.find(|node| node.exists())
+    nodes.find(|node| is_there(node))
+}
+
+/// Whether a device can be opened: its node is there before the device is, and the kernel announces the device then.
+pub fn is_there(node: &Path) -> bool {
+    match File::open(node) {
+        Err(e) => e.kind() != io::ErrorKind::NotFound && e.raw_os_error() != Some(libc::ENXIO),
+        Ok(_) => true,
+    }
 }
 
 fn open_direct(path: &Path) -> io::Result<File> {
