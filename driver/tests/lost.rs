@@ -245,11 +245,8 @@ fn a_lost_buffer_is_not_used_again() {
     }
 }
 
-/// A read whose leg was lost and cannot be stopped: with its memory forfeited it cannot go on, and that is what it says.
-/// The next one is read from the other leg.
-#[test]
-fn a_read_that_lost_its_memory_says_so() {
-    let mut bench = bench(SETTINGS, 2, 8, |_, disks| Mirror::new(disks).unwrap());
+/// A read is in flight on a leg that is lost, and cannot be stopped.
+fn lose_the_memory_of_a_read<L: Layer>(bench: &mut Bench<L>) {
     bench.legs[0].emulator.hold(Commands::reads());
     let io = bench.read(0, 1);
     let request = bench.poller.request(bench.target, io).unwrap();
@@ -259,6 +256,14 @@ fn a_read_that_lost_its_memory_says_so() {
     let (io, result) = bench.poller.claim(request).unwrap();
     assert_eq!(result.unwrap_err().cause, Cause::ControllerLost);
     assert_eq!(io.into_memory().len(), 0, "the controller may still write to it");
+}
+
+/// A read whose leg was lost and cannot be stopped: with its memory forfeited it cannot go on, and that is what it says.
+/// The next one is read from the other leg.
+#[test]
+fn a_read_that_lost_its_memory_says_so() {
+    let mut bench = bench(SETTINGS, 2, 8, |_, disks| Mirror::new(disks).unwrap());
+    lose_the_memory_of_a_read(&mut bench);
     assert!(bench.space.retired() > 0);
     let io = bench.read(0, 1);
     let request = bench.poller.request(bench.target, io).unwrap();
@@ -304,15 +309,7 @@ fn a_mirror_is_not_lost_with_the_memory_of_a_read() {
         let inner = Mirror::new(disks.into_iter().map(Stack::Disk).collect()).unwrap();
         Mirror::new(vec![Stack::Mirror(Box::new(inner)), third]).unwrap()
     });
-    bench.legs[0].emulator.hold(Commands::reads());
-    let io = bench.read(0, 1);
-    let request = bench.poller.request(bench.target, io).unwrap();
-    bench.turn();
-    bench.lose(0);
-    bench.turn();
-    let (io, result) = bench.poller.claim(request).unwrap();
-    assert_eq!(result.unwrap_err().cause, Cause::ControllerLost);
-    assert_eq!(io.into_memory().len(), 0, "the controller may still write to it");
+    lose_the_memory_of_a_read(&mut bench);
     let mirror = bench.poller.layer(bench.target).unwrap();
     assert_eq!([0, 1].map(|leg| mirror.leg_counts(leg).unwrap().ejected), [None, None]);
 }
