@@ -121,6 +121,10 @@ const fn part(name: &'static str, of: &'static str, less: &'static str, part: f6
     Line { name, budget: Some(Budget::Most(budget)), value: Value::Difference { of, less, part } }
 }
 
+const fn each(name: &'static str, of: &'static str, part: f64) -> Line {
+    Line { name, budget: None, value: Value::Difference { of, less: "", part } }
+}
+
 const fn bytes(name: &'static str, bytes: usize, budget: f64) -> Line {
     Line { name, budget: Some(Budget::Most(budget)), value: Value::Bytes(bytes) }
 }
@@ -165,11 +169,9 @@ const TABLE: &[Line] = &[
     count("6 layers", 128, 4 * KIB, PRP, Next::Layers(6)),
     part("a pass-through layer, of 6", "6 layers", "0 layers", 1.0 / 6.0, 15.0),
     count("32 KiB split into 8", 64, 32 * KIB, PRP, Next::Split(8)),
-    Line {
-        name: "a piece of a split request",
-        budget: Some(Budget::Most(110.0)),
-        value: Value::Difference { of: "32 KiB split into 8", less: "", part: 1.0 / 8.0 },
-    },
+    each("a piece of a split request, of 8", "32 KiB split into 8", 1.0 / 8.0).most(110.0),
+    count("128 KiB split into 32", 64, 128 * KIB, PRP, Next::Split(32)),
+    each("a piece of a split request, of 32", "128 KiB split into 32", 1.0 / 32.0).most(110.0),
     count("4 KiB merged 32 to 1, in place", 32, 4 * KIB, PRP, Next::Gathered(32)).most(70.0),
     count("4 KiB merged 32 to 1, taken out", 32, 4 * KIB, PRP, Next::Merged(32)),
     count("64 queue pairs, depth 32 each", 32, 4 * KIB, PRP, Next::Queues(64)),
@@ -319,7 +321,12 @@ fn child(spec: &str) -> Result<(), Failure> {
     };
     let mut spare: MemoryChain = memory()?;
     let mut other = IoContainer::read(0, memory()?);
-    for tag in 0..work.depth as u64 {
+    let requests = match work.next {
+        // As many as have slots.
+        Next::Split(pieces) => work.depth / pieces,
+        _ => work.depth,
+    };
+    for tag in 0..requests as u64 {
         poller.submit(disk, IoContainer::read(tag, memory()?).tag(tag))?;
     }
     let (mut random, mut before) = (1u64, None);

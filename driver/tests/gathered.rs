@@ -216,3 +216,110 @@ fn what_a_panic_left_is_delivered_though_more_came_first() {
     seen.sort_unstable();
     assert_eq!((seen, bench.poller.outstanding()), (vec![1, 2, 3, 100, 101, 102, 103], 0));
 }
+
+/// Between the panic and the next poll.
+#[derive(Clone, Copy, Debug)]
+enum Meanwhile {
+    Submitted,
+    Unplugged,
+    Lost,
+}
+
+/// A closure panics when some have gone down again to share a command, which is not sent before the end of the turn.
+#[test]
+fn what_was_to_share_a_command_when_the_closure_panicked_is_carried_out_once() {
+    for meanwhile in [Meanwhile::Submitted, Meanwhile::Unplugged, Meanwhile::Lost] {
+        let mut bench = bench(8, DataForm::Prp, true);
+        for lba in 0..6 {
+            let io = IoContainer::read(lba, bench.space.allocate(4096).unwrap()).tag(lba);
+            bench.poller.submit(bench.disk, io).unwrap();
+        }
+        bench.poller.poll(|_| {});
+        while bench.emulator.step() > 0 {}
+        let mut seen = 0;
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            bench.poller.poll(|mut done| {
+                seen += 1;
+                assert!(seen < 4, "of the test");
+                done.set_lba(done.io().lba() + 100);
+                done.resubmit().unwrap();
+            })
+        }));
+        assert!(panicked.is_err());
+        let mut lost = false;
+        let mut expected = vec![4, 5, 100, 101, 102];
+        match meanwhile {
+            Meanwhile::Submitted => {
+                let memory = bench.space.allocate(4096).unwrap();
+                bench.poller.submit(bench.disk, IoContainer::read(200, memory)).unwrap();
+                expected.push(200);
+            }
+            Meanwhile::Unplugged => {
+                bench.poller.plug(bench.queue);
+                for lba in [60, 61] {
+                    let memory = bench.space.allocate(4096).unwrap();
+                    bench.poller.submit(bench.disk, IoContainer::read(lba, memory)).unwrap();
+                }
+                bench.poller.unplug(bench.queue);
+                expected.extend([60, 61]);
+            }
+            Meanwhile::Lost => {
+                bench.emulator.unplug();
+                lost = true;
+            }
+        }
+        let mut completed = Vec::new();
+        for _ in 0..200_000 {
+            bench.poller.poll(|done| {
+                let io = done.io();
+                // What the panic found delivered has succeeded.
+                assert_eq!(done.result().is_err(), lost && io.lba() >= 100);
+                assert!(done.result().is_err() || holds(io.memory(), io.lba()));
+                completed.push(io.lba());
+            });
+            if bench.poller.outstanding() == 0 {
+                break;
+            }
+            bench.emulator.step();
+        }
+        completed.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!((completed, bench.poller.outstanding()), (expected, 0), "{meanwhile:?}");
+    }
+}
+
+/// The closure panics amid the requests of one queue, and then amid those of another.
+#[test]
+fn what_panics_left_in_several_queues_is_delivered() {
+    let mut bench = bench(8, DataForm::Prp, true);
+    let emulator = Emulator::stepped(Config::parse("size=1M,block=4096,media=ram").unwrap()).unwrap();
+    let controller = Controller::open(emulator.function(), &bench.space).unwrap();
+    let queue = bench.poller.add_queue(&controller, QueueOptions::default().gather(true)).unwrap();
+    let disk = bench.poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    for tag in 0..8 {
+        let io = IoContainer::read(tag / 2, bench.space.allocate(4096).unwrap()).tag(tag);
+        let target = if tag % 2 == 0 { bench.disk } else { disk };
+        bench.poller.submit(target, io).unwrap();
+    }
+    bench.poller.poll(|_| {});
+    let mut seen = Vec::new();
+    // The second queue first: in the poll after that it comes second.
+    for emulator in [&emulator, &bench.emulator] {
+        while emulator.step() > 0 {}
+        let before = seen.len();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            bench.poller.poll(|done| {
+                seen.push(done.io().get_tag());
+                assert!(seen.len() < before + 2, "of the test");
+            })
+        }));
+        assert!(panicked.is_err());
+    }
+    for _ in 0..100 {
+        bench.poller.poll(|done| seen.push(done.io().get_tag()));
+        bench.emulator.step();
+        emulator.step();
+    }
+    seen.sort_unstable();
+    assert_eq!((seen, bench.poller.outstanding()), ((0..8).collect(), 0));
+}

@@ -11,7 +11,7 @@ use super::layer::{Handle, Layer, NO_SLOT};
 use super::others::{Others, split};
 use super::{Core, Poller, Stacked};
 use crate::queue::{Next, Queue};
-use crate::request::{Line, NodeId, Tree};
+use crate::request::{Line, NodeId};
 
 /// What is finished by other means than the success of a command that carried all of a request.
 ///
@@ -21,11 +21,6 @@ pub(super) struct Rest {
     finished: Line,
     /// Those that have no layers above them.
     landed: Line,
-    /// Those of the queue whose turn it is that just succeeded, in a command with others or in several. What was
-    /// prepared and checked of them stays.
-    row: Line,
-    /// They are of this turn.
-    has_row: bool,
     surfaced: Line,
     /// Layers that have still to be called.
     layers: Range<usize>,
@@ -34,50 +29,14 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    pub(super) const NONE: Rest = Rest {
-        finished: Line::EMPTY,
-        landed: Line::EMPTY,
-        row: Line::EMPTY,
-        has_row: false,
-        surfaced: Line::EMPTY,
-        layers: 0..0,
-        most: 0,
-    };
-
-    /// Takes nodes over that succeeded and have no slots.
-    #[inline]
-    fn take_row(&mut self, queue: &mut Queue, tree: &mut Tree) {
-        let row = tree.take_row();
-        if row.is_empty() {
-            return;
-        }
-        if !self.has_row {
-            self.leave_row(tree);
-        }
-        self.row.append(tree, row);
-        self.has_row = true;
-        tree.attention.begin_row();
-        queue.begin_row();
-    }
-
-    /// What a panic or a flood has left of an earlier turn, when the queue may have been another one: it has landed
-    /// like any other.
-    fn leave_row(&mut self, tree: &mut Tree) {
-        tree.leave_row(std::mem::replace(&mut self.row, Line::EMPTY));
-    }
-
-    /// There are no more of them.
-    fn end_row(&mut self, tree: &mut Tree) {
-        self.has_row = false;
-        tree.attention.end_row();
-    }
+    pub(super) const NONE: Rest =
+        Rest { finished: Line::EMPTY, landed: Line::EMPTY, surfaced: Line::EMPTY, layers: 0..0, most: 0 };
 
     /// What there is to do now, and what a panic left of an earlier time.
     #[cold]
     pub(super) fn collect(&mut self, cx: &mut Cx<'_>, layers: usize) {
         let finished = cx.core.tree.take_finished();
         self.finished.append(&mut cx.core.tree, finished);
-        self.leave_row(&mut cx.core.tree);
         let landed = cx.core.tree.take_landed();
         self.landed.append(&mut cx.core.tree, landed);
         let surfaced = std::mem::replace(&mut cx.core.surfaced, Line::EMPTY);
@@ -154,8 +113,7 @@ impl<L: Layer> Poller<L> {
         core.now = None;
         let Some((pair, mut others)) = split(queues, index) else { return 0 };
         let queue = &mut pair.queue;
-        queue.begin_turn();
-        rest.has_row = false;
+        queue.begin_turn(&mut core.tree);
         let (mut count, mut stage) = (0, Stage::Open);
         loop {
             let (node, slot) = match queue.next(&mut core.tree) {
@@ -168,20 +126,17 @@ impl<L: Layer> Poller<L> {
                 }
                 Next::Other => {
                     stage = Stage::Open;
-                    rest.take_row(queue, &mut core.tree);
                     if queue.is_flooded() {
+                        queue.leave_row(&mut core.tree);
                         core.tree.attention.add_touched();
                         break;
                     }
                     continue;
                 }
                 Next::Nothing if !core.tree.attention.has_rest() => break,
-                Next::Nothing if rest.has_row => match rest.row.pop(&core.tree) {
+                Next::Nothing if queue.has_row() => match queue.next_of_row(&mut core.tree) {
                     Some(node) => (node, NO_SLOT),
-                    None => {
-                        rest.end_row(&mut core.tree);
-                        continue;
-                    }
+                    None => continue,
                 },
                 Next::Nothing => {
                     let mut cx = Cx::new(queue, &mut others, core);

@@ -2,8 +2,9 @@
 //!
 //! Knows limits and shapes; must not know slots or rings.
 
+use super::cut::nlb;
 use super::runs::{Parts, Run};
-use super::{DataPointer, Gone, Limits, Queue};
+use super::{DataPointer, Gone, Limits, Queue, Reachable};
 use crate::memory::{MemoryChain, Position};
 use crate::request::{IoContainer, Node, NodeId, Operation, Tree, Wire};
 
@@ -99,6 +100,7 @@ impl Queue {
     }
 
     /// The same for a read or write of any length whose memory is one segment that every controller can be told of.
+    #[inline(never)]
     fn admit_long(&self, node: &mut Node) -> bool {
         let limits = &self.reachable(node.namespace).limits;
         let Some(segment) = node.io.memory().only_segment() else { return false };
@@ -111,10 +113,24 @@ impl Queue {
             && node.io.lba().checked_add(blocks).is_some_and(|end| end <= limits.capacity)
             && self.pointer.direct(one).is_some();
         if good {
-            node.wire = Wire { checked: limits.capacity - blocks + 1, ..Wire::NONE };
+            let checked = limits.capacity - blocks + 1;
             node.io.set_blocks(blocks);
+            node.wire = match limits.boundary {
+                // All pieces but the last are alike.
+                0 if blocks > limits.transfer => Wire { checked, ..self.piece(node) },
+                _ => Wire { checked, ..Wire::NONE },
+            };
         }
         good
+    }
+
+    /// What commands have in common that carry as much of a node as one may.
+    #[inline(never)]
+    fn piece(&self, node: &Node) -> Wire {
+        let Reachable { nsid, limits } = self.reachable(node.namespace);
+        let opcode = node.io.operation().opcode().map_or(0, u16::from);
+        let tail = nlb(&node.io, limits.transfer);
+        self.wire(*nsid, opcode, ([0; 2], self.pointer.flags()), tail)
     }
 
     #[cold]

@@ -40,6 +40,19 @@ impl DataPointer {
         }
     }
 
+    /// The [direct](DataPointer::direct) pointers of runs that are as long as the given one, and follow it and each
+    /// other.
+    #[inline(always)]
+    pub(super) fn series(&self, run: Run) -> Option<Series> {
+        let first = self.direct(run)?;
+        let (step, most) = match *self {
+            DataPointer::Sgl { granularity } if run.len & (granularity - 1) == 0 => ([run.len, 0], u32::MAX),
+            DataPointer::Prp { .. } if run.len.is_multiple_of(prp::PAGE) => prp::series(run),
+            _ => ([0; 2], 1),
+        };
+        Some(Series { first, step, most })
+    }
+
     /// How the second half of a [direct](DataPointer::direct) pointer to a run goes with the first.
     pub(super) fn second(&self, run: Run) -> Second {
         match self {
@@ -53,6 +66,14 @@ impl DataPointer {
     pub(super) fn flags(&self) -> u16 {
         if matches!(self, DataPointer::Sgl { .. }) { SGL } else { 0 }
     }
+}
+
+/// Data pointers of runs in a row: the first, what each differs from the one before by, and how many that is true of.
+#[derive(Debug)]
+pub(super) struct Series {
+    pub(super) first: [u64; 2],
+    pub(super) step: [u64; 2],
+    pub(super) most: u32,
 }
 
 /// The flags word of a command with SGLs.
@@ -297,4 +318,40 @@ pub(crate) fn contiguous_prps(chain: &MemoryChain, table: Option<u64>) -> Option
     let mut runs = Runs::new(Parts::new(chain, Position::default(), chain.len() as u64));
     let run = runs.next().filter(|_| runs.next().is_none())?;
     prp::contiguous(run, table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// What is said of runs in a row is what is found for each of them.
+        #[test]
+        fn pointers_in_a_row_are_those_of_each_run(
+            page in 0..2000u64,
+            offset in prop_oneof![2 => Just(0u64), 1 => (0..1024u64).prop_map(|dwords| 4 * dwords)],
+            len in prop_oneof![
+                4 => (1..40u64).prop_map(|pages| pages << 12),
+                1 => (1..40u64).prop_map(|sectors| sectors << 9),
+            ],
+            form in 0..4usize,
+        ) {
+            let pointer = match form {
+                0 => DataPointer::Sgl { granularity: 4 },
+                1 => DataPointer::Sgl { granularity: 4096 },
+                2 => DataPointer::Prp { table: None },
+                _ => DataPointer::Prp { table: Some(1 << 40) },
+            };
+            let run = |i: u64| Run { iova: (1 << 30) + (page << 12) + offset + i * len, len };
+            let series = pointer.series(run(0));
+            prop_assert_eq!(series.is_some(), pointer.direct(run(0)).is_some());
+            let Some(Series { mut first, step, most }) = series else { return Ok(()) };
+            prop_assert!(most > 0);
+            for i in 0..u64::from(most).min(1000) {
+                prop_assert_eq!(Some(first), pointer.direct(run(i)), "run {} of {}", i, most);
+                first = [first[0].wrapping_add(step[0]), first[1].wrapping_add(step[1])];
+            }
+        }
+    }
 }

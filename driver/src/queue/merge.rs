@@ -9,12 +9,50 @@ use std::sync::atomic::Ordering;
 use super::cut::nlb;
 use super::runs::{Parts, Run};
 use super::slots::Piece;
-use super::{DataPointer, PAGE_WORDS, Queue, Reachable, WAITING, prp};
+use super::{DataPointer, JOINING, PAGE_WORDS, Queue, Reachable, WAITING, prp};
 use crate::defects::{self, Defect};
 use crate::request::{Cause, Failed, Line, Node, NodeId, Operation, Tree, Wire};
 
 /// Requests in one command, at most.
 const MOST: u16 = 256;
+/// No block has it.
+const NO_LBA: u64 = u64::MAX;
+
+/// A command that is not sent yet, and that neighbours join as they come: pages, in the order of their blocks. Its nodes
+/// are as in flight, and stand in no line. It is sent at the end of the turn, or when one comes that does not go with it.
+#[derive(Debug)]
+pub(super) struct Join {
+    first: NodeId,
+    /// All of them are linked to each other.
+    last: NodeId,
+    /// Taken, and vacant until it is sent.
+    slot: usize,
+    /// The word of the slot's list that is for the next page, and the one after the last that may be.
+    word: usize,
+    end: usize,
+    next_lba: u64,
+    /// What all of them have in common.
+    blocks: u64,
+    head: u64,
+    tail: u64,
+    namespace: u16,
+}
+
+impl Join {
+    /// None is open, and nothing joins it.
+    pub(super) const NONE: Join = Join {
+        first: NodeId::NONE,
+        last: NodeId::NONE,
+        slot: 0,
+        word: 0,
+        end: 0,
+        next_lba: NO_LBA,
+        blocks: 0,
+        head: 0,
+        tail: 0,
+        namespace: 0,
+    };
+}
 
 impl Queue {
     /// Sends the first nodes of the line down in one command. False if they do not go together, or
@@ -45,80 +83,149 @@ impl Queue {
         for _ in 0..count {
             // Out of the line, but linked to each other as before.
             let Some(id) = self.waiting.pop(tree) else { break };
-            let node = &mut tree[id];
-            node.waits = false;
-            node.in_flight = 1;
-            node.cursor = node.io.extent();
+            taken_from_line(&mut tree[id]);
         }
         true
     }
 
-    /// The same for prepared commands that are alike but for the LBA, and have a whole page of memory each: one
-    /// walk. False if there are no two of them at the head of the line, or there is no slot: then nothing was
-    /// done.
+    /// The same for pages that [join](Queue::join). False if there are no two of them at the head of the line, or there
+    /// is no slot: then nothing was done.
     #[inline(never)]
     fn merge_pages(&mut self, tree: &mut Tree) -> bool {
         let first = self.waiting.first();
-        let node = &tree[first];
-        if node.io.lba() >= node.wire.bound || !is_plain_page(node) {
+        if !may_merge(&tree[first]) || !self.open_join(tree, first) {
             return false;
         }
-        let Wire { bound, head, tail, dptr: [page, _], .. } = node.wire;
+        let mut id = tree[first].next;
+        while !id.is_none() && is_plain(&tree[id]) && self.join(tree, id) {
+            id = taken_from_line(&mut tree[id]);
+        }
+        if self.join.last == first {
+            self.slots.free(self.join.slot);
+            self.join = Join::NONE;
+            self.gate &= !JOINING;
+            return false;
+        }
+        taken_from_line(&mut tree[first]);
+        self.waiting.pop_until(id);
+        self.close_join(tree);
+        true
+    }
+
+    /// Begins a command that others may [join](Queue::join), with a prepared node that has a whole page of memory.
+    /// False if it cannot be: then nothing was done.
+    #[inline(never)]
+    pub(super) fn open_join(&mut self, tree: &Tree, first: NodeId) -> bool {
+        debug_assert!(self.gate & JOINING == 0, "what has joined was to be sent before");
+        let node = &tree[first];
         let (lba, blocks, namespace) = (node.io.lba(), node.io.blocks(), node.namespace);
+        let Wire { bound, head, tail, .. } = node.wire;
         let limits = &self.reachable(namespace).limits;
-        let shift = prp::PAGE.trailing_zeros() - limits.block_shift;
-        let most = limits.transfer_from(lba, u64::from(MOST) << shift).min(bound - lba + blocks - 1) >> shift;
-        let most = most.min(limits.writes_as_one(node.io.operation(), blocks)) as usize;
         if matches!(self.pointer, DataPointer::Sgl { .. })
+            || lba >= bound
             || blocks << limits.block_shift != prp::PAGE
-            || !may_merge(node)
-            || self.slots.taken() >= self.slots.depth()
+            || !is_plain(node)
+            || !is_page(node)
         {
             return false;
         }
-        // The list of the slot that will be the next one.
-        let Some(slot) = self.slots.take() else { return false };
-        let first_word = slot * self.list_pages * PAGE_WORDS;
+        let shift = prp::PAGE.trailing_zeros() - limits.block_shift;
+        let most = limits.transfer_from(lba, u64::from(MOST) << shift).min(bound - lba + blocks - 1) >> shift;
+        let most = most.min(limits.writes_as_one(node.io.operation(), blocks)) as usize;
+        // All but the first are in the list of the slot.
         let others = most.saturating_sub(1).min(PAGE_WORDS);
-        let words = self.lists.get(first_word..first_word + others).unwrap_or_default();
-        let (mut id, mut last, mut next_lba) = (node.next, first, lba + blocks);
-        for [word] in words {
-            if id.is_none() {
-                break;
-            }
-            let node = &mut tree[id];
-            // One NSID may be here under several numbers, and what is to be done after a reset differs.
-            let same = node.io.lba() == next_lba
-                && node.wire.head == head
-                && node.wire.tail == tail
-                && node.namespace == namespace
-                && node.wire.is_prepared();
-            if !same || !is_plain_page(node) {
-                break;
-            }
-            word.store(node.wire.dptr[0], Ordering::Relaxed);
-            (node.waits, node.in_flight, node.cursor) = (false, 1, blocks);
-            next_lba += blocks;
-            (last, id) = (id, node.next);
-        }
-        let count = (next_lba.wrapping_sub(lba) >> shift) as u16;
-        if count < 2 {
-            self.slots.free(slot);
+        let Some(slot) = self.slots.take() else { return false };
+        let word = slot * self.list_pages * PAGE_WORDS;
+        let next_lba = if others > 0 { lba + blocks } else { NO_LBA };
+        self.join = Join {
+            first,
+            last: first,
+            slot,
+            word,
+            end: word + others,
+            next_lba,
+            blocks,
+            head,
+            tail,
+            namespace,
+        };
+        self.gate |= JOINING;
+        true
+    }
+
+    /// Adds a node to the command that was begun last, if that is open and the node's command is the same but for the
+    /// page, and the LBA that follows.
+    #[inline(always)]
+    pub(super) fn join(&mut self, tree: &mut Tree, id: NodeId) -> bool {
+        let (node, join) = (&tree[id], &mut self.join);
+        // One NSID may be here under several numbers, and what is to be done after a reset differs.
+        let same = node.io.lba() == join.next_lba
+            && node.wire.head == join.head
+            && node.wire.tail == join.tail
+            && node.namespace == join.namespace
+            && node.wire.is_prepared()
+            && is_page(node);
+        if !same {
             return false;
         }
-        let node = &mut tree[first];
-        (node.waits, node.in_flight, node.cursor) = (false, 1, blocks);
-        let second = match words {
-            [[second], ..] if count == 2 => second.load(Ordering::Relaxed),
-            _ => self.lists.iova() + 8 * first_word as u64,
-        };
-        let tail = tail + (u64::from(count) - 1) * blocks;
-        let wire = Wire { head, dptr: [page, second], tail, ..Wire::NONE };
-        let cid = self.slots.occupy(slot, first, Piece::Merged { count, last: Some(last) });
-        self.push(&wire, cid, lba);
-        self.counted.merges += u64::from(count) - 1;
-        self.waiting.pop_until(id);
+        let Some([word]) = self.lists.get(join.word) else { return false };
+        word.store(node.wire.dptr[0], Ordering::Relaxed);
+        tree[join.last].next = id;
+        join.last = id;
+        join.word += 1;
+        join.next_lba = if join.word < join.end { join.next_lba + join.blocks } else { NO_LBA };
         true
+    }
+
+    /// Sends down what has joined, if anything has.
+    pub(super) fn close_join(&mut self, tree: &mut Tree) {
+        if self.gate & JOINING != 0 {
+            self.send_joined(tree);
+        }
+    }
+
+    #[inline(never)]
+    fn send_joined(&mut self, tree: &mut Tree) {
+        self.gate &= !JOINING;
+        let Join { first, last, slot, word, blocks, tail, .. } =
+            std::mem::replace(&mut self.join, Join::NONE);
+        let node = &tree[first];
+        let list = slot * self.list_pages * PAGE_WORDS;
+        let count = 1 + word - list;
+        let (cid, wire) = match count {
+            1 => (self.slots.occupy(slot, first, Piece::Whole), node.wire),
+            _ => {
+                let second = match self.lists.get(list) {
+                    Some([second]) if count == 2 => second.load(Ordering::Relaxed),
+                    _ => self.lists.iova() + 8 * list as u64,
+                };
+                let piece = Piece::Merged { count: count as u16, last: Some(last) };
+                let tail = tail + (count as u64 - 1) * blocks;
+                let wire = Wire { dptr: [node.wire.dptr[0], second], tail, ..node.wire };
+                (self.slots.occupy(slot, first, piece), wire)
+            }
+        };
+        self.push(&wire, cid, node.io.lba());
+        self.counted.merges += count as u64 - 1;
+    }
+
+    /// What has joined waits like anything else: who was to close it cannot.
+    pub(super) fn part_join(&mut self, tree: &mut Tree) {
+        if self.gate & JOINING == 0 {
+            return;
+        }
+        let Join { first, last, slot, .. } = std::mem::replace(&mut self.join, Join::NONE);
+        self.slots.free(slot);
+        self.gate &= !JOINING;
+        let mut id = first;
+        loop {
+            let next = tree[id].next;
+            self.wait_again(tree, id);
+            if id == last {
+                break;
+            }
+            id = next;
+        }
     }
 
     /// How many nodes, from one in the line on, one command can carry, and how many blocks.
@@ -201,13 +308,23 @@ impl Queue {
     }
 }
 
-/// Whether a node that is prepared is to be one with others, has a page of memory, and is neither an event nor
-/// passed layers.
+/// All of a node is in flight now; the one behind it.
 #[inline(always)]
-fn is_plain_page(node: &Node) -> bool {
+fn taken_from_line(node: &mut Node) -> NodeId {
+    (node.waits, node.in_flight, node.cursor) = (false, 1, node.io.extent());
+    node.next
+}
+
+/// Whether a node may be one with others, and is neither an event nor passed layers.
+#[inline(always)]
+fn is_plain(node: &Node) -> bool {
+    node.event.is_none() && !(node.is_layered() | node.io.is_no_merge())
+}
+
+/// Whether a prepared node has data of one page, for which there is no list.
+#[inline(always)]
+fn is_page(node: &Node) -> bool {
     (node.wire.dptr[0] & (prp::PAGE - 1) | node.wire.dptr[1]) == 0
-        && node.event.is_none()
-        && !(node.is_layered() | node.io.is_no_merge())
 }
 
 fn may_merge(node: &Node) -> bool {

@@ -29,9 +29,10 @@ pub(crate) use self::again::CacheLoss;
 pub use self::again::Replay;
 use self::again::{PutOff, Upkeep};
 use self::bounce::Bounce;
-use self::cut::nlb;
 pub(crate) use self::cut::{DataPointer, contiguous_prps};
+use self::cut::{Series, nlb};
 pub(crate) use self::limits::Limits;
+use self::merge::Join;
 pub(crate) use self::overdue::SWEEPS;
 pub(crate) use self::ring::{CompletionRing, SubmissionRing};
 use self::runs::Run;
@@ -51,9 +52,6 @@ pub(crate) const MAX_DEPTH: usize = slots::MAX;
 pub(crate) const SLOT_BYTES: usize = size_of::<slots::Slot>();
 /// 64-bit words of a list page.
 const PAGE_WORDS: usize = 512;
-
-/// Pieces that are looked at in a row.
-const PIECES: u32 = 64;
 
 /// A namespace as a queue sees it.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +112,12 @@ const COUNTING: u32 = 32;
 /// Nodes without slots are on their way to the closure: they, and what comes with them, go down when all are there.
 const ROW: u32 = 64;
 
+/// A command is not sent yet that others may join.
+const JOINING: u32 = 128;
+
+/// Nodes that just finished may go down again at the end of the turn, or when all are there.
+const RESTED: u32 = HALTED | COUNTING | WAITING | ROW;
+
 /// Idle polls after which the controller is told what was consumed: a broken one may be waiting for room
 /// that it need not wait for.
 const IDLE_POLLS: u32 = 16;
@@ -130,6 +134,10 @@ pub(crate) struct Queue {
     /// Slots of commands that carry all of a node that an event counts.
     counting: u32,
     waiting: Line,
+    join: Join,
+    /// Those that have just succeeded, in a command with others or in several. What was prepared and checked of them
+    /// stays.
+    row: Line,
     /// What came after the plug.
     plugged: Line,
     merging: bool,
@@ -191,6 +199,8 @@ impl Queue {
             gate: 0,
             counting: 0,
             waiting: Line::EMPTY,
+            join: Join::NONE,
+            row: Line::EMPTY,
             plugged: Line::EMPTY,
             merging: true,
             gathering: false,
@@ -251,6 +261,7 @@ impl Queue {
         if self.gone(number).is_some() {
             return;
         }
+        self.break_off(tree);
         self.gone.push((number, gone));
         self.set_capacity(tree, number, 0);
         for line in [self.waiting, self.plugged] {
@@ -278,7 +289,10 @@ impl Queue {
 
     /// Begins a turn. If it does not come to its [end](Queue::finish_turn), there [is news](Queue::has_news).
     #[inline(always)]
-    pub(crate) fn begin_turn(&mut self) {
+    pub(crate) fn begin_turn(&mut self, tree: &mut Tree) {
+        if self.gate & (ROW | JOINING) != 0 {
+            self.break_off(tree);
+        }
         self.laps = 0;
         self.cq.forget();
     }
@@ -335,6 +349,7 @@ impl Queue {
         if self.gate & PLUGGED != 0 {
             return self.plugged.push(tree, id);
         }
+        self.close_join(tree);
         self.waiting.push(tree, id);
         self.gate |= WAITING;
     }
@@ -371,16 +386,41 @@ impl Queue {
     }
 
     /// Sends a node down again that has no slot, if nothing has changed but its LBA since it was here: what shared a
-    /// command with others, or takes several, waits for its turn. Else nothing was done.
+    /// command with others may do so again, and what takes several waits for its turn. Else nothing was done.
     #[inline(never)]
     pub(crate) fn begin_again(&mut self, tree: &mut Tree, id: NodeId) -> bool {
+        if self.join(tree, id) {
+            return true;
+        }
+        self.begin_apart(tree, id)
+    }
+
+    /// The same for one that does not join others that are there.
+    #[inline(never)]
+    fn begin_apart(&mut self, tree: &mut Tree, id: NodeId) -> bool {
         let node = &mut tree[id];
-        let within = node.io.lba() < node.wire.bound.max(node.wire.checked);
-        if !within || self.gate & !(HALTED | COUNTING | WAITING | ROW) != 0 {
+        if node.io.lba() >= node.wire.bound.max(node.wire.checked) || self.gate & !(RESTED | JOINING) != 0 {
             return false;
         }
-        self.wait_again(tree, id);
+        if node.wire.is_prepared() || !self.waiting.is_empty() || self.gate & (HALTED | JOINING) != 0 {
+            self.join_or_wait(tree, id);
+            return true;
+        }
+        node.rewind_prepared();
+        node.in_flight = 0;
+        if !self.issue_pieces(tree, id) {
+            self.hold(tree, id);
+        }
         true
+    }
+
+    /// A node that just finished begins a command that others may join, or waits.
+    fn join_or_wait(&mut self, tree: &mut Tree, id: NodeId) {
+        self.close_join(tree);
+        let may_open = self.merging && self.waiting.is_empty() && self.gate & HALTED == 0;
+        if !may_open || !self.open_join(tree, id) {
+            self.wait_again(tree, id);
+        }
     }
 
     /// All of a node waits for the end of the turn.
@@ -399,14 +439,17 @@ impl Queue {
     pub(crate) fn hold_again(&mut self, tree: &mut Tree, id: NodeId, slot: u32) -> bool {
         let node = &mut tree[id];
         let gate = self.gate & !(HALTED | COUNTING);
-        if gate == 0 || gate & !(WAITING | ROW) != 0 || node.io.lba() >= node.wire.bound {
+        if gate == 0 || gate & !(WAITING | ROW | JOINING) != 0 || node.io.lba() >= node.wire.bound {
             return false;
         }
         if self.is_listed(&node.wire) || node.event.is_some() || node.failed.is_some() {
             return false;
         }
         self.slots.free(slot as usize);
-        self.wait_again(tree, id);
+        node.alone = false;
+        if node.io.is_no_merge() || !self.join(tree, id) {
+            self.join_or_wait(tree, id);
+        }
         true
     }
 
@@ -442,9 +485,53 @@ impl Queue {
         }
     }
 
-    /// Nodes without slots go to the closure now.
-    pub(crate) fn begin_row(&mut self) {
-        self.gate |= ROW;
+    /// Nodes that follow each other have succeeded, have no slots, are no events and passed no layers: they are delivered
+    /// in this turn.
+    fn land(&mut self, tree: &mut Tree, first: NodeId, last: NodeId) {
+        self.row.append_row(tree, first, last);
+        if self.gate & ROW == 0 {
+            self.gate |= ROW;
+            tree.attention.begin_row();
+        }
+    }
+
+    /// Whether some of them are not delivered yet.
+    #[inline(always)]
+    pub(crate) fn has_row(&self) -> bool {
+        self.gate & ROW != 0
+    }
+
+    /// The next one of them.
+    #[inline(always)]
+    pub(crate) fn next_of_row(&mut self, tree: &mut Tree) -> Option<NodeId> {
+        let next = self.row.pop(tree);
+        if next.is_none() {
+            self.end_row(tree);
+        }
+        next
+    }
+
+    #[inline(never)]
+    fn end_row(&mut self, tree: &mut Tree) {
+        self.gate &= !ROW;
+        tree.attention.end_row();
+    }
+
+    /// Those that were not delivered land like anything else: the turn is over.
+    #[cold]
+    pub(crate) fn leave_row(&mut self, tree: &mut Tree) {
+        if self.gate & ROW != 0 {
+            self.end_row(tree);
+        }
+        tree.land(std::mem::replace(&mut self.row, Line::EMPTY));
+    }
+
+    /// The closure has panicked in the last turn: what that was to end waits like anything else.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn break_off(&mut self, tree: &mut Tree) {
+        self.leave_row(tree);
+        self.part_join(tree);
     }
 
     /// One more slot has a command of a node that an event counts.
@@ -641,8 +728,13 @@ impl Queue {
         true
     }
 
-    #[inline(never)]
     fn issue_pieces(&mut self, tree: &mut Tree, id: NodeId) -> bool {
+        self.issue_alike(tree, id);
+        tree[id].unissued() == 0 || self.issue_rest(tree, id)
+    }
+
+    #[inline(never)]
+    fn issue_rest(&mut self, tree: &mut Tree, id: NodeId) -> bool {
         self.issue_runs(tree, id);
         while tree[id].unissued() > 0 {
             let Some(slot) = self.slots.take() else { return false };
@@ -736,7 +828,7 @@ impl Queue {
                 let count = self.issue_run(id, &wire, lba, (first, blocks as u32), run, most);
                 (first, issued) = (first + u64::from(count) * blocks, issued + count);
                 at.offset += u64::from(count) * bytes;
-                if count < most || most == 0 {
+                if count == 0 {
                     break 'segments;
                 }
             }
@@ -746,28 +838,51 @@ impl Queue {
         tree.issued(id, first, at, issued);
     }
 
+    /// Issues pieces of a node that was checked, and of whose pieces all are alike but the last: as many of those as there
+    /// are slots for. Whatever else comes is left.
+    #[inline(never)]
+    fn issue_alike(&mut self, tree: &mut Tree, id: NodeId) {
+        let node = &tree[id];
+        let Wire { checked, head, tail, .. } = node.wire;
+        if checked == 0 || head == 0 {
+            return;
+        }
+        let Some(segment) = node.io.memory().one() else { return };
+        let first = node.cursor;
+        let blocks = (tail & 0xffff) as u32 + 1;
+        let most = (node.unissued() / u64::from(blocks)) as u32;
+        let shift = self.reachable(node.namespace).limits.block_shift;
+        let run = Run { iova: segment.iova() + (first << shift), len: u64::from(blocks) << shift };
+        let wire = Wire { head, tail, ..Wire::NONE };
+        let issued = self.issue_run(id, &wire, node.io.lba(), (first, blocks), run, most);
+        let cursor = first + u64::from(issued) * u64::from(blocks);
+        self.counted.splits += u64::from(issued) - u64::from(first == 0 && issued > 0);
+        tree.issued(id, cursor, Position { segment: 0, offset: cursor << shift }, issued);
+    }
+
     /// Issues pieces of a node that are alike and follow each other, the first of them with its memory given, as long
     /// as they need no list, and `most` at most, for which there are slots. Returns how many.
-    #[inline(never)]
+    #[inline(always)]
     fn issue_run(
         &mut self,
         id: NodeId,
         wire: &Wire,
         lba: u64,
-        (mut first, blocks): (u64, u32),
-        mut run: Run,
+        (first, blocks): (u64, u32),
+        run: Run,
         most: u32,
     ) -> u32 {
         let Wire { head, tail, .. } = *wire;
-        for count in 0..most {
-            let Some(dptr) = self.pointer.direct(run) else { return count };
-            let Some(slot) = self.slots.take() else { return count };
-            let cid = self.slots.occupy_part(slot, id, first, blocks);
-            self.push(&Wire { head, tail, dptr, ..Wire::NONE }, cid, lba.wrapping_add(first));
-            first += u64::from(blocks);
-            run.iova += run.len;
-        }
-        most
+        let Some(Series { first: mut dptr, step, most: alike }) = self.pointer.series(run) else { return 0 };
+        let count = most.min(alike).min(self.slots.left());
+        let mut lba = lba.wrapping_add(first);
+        let Queue { slots, sq, .. } = self;
+        slots.occupy_parts(count, id, (first, blocks), |cid| {
+            sq.push([head ^ u64::from(cid), 0, 0, dptr[0], dptr[1], lba, tail, 0]);
+            lba = lba.wrapping_add(blocks.into());
+            dptr = [dptr[0].wrapping_add(step[0]), dptr[1].wrapping_add(step[1])];
+        });
+        count
     }
 
     /// Writes a command into the ring; its dwords 10 and 11 are given.
@@ -810,6 +925,7 @@ impl Queue {
         if self.gate & SUSPENDED != 0 {
             return;
         }
+        self.close_join(tree);
         // Without a slot there is nothing to merge for either.
         while !self.waiting.is_empty() && self.slots.taken() < self.slots.depth() {
             let id = self.waiting.first();
@@ -915,31 +1031,29 @@ impl Queue {
         }
     }
 
-    /// Successes of pieces, as many as follow each other, but for a limit; whether there is one.
+    /// Successes of pieces, as many as follow each other; whether there is one. Those that are in flight are all that
+    /// there can be.
     #[inline(always)]
     fn land_pieces(&mut self, tree: &mut Tree, high: u64) -> bool {
-        let (mut high, mut left) = (high, PIECES);
-        while left > 0
-            && let Some((id, blocks)) = self.slots.land_part(high)
-        {
+        let (mut high, before) = (high, self.slots.left());
+        while let Some((id, blocks)) = self.slots.land_part(high) {
             let observed = tree[id].observed;
-            let before = left;
+            let first = self.slots.left() - 1;
             loop {
                 self.advance();
-                left -= 1;
                 high = self.cq.high();
                 // Nobody wants to know which ones they are.
-                if observed || left == 0 || !self.slots.land_part_of(high, id) {
+                if observed || !self.slots.land_part_of(high, id) {
                     break;
                 }
             }
             let node = &mut tree[id];
-            node.settle_all(before - left);
+            node.settle_all(self.slots.left() - first);
             if node.is_finished() | observed {
                 self.finish_piece(tree, id, blocks);
             }
         }
-        left < PIECES
+        self.slots.left() > before
     }
 
     /// A piece of a node that is observed, or the last one, has succeeded.
@@ -950,7 +1064,7 @@ impl Queue {
         match finished {
             // One that failed may still stand in the line.
             true if waits => self.drop_unissued(tree, id),
-            true if tree[id].is_usual() => tree.land(id, id),
+            true if tree[id].is_usual() => self.land(tree, id, id),
             true => tree.finish(id),
             false => {}
         }
@@ -985,7 +1099,7 @@ impl Queue {
         let (first, blocks) = match slot.piece {
             Piece::Merged { count, last } => {
                 return match (cause, last) {
-                    (None, Some(last)) => tree.land(slot.node, last),
+                    (None, Some(last)) => self.land(tree, slot.node, last),
                     (cause, _) => self.settle_merged(tree, slot.node, count, cause),
                 };
             }
@@ -1029,7 +1143,7 @@ impl Queue {
     /// At the end of a turn, what waits gets free slots.
     #[inline(never)]
     pub(crate) fn finish_gated(&mut self, tree: &mut Tree) {
-        self.gate &= !(HALTED | ROW);
+        self.gate &= !HALTED;
         self.issue_waiting(tree);
     }
 
@@ -1059,6 +1173,7 @@ impl Queue {
     /// The controller is lost: what it has not completed fails, now and later. What it may still reach goes back to
     /// nobody, unless it is certain that it reaches nothing.
     pub(crate) fn fail_all(&mut self, tree: &mut Tree, reaches_nothing: bool) {
+        self.break_off(tree);
         self.gate |= DEAD;
         self.take_in(tree);
         for index in 0..self.slots.depth() {
@@ -1092,8 +1207,7 @@ impl Queue {
             }
             self.other_exception(tree, high);
         }
-        let row = tree.take_row();
-        tree.leave_row(row);
+        self.leave_row(tree);
     }
 
     /// All memory of a command in flight.

@@ -35,6 +35,22 @@ pub(super) fn contiguous(run: Run, table: Table) -> Option<[u64; 2]> {
     }
 }
 
+/// What the pointers of runs of as many whole pages, one behind the other, differ by, and how many of them do.
+#[inline(always)]
+pub(super) fn series(run: Run) -> ([u64; 2], u32) {
+    let first = run.iova / PAGE;
+    let last = (run.iova + run.len - 1) / PAGE;
+    match last - first {
+        0 => ([run.len, 0], u32::MAX),
+        1 => ([run.len; 2], u32::MAX),
+        // As long as they are listed by one page of the table.
+        _ => {
+            let left = PER_PAGE as u64 - 1 - last % PER_PAGE as u64;
+            ([run.len, run.len >> ENTRY], 1 + (left / (run.len / PAGE)) as u32)
+        }
+    }
+}
+
 /// How the second half of the data pointer of a contiguous run goes with the first.
 pub(super) fn second(run: Run) -> Second {
     match (run.iova + run.len - 1) / PAGE - run.iova / PAGE {

@@ -14,7 +14,10 @@ pub(super) const MAX: usize = 4096;
 
 /// No completion matches a slot with one of these: they are above the 48 bits that one is compared by.
 const VACANT: u32 = 1 << 30;
-const NOT_WHOLE: u32 = 1 << 31;
+/// The command carries a part of its node, by no other means than the request's own memory.
+const PART: u32 = 1 << 31;
+/// It carries neither that nor all of one node.
+const OTHER: u32 = 1 << 28;
 /// The command in the slot, which is vacant, is to be sent once more.
 const AGAIN: u32 = 1 << 29;
 /// How many sweeps have found the command, in four bits. Every command begins with none, since what it
@@ -153,7 +156,7 @@ impl Slots {
         let index = self.index(high);
         let slot = self.get_mut(index);
         let Piece::Part { first, blocks } = slot.piece else { return None };
-        if high >> 16 | u64::from(NOT_WHOLE) << 32 != slot.expect() {
+        if high >> 16 | u64::from(PART) << 32 != slot.expect() {
             return None;
         }
         slot.high = VACANT;
@@ -167,8 +170,7 @@ impl Slots {
     pub(super) fn land_part_of(&mut self, high: u64, node: NodeId) -> bool {
         let index = self.index(high);
         let slot = self.get_mut(index);
-        let same = slot.node == node && matches!(slot.piece, Piece::Part { .. });
-        if !same || high >> 16 | u64::from(NOT_WHOLE) << 32 != slot.expect() {
+        if slot.node != node || high >> 16 | u64::from(PART) << 32 != slot.expect() {
             return false;
         }
         slot.high = VACANT;
@@ -204,17 +206,34 @@ impl Slots {
         let generation = self.generation;
         let slot = self.get_mut(index);
         (slot.node, slot.piece) = (node, piece);
-        slot.high = if piece == Piece::Whole { 0 } else { NOT_WHOLE };
+        slot.high = match piece {
+            Piece::Whole => 0,
+            Piece::Part { .. } => PART,
+            Piece::Bounced { .. } | Piece::Merged { .. } => OTHER,
+        };
         slot.begin(generation)
     }
 
-    /// The same for a part of a node.
+    /// Puts parts of a node that follow each other, of so many blocks each, into free slots: `each` gets the low word
+    /// of each. There are that many.
     #[inline(always)]
-    pub(super) fn occupy_part(&mut self, index: usize, node: NodeId, first: u64, blocks: u32) -> u32 {
+    pub(super) fn occupy_parts(
+        &mut self,
+        count: u32,
+        node: NodeId,
+        (mut first, blocks): (u64, u32),
+        mut each: impl FnMut(u32),
+    ) {
         let generation = self.generation;
-        let slot = self.get_mut(index);
-        (slot.node, slot.piece, slot.high) = (node, Piece::Part { first, blocks }, NOT_WHOLE);
-        slot.begin(generation)
+        let (mut left, rest) = (self.left, self.left - count);
+        self.left = rest;
+        while left > rest {
+            left -= 1;
+            let slot = &mut self.slots[self.vacant[left].into()];
+            (slot.node, slot.piece, slot.high) = (node, Piece::Part { first, blocks }, PART);
+            each(slot.begin(generation));
+            first += u64::from(blocks);
+        }
     }
 
     /// Puts all of the same node into a slot once more, and returns its low word.
@@ -308,7 +327,7 @@ impl Slots {
         let Some(index) = self.slots.iter().position(carries) else { return false };
         let slot = self.get_mut(index);
         slot.piece = Piece::Part { first: 0, blocks };
-        slot.high |= NOT_WHOLE;
+        slot.high |= PART;
         true
     }
 

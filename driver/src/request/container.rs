@@ -391,7 +391,9 @@ impl InPlace<'_> {
         let moves = |operation| matches!(operation, Operation::Read | Operation::Write);
         if let Some(wire) = self.wire.as_deref_mut() {
             match (self.io.operation.opcode(), operation.opcode()) {
-                (Some(before), Some(opcode)) if moves(operation) && moves(self.io.operation) => {
+                (Some(before), Some(opcode))
+                    if wire.head != 0 && moves(operation) && moves(self.io.operation) =>
+                {
                     wire.head ^= u64::from(before ^ opcode);
                 }
                 _ => wire.forget(),

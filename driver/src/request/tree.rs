@@ -35,7 +35,8 @@ pub(crate) struct Wire {
     /// A first block below it makes a command that is within all limits; 0 if nothing is prepared. Others
     /// may as well: that takes a closer look.
     pub(crate) bound: u64,
-    /// The same of a request that takes several commands: nothing of them is prepared, but all of it was checked.
+    /// The same of a request that takes several commands: all of it was checked. If all of them but the last are alike,
+    /// they have this head and tail; else the head is 0.
     pub(crate) checked: u64,
     /// Dwords 0 and 1: opcode, flags, NSID; the CID is added for each submission.
     pub(crate) head: u64,
@@ -473,9 +474,6 @@ pub(crate) struct Tree {
     finished: Line,
     /// The same, where nobody is above but the poller: no layers.
     landed: Line,
-    /// The same, of the queue whose turn it is, where there is nothing to be said but that they succeeded. What is
-    /// prepared of them stays.
-    row: Line,
     /// Pieces of observed nodes that settled.
     observed: Vec<(NodeId, Range<u64>, Progress)>,
     pub(crate) attention: Attention,
@@ -497,7 +495,6 @@ impl Tree {
             orphans: 0,
             finished: Line::EMPTY,
             landed: Line::EMPTY,
-            row: Line::EMPTY,
             observed: Vec::new(),
             attention: Attention::NONE,
         };
@@ -670,22 +667,8 @@ impl Tree {
         self.attention.add_news();
     }
 
-    /// Linked nodes have succeeded that have no slots, are no events and passed no layers. Whoever gives their queue
-    /// its turn [takes](Tree::take_row) them right away.
-    pub(crate) fn land(&mut self, first: NodeId, last: NodeId) {
-        let mut row = self.take_row();
-        row.append_row(self, first, last);
-        self.row = row;
-    }
-
-    /// Takes those.
-    #[inline(always)]
-    pub(crate) fn take_row(&mut self) -> Line {
-        std::mem::replace(&mut self.row, Line::EMPTY)
-    }
-
-    /// There is no turn in which they could be delivered: they go the longer way, on which they may become events.
-    pub(crate) fn leave_row(&mut self, row: Line) {
+    /// Nodes that succeeded, whose queue delivers them no more: they go the longer way, on which they may become events.
+    pub(crate) fn land(&mut self, row: Line) {
         if row.is_empty() {
             return;
         }
