@@ -323,3 +323,68 @@ fn what_panics_left_in_several_queues_is_delivered() {
     seen.sort_unstable();
     assert_eq!((seen, bench.poller.outstanding()), ((0..8).collect(), 0));
 }
+
+/// As many as fit go down again together; the next one has an LBA that no namespace has.
+#[test]
+fn an_lba_beyond_all_joins_no_command_that_is_full() {
+    let config = "size=1M,block=512,media=ram,mdts=5";
+    let emulator = Emulator::stepped(Config::parse(config).unwrap()).unwrap();
+    let space = DmaSpace::new().unwrap();
+    let controller = Controller::open(emulator.function(), &space).unwrap();
+    let mut poller = Poller::new(64);
+    let options = QueueOptions::default().gather(true).max_transfer(8192);
+    let queue = poller.add_queue(&controller, options).unwrap();
+    let disk = poller.add_namespace(queue, &controller.namespace(1).unwrap()).unwrap();
+    // Two pages in a command.
+    for tag in 0..4u64 {
+        let mut memory = space.allocate(4096).unwrap();
+        memory.fill(1 + tag as u8);
+        poller.submit(disk, IoContainer::write(8 * tag, memory).tag(tag)).unwrap();
+    }
+    poller.poll(|_| {});
+    assert_eq!(poller.stats(queue).merges, 2);
+    let mut refused = 0;
+    for round in 0..100 {
+        while emulator.step() > 0 {}
+        poller.poll(|mut done| {
+            if round > 0 {
+                return;
+            }
+            let tag = done.io().get_tag();
+            done.set_lba(if tag < 2 { 80 + 8 * tag } else { u64::MAX });
+            refused += u32::from(done.resubmit().is_err());
+        });
+    }
+    let memory = space.allocate(4096).unwrap();
+    poller.submit(disk, IoContainer::read(96, memory)).unwrap();
+    let mut found = None;
+    for _ in 0..100 {
+        poller.poll(|done| found = Some(done.io().memory().to_vec()[0]));
+        emulator.step();
+    }
+    assert_eq!((refused, found), (2, Some(0)), "nothing was written behind the two pages");
+}
+
+/// What has Force Unit Access shares no command, the first time and any other.
+#[test]
+fn fua_goes_down_alone_each_time() {
+    let mut bench = bench(64, DataForm::Prp, true);
+    let before = bench.poller.stats(bench.queue);
+    for tag in 0..8 {
+        let io = IoContainer::read(100 + tag, bench.space.allocate(4096).unwrap()).fua(true);
+        bench.poller.submit(bench.disk, io).unwrap();
+    }
+    let mut rounds = 0;
+    while bench.poller.outstanding() > 0 {
+        bench.poller.poll(|done| {
+            done.result().unwrap();
+            rounds += 1;
+            if rounds <= 16 {
+                done.resubmit().unwrap();
+            }
+        });
+        while bench.emulator.step() > 0 {}
+    }
+    let after = bench.poller.stats(bench.queue);
+    assert_eq!((after.commands - before.commands, after.merges - before.merges), (24, 0));
+}

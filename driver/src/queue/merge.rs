@@ -15,7 +15,7 @@ use crate::request::{Cause, Failed, Line, Node, NodeId, Operation, Tree, Wire};
 
 /// Requests in one command, at most.
 const MOST: u16 = 256;
-/// No block has it.
+/// No block has it, and it is below no bound.
 const NO_LBA: u64 = u64::MAX;
 
 /// A command that is not sent yet, and that neighbours join as they come: pages, in the order of their blocks. Its nodes
@@ -124,8 +124,7 @@ impl Queue {
         if matches!(self.pointer, DataPointer::Sgl { .. })
             || lba >= bound
             || blocks << limits.block_shift != prp::PAGE
-            || !is_plain(node)
-            || !is_page(node)
+            || !(node.io.may_merge() && is_plain(node) && is_page(node))
         {
             return false;
         }
@@ -160,10 +159,10 @@ impl Queue {
         let (node, join) = (&tree[id], &mut self.join);
         // One NSID may be here under several numbers, and what is to be done after a reset differs.
         let same = node.io.lba() == join.next_lba
+            && node.io.lba() < node.wire.bound
             && node.wire.head == join.head
             && node.wire.tail == join.tail
             && node.namespace == join.namespace
-            && node.wire.is_prepared()
             && is_page(node);
         if !same {
             return false;
