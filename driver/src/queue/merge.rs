@@ -101,9 +101,7 @@ impl Queue {
             id = taken_from_line(&mut tree[id]);
         }
         if self.join.last == first {
-            self.slots.free(self.join.slot);
-            self.join = Join::NONE;
-            self.gate &= !JOINING;
+            self.take_join();
             return false;
         }
         taken_from_line(&mut tree[first]);
@@ -208,15 +206,19 @@ impl Queue {
         self.counted.merges += count as u64 - 1;
     }
 
+    /// No command is open any more, and the slot is free.
+    fn take_join(&mut self) -> Join {
+        self.gate &= !JOINING;
+        self.slots.free(self.join.slot);
+        std::mem::replace(&mut self.join, Join::NONE)
+    }
+
     /// What has joined waits like anything else: who was to close it cannot.
     pub(super) fn part_join(&mut self, tree: &mut Tree) {
         if self.gate & JOINING == 0 {
             return;
         }
-        let Join { first, last, slot, .. } = std::mem::replace(&mut self.join, Join::NONE);
-        self.slots.free(slot);
-        self.gate &= !JOINING;
-        let mut id = first;
+        let Join { first: mut id, last, .. } = self.take_join();
         loop {
             let next = tree[id].next;
             self.wait_again(tree, id);

@@ -109,7 +109,8 @@ const SUSPENDED: u32 = 16;
 /// Commands are in flight whose nodes an event counts: what finds one of those has to count it.
 const COUNTING: u32 = 32;
 
-/// Nodes without slots are on their way to the closure: they, and what comes with them, go down when all are there.
+/// Nodes without slots are on their way to the closure, and neighbours among them may go down together: nothing takes the
+/// short way.
 const ROW: u32 = 64;
 
 /// A command is not sent yet that others may join.
@@ -170,7 +171,7 @@ pub(crate) struct Queue {
 pub(crate) enum Next {
     /// A node that went down whole succeeded. Its slot is still taken.
     Whole(NodeId, u32),
-    /// Anything else; nodes that finished are in the tree's lines.
+    /// Anything else; nodes that finished are in the row, or in the tree's lines.
     Other,
     Nothing,
 }
@@ -526,7 +527,7 @@ impl Queue {
         tree.land(std::mem::replace(&mut self.row, Line::EMPTY));
     }
 
-    /// The closure has panicked in the last turn: what that was to end waits like anything else.
+    /// What the last turn was to end waits like anything else: the closure has panicked, if there is any.
     #[cold]
     #[inline(never)]
     pub(crate) fn break_off(&mut self, tree: &mut Tree) {
