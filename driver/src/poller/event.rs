@@ -60,17 +60,35 @@ impl<L: Layer> Poller<L> {
     /// The container of a request that a future waits for, and its result, if it has finished.
     #[inline]
     pub(super) fn take_ready(&mut self, request: NodeId) -> Option<(IoContainer, Result<(), Failure>)> {
-        let node = &self.core.tree[request];
-        if node.awaited != Awaited::Ready {
+        if !self.is_ready(request) {
             return None;
         }
-        let result = node.failure().map_or(Ok(()), Err);
+        let result = self.core.tree[request].failure().map_or(Ok(()), Err);
         Some((self.core.tree.remove(request), result))
     }
 
-    /// A request that a future waits for, if it has finished.
+    /// Whether a request has finished that a future waits for, which learns of it with this.
+    #[inline]
+    pub(super) fn is_ready(&mut self, request: NodeId) -> bool {
+        let ready = self.core.tree[request].awaited == Awaited::Ready;
+        if ready {
+            self.hand_over(request);
+        }
+        ready
+    }
+
+    /// A request that a future has waited for, if it has finished.
     pub(super) fn ready(&mut self, request: NodeId) -> Option<&mut Node> {
         Some(&mut self.core.tree[request]).filter(|node| node.awaited == Awaited::Ready)
+    }
+
+    /// Somebody gets a request that has stayed here.
+    #[inline]
+    fn hand_over(&mut self, request: NodeId) {
+        let node = &mut self.core.tree[request];
+        if let (true, Some(pair)) = (node.begun, self.queues.get(usize::from(node.queue))) {
+            pair.queue.hand_over_begun(node);
+        }
     }
 
     /// Submits a request again, where it is, that a future has waited for. If it is refused, it is no more.
@@ -78,7 +96,7 @@ impl<L: Layer> Poller<L> {
         let tree = &mut self.core.tree;
         tree.attention.add_touched();
         let node = &mut tree[request];
-        node.awaited = Awaited::Pending;
+        (node.awaited, node.begun) = (Awaited::Pending, false);
         if let (false, Some(pair)) = (node.is_layered(), self.queues.get_mut(usize::from(node.queue)))
             && pair.queue.start_again(tree, request)
         {
@@ -99,6 +117,7 @@ impl<L: Layer> Poller<L> {
         self.core.forget_observers(request);
         let node = &mut self.core.tree[request];
         (node.event, node.awaited) = (None, Awaited::Ready);
+        self.hand_over(request);
         Some(request)
     }
 
@@ -227,6 +246,7 @@ impl<L: Layer> Poller<L> {
         let node = self.core.events.request(event)?;
         self.core.events.release(event);
         self.core.forget_observers(node);
+        self.hand_over(node);
         Some((self.core.tree.remove(node), totals.first.map_or(Ok(()), Err)))
     }
 

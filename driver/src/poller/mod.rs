@@ -405,8 +405,8 @@ impl<L: Layer> Poller<L> {
     /// Looks after events of the controllers.
     #[cold]
     fn attend(&mut self) {
-        for pair in &mut self.queues {
-            pair.attend(&mut self.core.tree);
+        for (index, pair) in self.queues.iter_mut().enumerate() {
+            pair.attend(&mut self.core.tree, index as u16);
         }
     }
 

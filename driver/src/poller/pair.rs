@@ -82,10 +82,11 @@ impl Pair {
         self.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits }, namespace.live.cache())
     }
 
-    /// Goes on with the controller's events, and takes over what they changed of namespaces.
-    pub(super) fn attend(&mut self, tree: &mut Tree) {
+    /// Goes on with the controller's events, and takes over what they changed of namespaces. It is the poller's queue
+    /// pair with this index.
+    pub(super) fn attend(&mut self, tree: &mut Tree, index: u16) {
         self.controller.attend();
-        self.recover(tree);
+        self.recover(tree, index);
         let epoch = self.controller.namespaces_epoch();
         if epoch == self.epoch {
             return;

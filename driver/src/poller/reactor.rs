@@ -311,7 +311,7 @@ impl<'r, 'p, L: Layer> Request<'r, 'p, L> {
     fn poll_finished(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut poller = self.reactor.poller.borrow_mut();
         match self.what.get() {
-            What::Request(request) if poller.ready(request).is_some() => return Poll::Ready(()),
+            What::Request(request) if poller.is_ready(request) => return Poll::Ready(()),
             What::Request(request) => self.reactor.watch_request(request, context.waker()),
             What::Event(event) => match poller.unmake_event(event) {
                 Some(request) => {

@@ -99,7 +99,9 @@ impl Queue {
     #[cold]
     #[inline(never)]
     pub(super) fn look_again(&mut self, tree: &Tree, index: usize, high: u64) -> bool {
-        !self.is_watched(tree, index) && self.slots.rejuvenate(index, high)
+        let node = &tree[self.slots.get(index).node];
+        let watched = self.is_late_flush(node) || self.is_suspended() && node.may_be_lost();
+        !watched && self.slots.rejuvenate(index, high)
     }
 
     /// A command is over, with a status that may not be the last word.
@@ -140,7 +142,7 @@ impl Queue {
     fn verdict(&mut self, tree: &Tree, index: usize, status: Status) -> Option<Cause> {
         let node = &tree[self.slots.get(index).node];
         // One that was cancelled, or is past its deadline, has its result already, and tells nobody.
-        let late = status.is_success() && self.is_watched(tree, index) && node.failed.is_none();
+        let late = status.is_success() && self.is_late_flush(node) && node.failed.is_none();
         let namespace = node.namespace;
         if late && self.upkeep[usize::from(namespace)].cache.tell() {
             return Some(Cause::CacheLost);
@@ -150,9 +152,8 @@ impl Queue {
         (!status.is_success()).then_some(Cause::Status(status.with_crd(crd)))
     }
 
-    /// Whether a slot has a flush, after a reset that nobody was told of.
-    fn is_watched(&self, tree: &Tree, index: usize) -> bool {
-        let node = &tree[self.slots.get(index).node];
+    /// Whether a node is a flush, after a reset that nobody was told of.
+    fn is_late_flush(&self, node: &Node) -> bool {
         node.io.operation() == Operation::Flush && self.has_lost_cache(node.namespace)
     }
 
@@ -274,10 +275,13 @@ impl Queue {
 
     // ---- a reset ----
 
-    /// Stops: from now on the controller is told nothing of this queue pair, until it is resumed. What it
-    /// still completes is taken in.
+    /// Stops: from now on the controller is told nothing of this queue pair, the poller's with this index, until it is
+    /// resumed. What it still completes is taken in.
     #[cold]
-    pub(crate) fn suspend(&mut self) {
+    pub(crate) fn suspend(&mut self, tree: &mut Tree, index: u16) {
+        if !self.is_suspended() {
+            self.mark_done(tree, index);
+        }
         self.gate |= SUSPENDED;
         self.sq.hush();
         self.cq.mute();
@@ -312,6 +316,35 @@ impl Queue {
         tree.attention.add_touched();
     }
 
+    /// Marks what is done before a reset, and will be fetched after it; and what may be done before it, and be found
+    /// after it, when another poller's flush may have told of the loss already.
+    fn mark_done(&mut self, tree: &mut Tree, index: u16) {
+        for node in tree.unfetched(index) {
+            node.begun = node.may_be_lost();
+        }
+        for index in 0..self.slots.depth() {
+            if self.slots.is_in_flight(index) && tree[self.slots.get(index).node].may_be_lost() {
+                self.slots.watch(index);
+            }
+        }
+    }
+
+    /// The command in a slot, of which nothing was known when the queue pair stopped, has succeeded.
+    #[cold]
+    pub(super) fn land_suspended(&self, tree: &mut Tree, slot: Slot) {
+        let Piece::Merged { count, .. } = slot.piece else {
+            tree[slot.node].begun = tree[slot.node].may_be_lost();
+            return;
+        };
+        let mut id = slot.node;
+        for _ in 0..count {
+            if tree[id].may_be_lost() {
+                self.finish_begun(tree, id);
+            }
+            id = tree[id].next;
+        }
+    }
+
     /// Marks the requests of which some may have been done before a reset: parts that are done stay done, and may be
     /// lost with a cache.
     fn mark_begun(&self, tree: &mut Tree) {
@@ -324,23 +357,31 @@ impl Queue {
                 Piece::Whole | Piece::Merged { .. } => false,
             };
             if part && (self.slots.is_in_flight(index) || self.slots.is_put_off(index)) {
-                tree[node].begun = may_be_lost(&tree[node]);
+                tree[node].begun = tree[node].may_be_lost();
             }
         }
         for line in [self.waiting, self.plugged] {
             let mut id = line.first();
             while !id.is_none() {
-                tree[id].begun = tree[id].cursor > 0 && may_be_lost(&tree[id]);
+                tree[id].begun = tree[id].cursor > 0 && tree[id].may_be_lost();
                 id = tree[id].next;
             }
         }
     }
 
-    /// A request is finished, of which some was done before a reset.
+    /// A request is finished, of which some was done before a reset. Who fetches it may do so after a flush that has
+    /// told of that meanwhile.
     #[cold]
-    pub(super) fn finish_begun(&mut self, tree: &mut Tree, id: NodeId) {
-        tree[id].begun = false;
-        self.upkeep[usize::from(tree[id].namespace)].cache.find_late();
+    pub(super) fn finish_begun(&self, tree: &mut Tree, id: NodeId) {
+        self.hand_over_begun(&mut tree[id]);
+        tree[id].begun = tree[id].stays();
+    }
+
+    /// Somebody gets a request, of which some was done before a reset.
+    #[cold]
+    pub(crate) fn hand_over_begun(&self, node: &mut Node) {
+        node.begun = false;
+        self.upkeep[usize::from(node.namespace)].cache.find_late();
     }
 
     /// A command was in flight when the controller was reset.
@@ -374,14 +415,5 @@ impl Queue {
     /// Whether any command has completed since the rings were empty.
     pub(crate) fn has_completed(&self) -> bool {
         self.cq.has_moved()
-    }
-}
-
-/// Whether a node leaves something on the medium that a cache can hold back.
-fn may_be_lost(node: &Node) -> bool {
-    match node.io.operation() {
-        Operation::Write | Operation::WriteZeroes => !node.io.is_fua(),
-        Operation::Deallocate => true,
-        Operation::Read | Operation::Flush | Operation::Raw => false,
     }
 }

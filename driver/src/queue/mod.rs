@@ -1097,6 +1097,9 @@ impl Queue {
     fn settle(&mut self, tree: &mut Tree, index: usize, cause: Option<Cause>) {
         let slot = *self.slots.get(index);
         self.slots.free(index);
+        if self.is_suspended() && cause.is_none() {
+            self.land_suspended(tree, slot);
+        }
         let (first, blocks) = match slot.piece {
             Piece::Merged { count, last } => {
                 return match (cause, last) {

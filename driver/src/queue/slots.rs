@@ -26,7 +26,7 @@ const AGE: u32 = 1 << 16;
 const AGES: u32 = 0xf * AGE;
 /// An Abort of the command was asked for.
 const ABORT: u32 = 1 << 20;
-/// It was sent before: its completion has to be looked at.
+/// It was sent before, or when its queue pair had to stop: its completion has to be looked at.
 const RESENT: u32 = 1 << 21;
 /// How often it was sent once more through its own fault, in two bits.
 const TRY: u32 = 1 << 22;
@@ -294,11 +294,16 @@ impl Slots {
         (self.slots[index as u32].low >> 16) as u16
     }
 
-    /// Whether the command in a slot is in flight, and was found by a sweep, sent before, or is to be aborted.
+    /// Whether the command in a slot is in flight, and was found by a sweep, sent before, is to be aborted, or watched.
     #[inline(always)]
     pub(super) fn is_marked(&self, index: usize) -> bool {
         let high = self.slots[index as u32].high;
         high & VACANT == 0 && high & (AGES | ABORT | RESENT | TRIES) != 0
+    }
+
+    /// Has the completion of the command in a slot looked at.
+    pub(super) fn watch(&mut self, index: usize) {
+        self.get_mut(index).high |= RESENT;
     }
 
     /// If a completion's high word is the success of a command that carries all of its node, and does not

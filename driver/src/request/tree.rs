@@ -122,7 +122,8 @@ pub(crate) struct Node {
     exclusive: bool,
     /// It stands in a queue's line.
     pub(crate) waits: bool,
-    /// Some of it may have been done before a reset, and be lost with a cache.
+    /// Some of it may have been done before a reset, and be lost with a cache; whoever gets it may have been told of
+    /// that before.
     pub(crate) begun: bool,
     /// Blocks that commands or children were made for, from the container's first block on.
     pub(crate) cursor: u64,
@@ -244,6 +245,20 @@ impl Node {
     #[inline(always)]
     pub(crate) fn is_finished(&self) -> bool {
         self.in_flight == 0 && self.unissued() == 0
+    }
+
+    /// Whether it stays here when it has finished, until somebody fetches it.
+    pub(crate) fn stays(&self) -> bool {
+        self.awaited != Awaited::No || self.event.is_some() && !self.counted
+    }
+
+    /// Whether it leaves something on the medium that a cache can hold back.
+    pub(crate) fn may_be_lost(&self) -> bool {
+        match self.io.operation() {
+            Operation::Write | Operation::WriteZeroes => !self.io.is_fua(),
+            Operation::Deallocate => true,
+            Operation::Read | Operation::Flush | Operation::Raw => false,
+        }
     }
 
     /// Whether it is no event, and nobody is to be told of it but the closure.
@@ -552,6 +567,7 @@ impl Tree {
         (node.layer, node.event, node.owner, node.parent) = (layer, None, id, NodeId::NONE);
         (node.observed, node.judged, node.orphan, node.forfeited) = (false, false, false, false);
         (node.parked, node.exclusive, node.waits, node.counted) = (false, false, false, false);
+        node.begun = false;
         node.awaited = Awaited::No;
         (node.start, node.block_shift) = (Position::default(), 0);
         node.rewind();
@@ -711,6 +727,14 @@ impl Tree {
     pub(crate) fn settle_piece(&mut self, id: NodeId, blocks: Range<u64>, failed: Option<Failed>) {
         self[id].settle(failed);
         self.observe(id, blocks, if failed.is_none() { Progress::Done } else { Progress::Open });
+    }
+
+    /// Requests that have finished, on a queue, and that nobody has fetched yet.
+    pub(crate) fn unfetched(&mut self, queue: u16) -> impl Iterator<Item = &mut Node> {
+        self.nodes.iter_mut().filter(move |node| {
+            let here = !node.owner.is_none() && !node.is_layered() && node.queue == queue;
+            here && node.stays() && node.in_flight == 0 && !node.waits
+        })
     }
 
     /// Takes a finished child out and counts it in its parent, which fails with `failed`, by the child's
