@@ -9,8 +9,8 @@ use kiovec::memory::{DmaSpace, MemoryChain, RawCommands};
 use kiovec::spec::command::{FUSE_FIRST, FUSE_SECOND};
 use kiovec::spec::{Cns, Command, FeatureId, Status, admin_opcode, io_opcode};
 use kiovec::{
-    Cause, Controller, Error, Event, Failure, IoContainer, Poller, QueueId, QueueOptions, QueueStats, Replay,
-    State, Target,
+    Cause, Controller, Error, Event, Failure, IoContainer, Namespace, Poller, QueueId, QueueOptions,
+    QueueStats, Replay, State, Target,
 };
 use kiovec_emulator::{Commands, Config, Effect, Emulator, Fault, Faults, Remedy};
 
@@ -64,7 +64,21 @@ fn beside(rig: &Rig) -> Rig {
     join(Arc::clone(&rig.emulator), Arc::clone(&rig.controller), rig.space.clone(), options)
 }
 
+/// Two pollers, with one handle of the namespace.
+fn two(settings: &str) -> (Rig, Rig) {
+    let rig = rig(settings);
+    let namespace = rig.controller.namespace(1).unwrap();
+    let other = beside(&rig).with(&namespace);
+    (rig.with(&namespace), other)
+}
+
 impl Rig {
+    /// With this handle of the namespace.
+    fn with(mut self, namespace: &Namespace) -> Rig {
+        self.disk = self.poller.add_namespace(self.queue, namespace).unwrap();
+        self
+    }
+
     fn memory(&self, blocks: usize, fill: u8) -> MemoryChain {
         let mut memory = self.space.allocate(blocks * BLOCK).unwrap();
         memory.fill(fill);
@@ -881,12 +895,7 @@ fn a_flush_covers_no_write_that_is_found_after_the_loss_was_told() {
     for (requests, (is_event, found_before)) in ways {
         let mut lost = 0;
         for seed in 0..8 {
-            let mut rig = rig(&format!("mdts=1,awupf=7,write_cache=1000,seed={seed}"));
-            let mut other = beside(&rig);
-            let namespace = rig.controller.namespace(1).unwrap();
-            for rig in [&mut rig, &mut other] {
-                rig.disk = rig.poller.add_namespace(rig.queue, &namespace).unwrap();
-            }
+            let (mut rig, mut other) = two(&format!("mdts=1,awupf=7,write_cache=1000,seed={seed}"));
             rig.emulator.hold(Commands::io());
             // A sweep finds this; what is sent after it has no marks of one.
             rig.read(100, 1);
@@ -922,6 +931,60 @@ fn a_flush_covers_no_write_that_is_found_after_the_loss_was_told() {
             lost += u32::from(!whole);
         }
         assert!(lost > 0);
+    }
+}
+
+/// The same of a write that is found before, and delivered after that: at the end of the turn, in which the closure was
+/// called with something else.
+#[test]
+fn a_flush_covers_no_write_that_is_delivered_after_the_loss_was_told() {
+    let mut lost = 0;
+    for seed in 0..8 {
+        let (mut rig, mut other) = two(&format!("mdts=1,write_cache=1000,seed={seed}"));
+        rig.emulator.hold(Commands::io());
+        rig.write(0, 2, 1);
+        rig.read(100, 1);
+        rig.look();
+        rig.controller.reset().unwrap();
+        assert_eq!(rig.look(), []);
+        rig.emulator.release_all();
+        rig.emulator.step();
+        let Rig { emulator, poller, .. } = &mut rig;
+        let mut delivered = Vec::new();
+        poller.poll(|done| {
+            if delivered.is_empty() {
+                emulator.power_loss();
+                assert_eq!(other.flush(), Err(Cause::CacheLost));
+            }
+            delivered.push((done.io().get_tag(), done.result()));
+        });
+        assert_eq!(delivered, [(100, Ok(())), (0, Ok(()))]);
+        let covered = other.flush() == Ok(());
+        let whole = rig.is_left(2);
+        assert!(whole || !covered, "seed {seed}");
+        lost += u32::from(!whole);
+    }
+    assert!(lost > 0);
+}
+
+/// A queue pair that is added after the reset tells of the loss as well.
+#[test]
+fn a_flush_on_a_new_queue_pair_says_that_the_cache_is_lost() {
+    for is_event in [false, true] {
+        let mut rig = rig("mdts=1,vwc=on");
+        let namespace = rig.controller.namespace(1).unwrap();
+        rig.controller.reset().unwrap();
+        rig.look_until(|rig| rig.stats().resets == 1);
+        let mut new = beside(&rig).with(&namespace);
+        let result = match is_event {
+            true => new.flush(),
+            false => {
+                new.poller.submit(new.disk, IoContainer::flush()).unwrap();
+                new.settle(TIMEOUT).remove(0).1.map_err(|failure| failure.cause)
+            }
+        };
+        assert_eq!(result, Err(Cause::CacheLost), "an event: {is_event}");
+        assert_eq!(new.flush(), Ok(()));
     }
 }
 

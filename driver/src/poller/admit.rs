@@ -7,7 +7,7 @@ use super::cx::Cx;
 use super::layer::{Geometry, Handle, Layer};
 use super::{Core, LAYERED, Rejected, Stacked, Target};
 use crate::queue::{Queue, Refusal, check_range, check_space, count_blocks};
-use crate::request::{Events, IoContainer, NO_LAYER, Node, NodeId, Operation, Tree};
+use crate::request::{Events, IoContainer, NO_LAYER, NO_QUEUE, Node, NodeId, Operation, Tree};
 
 impl Geometry {
     /// Checks a container and completes what the caller left open: the number of blocks.
@@ -113,6 +113,7 @@ fn enter_layered<L: Layer>(
     let Some(id) = tree.place() else { return Err(Rejected { io, reason: Refusal::Full }) };
     tree.fill(id, io, number);
     tree[id].block_shift = stacked.geometry.block_shift as u8;
+    tree[id].queue = NO_QUEUE;
     accepted(events, &mut tree[id], id);
     let io = Handle::new(tree, id);
     stacked.submit(cx, io);

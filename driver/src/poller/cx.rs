@@ -447,6 +447,16 @@ impl Cx<'_> {
         }
     }
 
+    /// Somebody gets a request now, or later, if it stays here until it is fetched.
+    pub(super) fn hand_over(&mut self, id: NodeId) {
+        let node = &mut self.core.tree[id];
+        let (queue, namespace) = (node.queue, node.namespace);
+        if node.doubtful {
+            node.doubtful = node.stays();
+            self.queue(queue).0.find_late(namespace);
+        }
+    }
+
     #[inline]
     fn queue(&mut self, index: u16) -> (&mut Queue, &mut Tree) {
         if index == self.here {

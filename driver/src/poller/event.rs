@@ -86,8 +86,9 @@ impl<L: Layer> Poller<L> {
     #[inline]
     fn hand_over(&mut self, request: NodeId) {
         let node = &mut self.core.tree[request];
-        if let (true, Some(pair)) = (node.begun, self.queues.get(usize::from(node.queue))) {
-            pair.queue.hand_over_begun(node);
+        if let (true, Some(pair)) = (node.doubtful, self.queues.get(usize::from(node.queue))) {
+            node.doubtful = false;
+            pair.queue.find_late(node.namespace);
         }
     }
 
@@ -96,7 +97,7 @@ impl<L: Layer> Poller<L> {
         let tree = &mut self.core.tree;
         tree.attention.add_touched();
         let node = &mut tree[request];
-        (node.awaited, node.begun) = (Awaited::Pending, false);
+        (node.awaited, node.doubtful) = (Awaited::Pending, false);
         if let (false, Some(pair)) = (node.is_layered(), self.queues.get_mut(usize::from(node.queue)))
             && pair.queue.start_again(tree, request)
         {

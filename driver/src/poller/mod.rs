@@ -210,10 +210,11 @@ impl<L: Layer> Poller<L> {
             )));
         }
         options.check()?;
-        let pair = Pair::new(controller, options)?;
+        let index = self.queues.len() as u16;
+        let pair = Pair::new(controller, options, index)?;
         self.core.clock.get_or_insert_with(|| controller.clock());
         self.queues.push(pair);
-        Ok(QueueId { poller: self.core.tree.id(), index: self.queues.len() as u16 - 1 })
+        Ok(QueueId { poller: self.core.tree.id(), index })
     }
 
     /// Makes a namespace of the queue's controller a target.
@@ -405,8 +406,8 @@ impl<L: Layer> Poller<L> {
     /// Looks after events of the controllers.
     #[cold]
     fn attend(&mut self) {
-        for (index, pair) in self.queues.iter_mut().enumerate() {
-            pair.attend(&mut self.core.tree, index as u16);
+        for pair in &mut self.queues {
+            pair.attend(&mut self.core.tree);
         }
     }
 

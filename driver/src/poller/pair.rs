@@ -29,6 +29,8 @@ const BOUNCE_BUFFERS: usize = 4;
 pub(super) struct Pair {
     pub(super) queue: Queue,
     pub(super) qid: u16,
+    /// Which of the poller's queue pairs it is.
+    pub(super) index: u16,
     pub(super) controller: Arc<Controller>,
     /// Polls in a row that found nothing while commands were in flight.
     pub(super) idle: u32,
@@ -46,7 +48,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) fn new(controller: &Arc<Controller>, options: QueueOptions) -> Result<Pair> {
+    pub(super) fn new(controller: &Arc<Controller>, options: QueueOptions, index: u16) -> Result<Pair> {
         let largest = controller.capabilities().max_queue_entries();
         // Powers of two, so that a mask wraps positions; one entry of a full ring stays empty.
         let largest = 1 << largest.ilog2();
@@ -74,7 +76,19 @@ impl Pair {
         let timeout = Timeout::new(options.command_timeout);
         let controller = Arc::clone(controller);
         let (stopped, unproved) = (None, false);
-        Ok(Pair { queue, qid, controller, idle: 0, namespaces, epoch, timeout, era, stopped, unproved })
+        Ok(Pair {
+            queue,
+            qid,
+            index,
+            controller,
+            idle: 0,
+            namespaces,
+            epoch,
+            timeout,
+            era,
+            stopped,
+            unproved,
+        })
     }
 
     pub(super) fn add_namespace(&mut self, namespace: &Namespace, limits: Limits) -> u16 {
@@ -82,11 +96,10 @@ impl Pair {
         self.queue.add_namespace(Reachable { nsid: namespace.nsid(), limits }, namespace.live.cache())
     }
 
-    /// Goes on with the controller's events, and takes over what they changed of namespaces. It is the poller's queue
-    /// pair with this index.
-    pub(super) fn attend(&mut self, tree: &mut Tree, index: u16) {
+    /// Goes on with the controller's events, and takes over what they changed of namespaces.
+    pub(super) fn attend(&mut self, tree: &mut Tree) {
         self.controller.attend();
-        self.recover(tree, index);
+        self.recover(tree);
         let epoch = self.controller.namespaces_epoch();
         if epoch == self.epoch {
             return;

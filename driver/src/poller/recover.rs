@@ -39,10 +39,10 @@ impl Timeout {
 impl Pair {
     /// Looks for commands that are overdue, and sends those once more that are to be.
     #[cold]
-    pub(super) fn recover(&mut self, tree: &mut Tree, index: u16) {
+    pub(super) fn recover(&mut self, tree: &mut Tree) {
         let era = self.controller.era();
         if era != self.era {
-            return self.take_part(tree, index, era);
+            return self.take_part(tree, era);
         }
         if !self.queue.is_busy() {
             return;
@@ -71,7 +71,7 @@ impl Pair {
 
     /// Takes part in a reset of the controller: stops, lets it go on, and is created anew.
     #[cold]
-    fn take_part(&mut self, tree: &mut Tree, index: u16, era: Era) {
+    fn take_part(&mut self, tree: &mut Tree, era: Era) {
         match era {
             Era::Lost { reaches_nothing } => {
                 self.era = era;
@@ -81,13 +81,13 @@ impl Pair {
                 self.queue.fail_all(tree, reaches_nothing);
             }
             Era::Resetting(_) => {
-                self.queue.suspend(tree, index);
+                self.queue.suspend(tree, self.index);
                 if self.stopped != Some(era) && self.controller.stopped(self.qid) {
                     self.stopped = Some(era);
                 }
             }
             Era::Running(_) => {
-                self.queue.suspend(tree, index);
+                self.queue.suspend(tree, self.index);
                 let rings = self.queue.empty_rings();
                 match self.controller.create_again(self.qid, rings) {
                     Ok(()) => {

@@ -65,6 +65,7 @@ impl Rest {
             return Some(Handle::new(&cx.core.tree, id));
         }
         while let Some(id) = self.finished.pop(&cx.core.tree) {
+            cx.hand_over(id);
             let io = Handle::new(&cx.core.tree, id);
             let io = match layers.get_mut(cx.core.tree.layer(id)) {
                 None => Some(io),
@@ -183,6 +184,7 @@ impl Rest {
             }
         }
         while let Some(id) = self.landed.pop(&cx.core.tree) {
+            cx.hand_over(id);
             let node = &mut cx.core.tree[id];
             // It has no slot to go straight down again in.
             node.wire.forget();

@@ -65,12 +65,17 @@ impl CacheLoss {
         self.untold.store(true, Ordering::Relaxed);
     }
 
-    /// A request has completed of which some was done before a reset: if a flush has told of that already, it was too
+    /// Somebody gets a request of which some was done before a reset: if a flush has told of that already, it was too
     /// early for this request.
     fn find_late(&self) {
-        if self.ever.load(Ordering::Relaxed) {
+        if self.was_lost() {
             self.untold.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a cache has ever been lost.
+    pub(super) fn was_lost(&self) -> bool {
+        self.ever.load(Ordering::Relaxed)
     }
 
     fn is_untold(&self) -> bool {
@@ -100,7 +105,7 @@ impl Queue {
     #[inline(never)]
     pub(super) fn look_again(&mut self, tree: &Tree, index: usize, high: u64) -> bool {
         let node = &tree[self.slots.get(index).node];
-        let watched = self.is_late_flush(node) || self.is_suspended() && node.may_be_lost();
+        let watched = self.is_late_flush(node) || self.is_suspended() && node.is_cached();
         !watched && self.slots.rejuvenate(index, high)
     }
 
@@ -306,6 +311,7 @@ impl Queue {
     pub(crate) fn resume(&mut self, tree: &mut Tree) {
         self.gate &= !SUSPENDED;
         self.counted.resets += 1;
+        self.wary = true;
         self.again.clear();
         self.mark_begun(tree);
         for index in 0..self.slots.depth() {
@@ -316,31 +322,26 @@ impl Queue {
         tree.attention.add_touched();
     }
 
-    /// Marks what is done before a reset, and will be fetched after it; and what may be done before it, and be found
-    /// after it, when another poller's flush may have told of the loss already.
+    /// Marks what is done before a reset, and may be fetched after it; and what may be done before it, and be found after
+    /// it. By then a flush may have told of the loss, another poller's too.
     fn mark_done(&mut self, tree: &mut Tree, index: u16) {
         for node in tree.unfetched(index) {
-            node.begun = node.may_be_lost();
+            node.doubtful = node.is_cached();
         }
         for index in 0..self.slots.depth() {
-            if self.slots.is_in_flight(index) && tree[self.slots.get(index).node].may_be_lost() {
+            if self.slots.is_in_flight(index) && tree[self.slots.get(index).node].is_cached() {
                 self.slots.watch(index);
             }
         }
     }
 
-    /// The command in a slot, of which nothing was known when the queue pair stopped, has succeeded.
+    /// A command has succeeded that was in flight when the queue pair stopped.
     #[cold]
-    pub(super) fn land_suspended(&self, tree: &mut Tree, slot: Slot) {
-        let Piece::Merged { count, .. } = slot.piece else {
-            tree[slot.node].begun = tree[slot.node].may_be_lost();
-            return;
-        };
+    pub(super) fn land_suspended(tree: &mut Tree, slot: Slot) {
+        let count = if let Piece::Merged { count, .. } = slot.piece { count } else { 1 };
         let mut id = slot.node;
         for _ in 0..count {
-            if tree[id].may_be_lost() {
-                self.finish_begun(tree, id);
-            }
+            tree[id].doubtful = tree[id].is_cached();
             id = tree[id].next;
         }
     }
@@ -357,31 +358,22 @@ impl Queue {
                 Piece::Whole | Piece::Merged { .. } => false,
             };
             if part && (self.slots.is_in_flight(index) || self.slots.is_put_off(index)) {
-                tree[node].begun = tree[node].may_be_lost();
+                tree[node].doubtful = tree[node].is_cached();
             }
         }
         for line in [self.waiting, self.plugged] {
             let mut id = line.first();
             while !id.is_none() {
-                tree[id].begun = tree[id].cursor > 0 && tree[id].may_be_lost();
+                tree[id].doubtful = tree[id].cursor > 0 && tree[id].is_cached();
                 id = tree[id].next;
             }
         }
     }
 
-    /// A request is finished, of which some was done before a reset. Who fetches it may do so after a flush that has
-    /// told of that meanwhile.
-    #[cold]
-    pub(super) fn finish_begun(&self, tree: &mut Tree, id: NodeId) {
-        self.hand_over_begun(&mut tree[id]);
-        tree[id].begun = tree[id].stays();
-    }
-
-    /// Somebody gets a request, of which some was done before a reset.
-    #[cold]
-    pub(crate) fn hand_over_begun(&self, node: &mut Node) {
-        node.begun = false;
-        self.upkeep[usize::from(node.namespace)].cache.find_late();
+    /// Whoever gets a write of which some may be lost with a cache may have been told of that before: the next flush tells
+    /// of it again.
+    pub(crate) fn find_late(&self, namespace: u16) {
+        self.upkeep[usize::from(namespace)].cache.find_late();
     }
 
     /// A command was in flight when the controller was reset.

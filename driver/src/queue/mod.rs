@@ -162,6 +162,8 @@ pub(crate) struct Queue {
     space: u64,
     /// How often the completion queue went round in this turn.
     laps: u32,
+    /// A cache may have been lost, which a flush has to tell of.
+    wary: bool,
     /// Those counters that the rings do not keep.
     counted: QueueStats,
 }
@@ -217,6 +219,7 @@ impl Queue {
             max_transfer,
             space,
             laps: 0,
+            wary: false,
             counted: QueueStats::default(),
         }
     }
@@ -229,6 +232,7 @@ impl Queue {
     /// `cache` says whether a reset may have cost it what was written and not flushed.
     pub(crate) fn add_namespace(&mut self, namespace: Reachable, cache: Arc<CacheLoss>) -> u16 {
         self.namespaces.push(namespace);
+        self.wary |= cache.was_lost();
         self.upkeep.push(Upkeep { replay: Replay::default(), cache });
         self.namespaces.len() as u16 - 1
     }
@@ -746,7 +750,7 @@ impl Queue {
             let first = tree[id].cursor;
             let limits = self.reachable(tree[id].namespace).limits;
             // The completion of a flush that will fail is looked at closely.
-            let watched = self.counted.resets > 0
+            let watched = self.wary
                 && tree[id].io.operation() == Operation::Flush
                 && self.has_lost_cache(tree[id].namespace);
             tree.advance(id, cut.blocks, limits.block_shift);
@@ -1026,7 +1030,7 @@ impl Queue {
             return self.advance();
         }
         // After a reset a flush may have come too late.
-        let landed = self.counted.resets == 0 && self.land_pieces(tree, high);
+        let landed = !self.wary && self.land_pieces(tree, high);
         if !landed {
             self.other_exception(tree, high);
         }
@@ -1083,7 +1087,7 @@ impl Queue {
         if self.slots.answers(index, &completion) {
             let status = completion.status();
             // A flush may have come too late, after a reset.
-            if status.is_success() && self.counted.resets == 0 {
+            if status.is_success() && !self.wary {
                 self.settle(tree, index, None);
             } else {
                 self.settle_unless_put_off(tree, index, status);
@@ -1098,12 +1102,12 @@ impl Queue {
         let slot = *self.slots.get(index);
         self.slots.free(index);
         if self.is_suspended() && cause.is_none() {
-            self.land_suspended(tree, slot);
+            Queue::land_suspended(tree, slot);
         }
         let (first, blocks) = match slot.piece {
             Piece::Merged { count, last } => {
                 return match (cause, last) {
-                    (None, Some(last)) => self.land(tree, slot.node, last),
+                    (None, Some(last)) if !self.is_suspended() => self.land(tree, slot.node, last),
                     (cause, _) => self.settle_merged(tree, slot.node, count, cause),
                 };
             }
@@ -1126,9 +1130,6 @@ impl Queue {
         tree.settle_piece(slot.node, first..first + blocks, failed);
         // A node that failed may still stand in the line, with pieces that will not be issued.
         if tree[slot.node].is_finished() {
-            if tree[slot.node].begun {
-                self.finish_begun(tree, slot.node);
-            }
             self.drop_unissued(tree, slot.node);
         }
     }

@@ -26,8 +26,8 @@ const AGE: u32 = 1 << 16;
 const AGES: u32 = 0xf * AGE;
 /// An Abort of the command was asked for.
 const ABORT: u32 = 1 << 20;
-/// It was sent before, or when its queue pair had to stop: its completion has to be looked at.
-const RESENT: u32 = 1 << 21;
+/// Its completion has to be looked at: it was sent before, or in flight when its queue pair stopped.
+const WATCHED: u32 = 1 << 21;
 /// How often it was sent once more through its own fault, in two bits.
 const TRY: u32 = 1 << 22;
 const TRIES: u32 = 3 * TRY;
@@ -294,23 +294,23 @@ impl Slots {
         (self.slots[index as u32].low >> 16) as u16
     }
 
-    /// Whether the command in a slot is in flight, and was found by a sweep, sent before, is to be aborted, or watched.
+    /// Whether the command in a slot is in flight, and was found by a sweep, is to be aborted, or watched.
     #[inline(always)]
     pub(super) fn is_marked(&self, index: usize) -> bool {
         let high = self.slots[index as u32].high;
-        high & VACANT == 0 && high & (AGES | ABORT | RESENT | TRIES) != 0
+        high & VACANT == 0 && high & (AGES | ABORT | WATCHED | TRIES) != 0
     }
 
     /// Has the completion of the command in a slot looked at.
     pub(super) fn watch(&mut self, index: usize) {
-        self.get_mut(index).high |= RESENT;
+        self.get_mut(index).high |= WATCHED;
     }
 
     /// If a completion's high word is the success of a command that carries all of its node, and does not
     /// match for nothing but its age, takes the age away, so that it does.
     pub(super) fn rejuvenate(&mut self, index: usize, high: u64) -> bool {
         let slot = &mut self.slots[index as u32];
-        let aged = slot.high != 0 && slot.high & !(AGES | ABORT | RESENT | TRIES) == 0;
+        let aged = slot.high != 0 && slot.high & !(AGES | ABORT | WATCHED | TRIES) == 0;
         let answered = aged && high >> 16 == u64::from(slot.low);
         if answered {
             slot.high = 0;
@@ -381,7 +381,7 @@ impl Slots {
     pub(super) fn occupy_once_more(&mut self, index: usize) -> u32 {
         let Slot { node, piece, high, .. } = self.slots[index as u32];
         let low = self.occupy(index, node, piece);
-        self.slots[index as u32].high |= RESENT | (high & TRIES);
+        self.slots[index as u32].high |= WATCHED | (high & TRIES);
         low
     }
 

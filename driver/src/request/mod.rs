@@ -14,4 +14,6 @@ pub(crate) use event::Events;
 pub use event::{BadEvent, Event, Moment, Reason, State, Totals, Verdict};
 pub use failure::{Cause, Failure};
 pub(crate) use line::Line;
-pub(crate) use tree::{Awaited, FRAMES, Failed, NO_LAYER, Node, NodeId, Progress, Second, Tree, Wire};
+pub(crate) use tree::{
+    Awaited, FRAMES, Failed, NO_LAYER, NO_QUEUE, Node, NodeId, Progress, Second, Tree, Wire,
+};

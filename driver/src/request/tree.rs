@@ -79,6 +79,8 @@ impl Wire {
 
 /// Words that layers keep in a request, at most, from top to bottom of a stack.
 pub(crate) const FRAMES: usize = 6;
+/// The queue of a node that has gone to none.
+pub(crate) const NO_QUEUE: u16 = u16::MAX;
 /// The layers of a node that was submitted to a namespace directly.
 pub(crate) const NO_LAYER: u16 = u16::MAX;
 
@@ -122,9 +124,9 @@ pub(crate) struct Node {
     exclusive: bool,
     /// It stands in a queue's line.
     pub(crate) waits: bool,
-    /// Some of it may have been done before a reset, and be lost with a cache; whoever gets it may have been told of
+    /// Some of it may have been done before a reset, and be lost with a cache; and whoever gets it may have been told of
     /// that before.
-    pub(crate) begun: bool,
+    pub(crate) doubtful: bool,
     /// Blocks that commands or children were made for, from the container's first block on.
     pub(crate) cursor: u64,
     /// Commands and children in flight.
@@ -252,8 +254,8 @@ impl Node {
         self.awaited != Awaited::No || self.event.is_some() && !self.counted
     }
 
-    /// Whether it leaves something on the medium that a cache can hold back.
-    pub(crate) fn may_be_lost(&self) -> bool {
+    /// Whether it writes something that a cache may hold back.
+    pub(crate) fn is_cached(&self) -> bool {
         match self.io.operation() {
             Operation::Write | Operation::WriteZeroes => !self.io.is_fua(),
             Operation::Deallocate => true,
@@ -333,7 +335,7 @@ impl Node {
             forfeited: false,
             exclusive: false,
             waits: false,
-            begun: false,
+            doubtful: false,
             cursor: 0,
             in_flight: 0,
             failed: None,
@@ -567,7 +569,7 @@ impl Tree {
         (node.layer, node.event, node.owner, node.parent) = (layer, None, id, NodeId::NONE);
         (node.observed, node.judged, node.orphan, node.forfeited) = (false, false, false, false);
         (node.parked, node.exclusive, node.waits, node.counted) = (false, false, false, false);
-        node.begun = false;
+        node.doubtful = false;
         node.awaited = Awaited::No;
         (node.start, node.block_shift) = (Position::default(), 0);
         node.rewind();
@@ -732,7 +734,7 @@ impl Tree {
     /// Requests that have finished, on a queue, and that nobody has fetched yet.
     pub(crate) fn unfetched(&mut self, queue: u16) -> impl Iterator<Item = &mut Node> {
         self.nodes.iter_mut().filter(move |node| {
-            let here = !node.owner.is_none() && !node.is_layered() && node.queue == queue;
+            let here = !node.owner.is_none() && node.queue == queue;
             here && node.stays() && node.in_flight == 0 && !node.waits
         })
     }
