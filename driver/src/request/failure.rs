@@ -36,7 +36,8 @@ pub enum Cause {
     #[error("outcome unknown: it may have been carried out")]
     OutcomeUnknown,
     /// The controller was reset, and has a volatile write cache, which may have lost what was written and
-    /// not flushed. The next flush after that fails with this, once.
+    /// not flushed. The next flush after that fails with this, once; and again if its caller gets a write after that of
+    /// which some was done before the reset.
     #[error("the volatile write cache may have been lost with what was written and not flushed")]
     CacheLost,
     /// Something below could not accept it as it is.
