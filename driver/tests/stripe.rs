@@ -4,7 +4,7 @@
 mod bench;
 
 use bench::{Bench, rounds};
-use kiovec::layer::{Disk, Layer, Partition, Stripe};
+use kiovec::layer::{Disk, Layer, Partition, Retry, RetryOptions, Stripe};
 use kiovec::memory::{DmaSpace, MemoryChain};
 use kiovec::spec::Status;
 use kiovec::{Cause, Controller, Failure, IoContainer, Poller, QueueOptions};
@@ -83,6 +83,32 @@ fn one_chunk_is_one_command_and_a_flush_is_for_all() {
     assert_eq!(bench.commands(), [1, 0]);
     bench.run(IoContainer::flush());
     assert_eq!(bench.commands(), [2, 1]);
+}
+
+/// One leg's flush tells of a lost cache, the other's has failed before: that is what is told, and trying again does not
+/// hide it.
+#[test]
+fn a_lost_cache_of_one_leg_is_told_whatever_the_other_says() {
+    let settings =
+        ["size=1M,block=4096,media=ram,vwc=on".to_string(), "size=1M,block=4096,media=ram".to_string()];
+    let mut bench = Bench::new(&settings, 8, |_, disks| {
+        Retry::new(Stripe::new(disks, 4096).unwrap(), RetryOptions::default()).unwrap()
+    });
+    bench.emulator(0).power_loss();
+    let memory = bench.memory(2, 0);
+    assert_eq!(bench.run(IoContainer::read(0, memory)).result, Ok(()));
+    bench.emulator(0).hold(Commands::io());
+    let error = Fault::new(Commands::io(), Effect::Status(Status::INTERNAL_ERROR)).times(1);
+    bench.emulator(1).set_faults(Faults::default().with(error));
+    bench.submit(IoContainer::flush());
+    // Both have their commands, and the one that fails has failed.
+    (0..100).for_each(|_| assert!(bench.turn().is_empty()));
+    assert_eq!(bench.emulator(0).held().len(), 1);
+    assert_eq!(bench.emulator(1).injections(), [1]);
+    bench.emulator(0).release_all();
+    let outcome = bench.settle().remove(0);
+    assert_eq!(outcome.result.map_err(|failure| failure.cause), Err(Cause::CacheLost));
+    assert_eq!(bench.run(IoContainer::flush()).result, Ok(()));
 }
 
 /// Of a request of a thousand chunks, there are a few children at a time.

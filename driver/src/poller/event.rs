@@ -67,7 +67,7 @@ impl<L: Layer> Poller<L> {
         Some((self.core.tree.remove(request), result))
     }
 
-    /// Whether a request has finished that a future waits for, which learns of it with this.
+    /// Whether a request has finished that a future waits for: if so, the future gets it now.
     #[inline]
     pub(super) fn is_ready(&mut self, request: NodeId) -> bool {
         let ready = self.core.tree[request].awaited == Awaited::Ready;

@@ -100,7 +100,8 @@ impl Queue {
     // ---- a completion that is not the last word ----
 
     /// A completion of a command that has marks in its slot: if it is nothing but the success of one that
-    /// carries all of its node, the marks go, and the next look finds it again and takes it for what it is.
+    /// carries all of its node, the marks go, and the next look finds it again and takes it for what it is. Those stay of
+    /// a flush that may have to tell of a loss, and of what may be lost.
     #[cold]
     #[inline(never)]
     pub(super) fn look_again(&mut self, tree: &Tree, index: usize, high: u64) -> bool {
@@ -283,9 +284,9 @@ impl Queue {
     /// Stops: from now on the controller is told nothing of this queue pair, the poller's with this index, until it is
     /// resumed. What it still completes is taken in.
     #[cold]
-    pub(crate) fn suspend(&mut self, tree: &mut Tree, index: u16) {
+    pub(crate) fn suspend(&mut self, tree: &mut Tree, here: u16) {
         if !self.is_suspended() {
-            self.mark_done(tree, index);
+            self.mark_done(tree, here);
         }
         self.gate |= SUSPENDED;
         self.sq.hush();
@@ -324,8 +325,8 @@ impl Queue {
 
     /// Marks what is done before a reset, and may be fetched after it; and what may be done before it, and be found after
     /// it. By then a flush may have told of the loss, another poller's too.
-    fn mark_done(&mut self, tree: &mut Tree, index: u16) {
-        for node in tree.unfetched(index) {
+    fn mark_done(&mut self, tree: &mut Tree, here: u16) {
+        for node in tree.unfetched(here) {
             node.doubtful = node.is_cached();
         }
         for index in 0..self.slots.depth() {
@@ -337,7 +338,7 @@ impl Queue {
 
     /// A command has succeeded that was in flight when the queue pair stopped.
     #[cold]
-    pub(super) fn land_suspended(tree: &mut Tree, slot: Slot) {
+    pub(super) fn mark_landed(tree: &mut Tree, slot: Slot) {
         let count = if let Piece::Merged { count, .. } = slot.piece { count } else { 1 };
         let mut id = slot.node;
         for _ in 0..count {

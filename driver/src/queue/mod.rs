@@ -491,8 +491,9 @@ impl Queue {
     }
 
     /// Nodes that follow each other have succeeded, have no slots, are no events and passed no layers: they are delivered
-    /// in this turn.
+    /// in this turn. None may be lost with a cache: nobody would tell of it.
     fn land(&mut self, tree: &mut Tree, first: NodeId, last: NodeId) {
+        debug_assert!(!tree[first].doubtful);
         self.row.append_row(tree, first, last);
         if self.gate & ROW == 0 {
             self.gate |= ROW;
@@ -1102,7 +1103,8 @@ impl Queue {
         let slot = *self.slots.get(index);
         self.slots.free(index);
         if self.is_suspended() && cause.is_none() {
-            Queue::land_suspended(tree, slot);
+            // It goes the longer way, on which it is told of.
+            Queue::mark_landed(tree, slot);
         }
         let (first, blocks) = match slot.piece {
             Piece::Merged { count, last } => {

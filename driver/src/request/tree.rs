@@ -79,7 +79,7 @@ impl Wire {
 
 /// Words that layers keep in a request, at most, from top to bottom of a stack.
 pub(crate) const FRAMES: usize = 6;
-/// The queue of a node that has gone to none.
+/// The queue of a request that has gone to none itself.
 pub(crate) const NO_QUEUE: u16 = u16::MAX;
 /// The layers of a node that was submitted to a namespace directly.
 pub(crate) const NO_LAYER: u16 = u16::MAX;
@@ -202,9 +202,10 @@ impl Node {
         }
     }
 
-    /// Remembers a failure. What is not issued yet never will be: it is pointless.
+    /// Remembers a failure: that with the lowest offset, or a flush's that tells of a lost cache, since no other flush
+    /// does. What is not issued yet never will be: it is pointless.
     pub(crate) fn fail(&mut self, at: u64, cause: Cause) {
-        if self.failed.is_none_or(|earlier| at < earlier.at) {
+        if self.failed.is_none_or(|earlier| at < earlier.at) || cause == Cause::CacheLost {
             self.failed = Some(Failed { at, cause });
         }
         self.cursor = self.io.extent();
@@ -731,7 +732,7 @@ impl Tree {
         self.observe(id, blocks, if failed.is_none() { Progress::Done } else { Progress::Open });
     }
 
-    /// Requests that have finished, on a queue, and that nobody has fetched yet.
+    /// Requests on a queue that are to be fetched, of which nothing is under way.
     pub(crate) fn unfetched(&mut self, queue: u16) -> impl Iterator<Item = &mut Node> {
         self.nodes.iter_mut().filter(move |node| {
             let here = !node.owner.is_none() && node.queue == queue;
