@@ -1,6 +1,7 @@
 //! The ladder: command timeout, Abort, and what comes after it; each rung is reached by a fault.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -185,12 +186,14 @@ impl Rig {
         writes
     }
 
-    /// Whether ones are left on so many blocks when the power has failed.
-    fn is_left(&self, blocks: usize) -> bool {
+    /// Whether any of so many blocks of ones is lost when the power has failed; a flush that `covered` them allows none.
+    fn is_lost(&self, blocks: usize, covered: bool, case: impl Debug) -> bool {
         self.emulator.power_loss();
         let mut bytes = vec![0; blocks * BLOCK];
         assert!(self.emulator.read_medium(1, 0, &mut bytes));
-        bytes.iter().all(|byte| *byte == 1)
+        let whole = bytes.iter().all(|byte| *byte == 1);
+        assert!(whole || !covered, "{case:?}");
+        !whole
     }
 
     fn is_settled(&self, event: Event) -> bool {
@@ -813,9 +816,7 @@ fn a_flush_covers_no_write_of_which_a_part_is_lost() {
             rig.emulator.release_all();
             assert_eq!(rig.settle(TIMEOUT)[0].1, Ok(()));
             let covered = rig.flush_to(other) == Ok(());
-            let whole = rig.is_left(6);
-            assert!(whole || !covered, "depth {depth}, seed {seed}");
-            lost += u32::from(!whole);
+            lost += u32::from(rig.is_lost(6, covered, ("depth", depth, "seed", seed)));
             // It is said once.
             assert_eq!([rig.flush_to(other), rig.flush_to(other)], [Err(Cause::CacheLost), Ok(())]);
         }
@@ -844,9 +845,7 @@ fn a_flush_covers_no_write_that_is_claimed_after_the_loss_was_told() {
                 assert_eq!(rig.poller.claim(write).unwrap().1, Ok(()));
             }
             let covered = rig.flush() == Ok(());
-            let whole = rig.is_left(blocks);
-            assert!(whole || !covered, "{requests:?}, seed {seed}");
-            lost += u32::from(!whole);
+            lost += u32::from(rig.is_lost(blocks, covered, (requests, "seed", seed)));
             assert_eq!([rig.flush(), rig.flush()], [Err(Cause::CacheLost), Ok(())]);
         }
         assert!(lost > 0);
@@ -878,9 +877,11 @@ fn a_flush_covers_no_write_whose_future_is_asked_after_the_loss_was_told() {
                 assert_eq!(write.finished().await.result(), Ok(()));
                 flush().await.is_ok()
             });
-            let whole = rig.is_left(blocks);
-            assert!(whole || !covered, "an event: {is_event}, {blocks} blocks, seed {seed}");
-            lost += u32::from(!whole);
+            lost += u32::from(rig.is_lost(
+                blocks,
+                covered,
+                ("an event", is_event, "blocks", blocks, "seed", seed),
+            ));
         }
         assert!(lost > 0);
     }
@@ -926,9 +927,7 @@ fn a_flush_covers_no_write_that_is_found_after_the_loss_was_told() {
             }
             assert_eq!(found, requests.len());
             let covered = other.flush() == Ok(());
-            let whole = rig.is_left(2);
-            assert!(whole || !covered, "{requests:?}, events: {is_event}, seed {seed}");
-            lost += u32::from(!whole);
+            lost += u32::from(rig.is_lost(2, covered, (requests, "events", is_event, "seed", seed)));
         }
         assert!(lost > 0);
     }
@@ -960,9 +959,7 @@ fn a_flush_covers_no_write_that_is_delivered_after_the_loss_was_told() {
         });
         assert_eq!(delivered, [(100, Ok(())), (0, Ok(()))]);
         let covered = other.flush() == Ok(());
-        let whole = rig.is_left(2);
-        assert!(whole || !covered, "seed {seed}");
-        lost += u32::from(!whole);
+        lost += u32::from(rig.is_lost(2, covered, ("seed", seed)));
     }
     assert!(lost > 0);
 }

@@ -159,12 +159,8 @@ impl Queue {
     }
 
     /// Whether a node is a flush, after a reset that nobody was told of.
-    fn is_late_flush(&self, node: &Node) -> bool {
-        node.io.operation() == Operation::Flush && self.has_lost_cache(node.namespace)
-    }
-
-    pub(super) fn has_lost_cache(&self, namespace: u16) -> bool {
-        self.upkeep[usize::from(namespace)].cache.is_untold()
+    pub(super) fn is_late_flush(&self, node: &Node) -> bool {
+        node.io.operation() == Operation::Flush && self.upkeep[usize::from(node.namespace)].cache.is_untold()
     }
 
     /// Whether a command of a node may be carried out twice, and the node still wants it.

@@ -751,9 +751,7 @@ impl Queue {
             let first = tree[id].cursor;
             let limits = self.reachable(tree[id].namespace).limits;
             // The completion of a flush that will fail is looked at closely.
-            let watched = self.wary
-                && tree[id].io.operation() == Operation::Flush
-                && self.has_lost_cache(tree[id].namespace);
+            let watched = self.wary && self.is_late_flush(&tree[id]);
             tree.advance(id, cut.blocks, limits.block_shift);
             let node = &mut tree[id];
             node.in_flight += 1;
